@@ -1,0 +1,42 @@
+# Two commands for a newcomer: `make demo` and `make test`.  Both set up everything they need in .venv.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: demo test test-all check format mutants clean
+
+$(VENV)/run.stamp: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("sartor needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; say which to use: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/dev.stamp: $(VENV)/run.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: $(VENV)/run.stamp  ## set up, fine-tune the embedded base model, talk to it
+	$(BIN)/sartor demo
+
+test: $(VENV)/dev.stamp  ## all tests but the slow ones
+	$(PYTEST) -m "not slow" tests
+
+test-all: $(VENV)/dev.stamp  ## all tests
+	$(PYTEST) tests
+
+check: $(VENV)/dev.stamp  ## format, lint, strict types, import contract
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/dev.stamp
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+mutants: $(VENV)/dev.stamp  ## break the code on purpose; every break must fail a test
+	$(BIN)/python -m tests.mutants
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info

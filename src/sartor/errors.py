@@ -1,0 +1,55 @@
+"""Every error a user can cause, in one tree, and the warning category of everything Sartor warns about.
+
+Each message says what is wrong, where (file and row, or option) and what to do.  The command line prints these without a
+traceback and exits with code 2; anything else is a defect of Sartor's and keeps its traceback.
+"""
+
+from collections.abc import Sequence
+
+
+class SartorError(Exception):
+    """Base of all errors that a user can cause and mend."""
+
+
+class ConfigurationError(SartorError, ValueError):
+    """Options that do not fit together, are out of range, or are not supported.  Holds all problems found, not the first."""
+
+    def __init__(self, problems: str | Sequence[str]) -> None:
+        self.problems: tuple[str, ...] = (problems,) if isinstance(problems, str) else tuple(problems)
+        if len(self.problems) == 1:
+            super().__init__(self.problems[0])
+        else:
+            lines = "\n".join(f"  {number}. {problem}" for number, problem in enumerate(self.problems, 1))
+            super().__init__(f"{len(self.problems)} problems with the configuration:\n{lines}")
+
+
+class DataError(SartorError, ValueError):
+    """Rows that cannot be read, converted or trained on; names file, row and content."""
+
+
+class ModelError(SartorError, ValueError):
+    """A model that cannot be loaded, or that the engine cannot train correctly."""
+
+
+class OverrideError(SartorError, TypeError):
+    """A subclass overrides a method of transformers' Trainer that Sartor does not call."""
+
+
+class RunFolderError(SartorError, OSError):
+    """The run folder cannot be used: it holds another run, is not writable, or the disk is full."""
+
+
+class HubError(SartorError, RuntimeError):
+    """The Hub refused, or cannot be reached."""
+
+
+class NonFiniteError(SartorError, ArithmeticError):
+    """A loss or gradient that is not finite; names the step and the rows of its batch."""
+
+
+class SartorWarning(UserWarning):
+    """Category of every warning that Sartor itself raises."""
+
+
+class RenamedWarning(SartorWarning, FutureWarning):
+    """An option or argument was given under a name that older versions of trl or transformers used."""

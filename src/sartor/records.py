@@ -1,0 +1,206 @@
+"""What rooms hand to each other: frozen records without behaviour beyond their own consistency.
+
+Shape suffixes used in tensor code throughout the package:
+
+    T  tokens of a flat row (all documents of a micro-batch end to end)
+    N  target tokens of a micro-batch (positions whose next token is trained)
+    D  documents of a micro-batch
+    B  rows of a padded batch, L its length
+    H  hidden width, V vocabulary, C rows of one loss chunk
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+IGNORE_INDEX = -100
+"""Label of a token that is not trained, as in transformers and trl."""
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row as it was read: its columns, and where it came from."""
+
+    columns: Mapping[str, Any]
+    source: str
+    """A file's path, a Hub id, or the name of the argument it was passed as (`train_dataset`)."""
+    number: int
+    """Line of the file, from 1, where the source has lines; else the row's index, from 0."""
+    is_line: bool = False
+
+    @property
+    def where(self) -> str:
+        """For messages: `train.jsonl, line 12` or `train_dataset, row 11`."""
+        return f"{self.source}, {'line' if self.is_line else 'row'} {self.number}"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is wrong with one row, or with a whole source, and what to do."""
+
+    kind: str
+    """Short and the same for all rows with this problem, so that they can be counted: `missing column`."""
+    where: str
+    message: str
+    excerpt: str = ""
+
+
+class RowFormat(StrEnum):
+    """What a row's columns mean."""
+
+    MESSAGES = "messages"
+    PROMPT_COMPLETION = "prompt + completion"
+    CONVERSATIONAL_PROMPT_COMPLETION = "prompt + completion, as messages"
+    TEXT = "text"
+    TOKENIZED = "input_ids"
+
+
+@dataclass(frozen=True, slots=True)
+class DataSettings:
+    """What the data room needs to know; made from SFTConfig by `config.resolve`."""
+
+    dataset_text_field: str = "text"
+    max_length: int | None = 1024
+    truncation_mode: str = "keep_start"
+    completion_only_loss: bool | None = None
+    assistant_only_loss: bool = False
+    packing: bool = False
+    packing_strategy: str = "bfd"
+    shuffle_dataset: bool = False
+    num_proc: int | None = None
+    seed: int = 42
+    mapping: tuple[tuple[str, str], ...] = ()
+    """(role, template) pairs of `--map`, in order: `("user", "{question}")`."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataSummary:
+    """Counts of one prepared data set; everything that was dropped or cut is in here."""
+
+    name: str
+    format: RowFormat
+    num_rows: int
+    """Rows read; for a stream, rows read so far."""
+    num_examples: int
+    num_tokens: int
+    num_targets: int
+    longest_tokens: int
+    num_truncated_rows: int = 0
+    num_truncated_tokens: int = 0
+    num_truncated_targets: int = 0
+    num_dropped_rows: int = 0
+    """Rows left without any target by truncation, and therefore dropped, as trl does."""
+    notes: tuple[str, ...] = ()
+    """Sentences worth saying aloud: which template was used, what was appended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One tokenized example.  `labels` are unshifted: `labels[t]` is `input_ids[t]` where token t is trained, else -100."""
+
+    input_ids: Sequence[int]
+    labels: Sequence[int]
+    seq_lengths: tuple[int, ...] = ()
+    """Lengths of the documents in it, where it is a packed block; empty: one document."""
+
+
+# --- batching and engine ---------------------------------------------------------------------------------------------
+
+
+class Layout(StrEnum):
+    """How the documents of a micro-batch are laid out so that none sees another."""
+
+    FLAT_DOCUMENTS = "flat, attention per document"
+    """One flat row; our own attention loops over documents.  Only for models whose traits it honours."""
+    FLAT_POSITIONS = "flat, restarting positions"
+    """One flat row; transformers builds the block mask from positions that restart."""
+    FLAT_MASK = "flat, explicit mask"
+    """One flat row with an explicit block-diagonal causal mask."""
+    PADDED = "padded"
+    """One row per document, padded on the right."""
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """What goes through the model at once: whole documents, end to end."""
+
+    input_ids_T: torch.Tensor
+    """int64."""
+    position_ids_T: torch.Tensor
+    """int64, restarting at 0 in each document."""
+    document_lengths: tuple[int, ...]
+    """D lengths that add up to T."""
+    target_rows_N: torch.Tensor
+    """int64: the positions t of the flat row whose next token, in the same document, is trained."""
+    targets_N: torch.Tensor
+    """int64: the trained tokens, `targets_N[i] == input_ids_T[target_rows_N[i] + 1]`."""
+    document_keys: tuple[int, ...]
+    """D integers that name the documents wherever they are cut: they key NEFTune's noise."""
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return int(self.input_ids_T.shape[0])
+
+    @property
+    def num_targets(self) -> int:
+        """N."""
+        return int(self.targets_N.shape[0])
+
+
+@dataclass(frozen=True, slots=True)
+class LossSums:
+    """Sums over the targets of one or several micro-batches, never means: they add up exactly, however the batch was cut."""
+
+    loss_sum: torch.Tensor
+    """float32 scalar: the sum of the targets' losses (label smoothing included)."""
+    entropy_sum: torch.Tensor
+    num_correct: torch.Tensor
+    """float32 scalar: targets that were the model's first choice."""
+    num_targets: int
+
+    def __add__(self, other: LossSums) -> LossSums:
+        return LossSums(
+            self.loss_sum + other.loss_sum,
+            self.entropy_sum + other.entropy_sum,
+            self.num_correct + other.num_correct,
+            self.num_targets + other.num_targets,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """One optimizer step."""
+
+    sums: LossSums
+    grad_norm: float | None
+    """Of all trained parameters, before clipping; None where nothing asked for it."""
+    num_tokens: int
+    num_micro_batches: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a run is executed: what may be chosen freely without changing its mathematics.  Written to `plan.json`."""
+
+    layout: Layout
+    micro_batch_tokens: int
+    gradient_checkpointing: bool
+    loss_chunk_rows: int
+    attention: str
+    """transformers' name of the attention implementation, or our own."""
+    parameter_dtype: str
+    compute_dtype: str
+    num_threads: int
+    device: str
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    """Field name to the sentence that says why it has this value."""
