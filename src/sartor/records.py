@@ -113,6 +113,16 @@ class Example:
     """Lengths of the documents in it, where it is a packed block; empty: one document."""
 
 
+@dataclass(frozen=True, slots=True)
+class PreparedData:
+    """One data set, ready for training: what `trainer.train_dataset` is, and what happened on the way there."""
+
+    dataset: Any
+    """datasets.Dataset or IterableDataset with `input_ids`, `labels` (unshifted, -100 where not trained) and, for packed
+    blocks, `seq_lengths`."""
+    summary: DataSummary
+
+
 # --- batching and engine ---------------------------------------------------------------------------------------------
 
 
@@ -186,6 +196,27 @@ class StepResult:
     """Of all trained parameters, before clipping; None where nothing asked for it."""
     num_tokens: int
     num_micro_batches: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """What the engine needs to know; made from SFTConfig by `config.resolve`.  None: the plan chooses."""
+
+    loss_type: str = "nll"
+    """"nll", or "dft" (https://huggingface.co/papers/2508.05629)."""
+    label_smoothing: float = 0.0
+    neftune_noise_alpha: float | None = None
+    max_grad_norm: float = 1.0
+    """0 or less: no clipping."""
+    seed: int = 42
+    gradient_checkpointing: bool | None = None
+    micro_batch_tokens: int | None = None
+    loss_chunk_rows: int | None = None
+    attn_implementation: str | None = None
+    bf16: bool = False
+    fp16: bool = False
+    """Permission for mixed precision; what is used depends on the device."""
+    strict_precision: bool = False
 
 
 @dataclass(frozen=True, slots=True)
