@@ -1,0 +1,1 @@
+"""From examples to micro-batches: order, cuts by tokens, packing.  Pure functions on lengths and ids."""

@@ -1,0 +1,96 @@
+"""How an optimizer batch is cut into micro-batches: by tokens, whole documents, nothing lost and nothing twice.
+
+In: the lengths of an optimizer batch's documents and a number of tokens.  Out: groups of indices.  The cut is free: the loss is
+a sum over the whole optimizer batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from sartor.records import IGNORE_INDEX, Example, MicroBatch
+
+# Distinguishes the documents of one example in their keys; more documents than this in one example cannot occur, since
+# an example has fewer tokens.
+_DOCUMENTS_PER_EXAMPLE = 1 << 24
+
+
+def cut_flat(lengths: Sequence[int], micro_batch_tokens: int) -> list[list[int]]:
+    """Cut for flat rows: consecutive examples of at most `micro_batch_tokens` tokens together, in even shares.
+
+    A longer example gets a micro-batch of its own.  The number of micro-batches is what filling up greedily needs; their sizes are
+    then evened out, since the largest decides the memory.
+
+    Example: lengths [5, 5, 5, 5] with 16 gives [[0, 1], [2, 3]], not [[0, 1, 2], [3]].
+    """
+    greedy = _greedy(lengths, micro_batch_tokens)
+    even = -(-sum(lengths) // max(1, len(greedy)))
+    for share in range(even, micro_batch_tokens + 1, max(1, micro_batch_tokens // 64)):
+        cut = _greedy(lengths, share)
+        if len(cut) == len(greedy):
+            return cut
+    return greedy
+
+
+def _greedy(lengths: Sequence[int], micro_batch_tokens: int) -> list[list[int]]:
+    groups: list[list[int]] = []
+    room = 0
+    for index, length in enumerate(lengths):
+        if not groups or length > room:
+            groups.append([])
+            room = micro_batch_tokens
+        groups[-1].append(index)
+        room -= length
+    return groups
+
+
+def cut_padded(lengths: Sequence[int], micro_batch_tokens: int) -> list[list[int]]:
+    """Cut for padded rows: documents of similar length together, rows x longest at most `micro_batch_tokens`.
+
+    Example: lengths [2, 9, 3, 10] with 20 gives [[3, 1], [2, 0]]: 20 and 6 padded tokens.
+    """
+    groups: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if not groups or (len(groups[-1]) + 1) * lengths[groups[-1][0]] > micro_batch_tokens:
+            groups.append([])
+        groups[-1].append(index)
+    return groups
+
+
+def make_micro_batch(
+    examples: Sequence[Example], keys: Sequence[int], device: torch.device | None = None
+) -> MicroBatch:
+    """Lay examples end to end; targets are shifted once, within each document.
+
+    Args:
+        examples: packed ones bring the lengths of their documents.
+        keys: an integer per example that names it whatever the cut; its index in the data set.
+
+    Example: two documents [7, 8, 9] (all trained) and [4, 5] (5 trained) make the row [7, 8, 9, 4, 5] with positions
+    [0, 1, 2, 0, 1]; rows 0, 1 and 3 predict 8, 9 and 5.  Row 2 predicts nothing: the next document is not its future.
+    """
+    lengths: list[int] = []
+    document_keys: list[int] = []
+    for example, key in zip(examples, keys, strict=True):
+        documents = example.seq_lengths or (len(example.input_ids),)
+        lengths.extend(documents)
+        document_keys.extend(key * _DOCUMENTS_PER_EXAMPLE + ordinal for ordinal in range(len(documents)))
+    ids_T = torch.cat([torch.as_tensor(example.input_ids, dtype=torch.int64) for example in examples])
+    labels_T = torch.cat([torch.as_tensor(example.labels, dtype=torch.int64) for example in examples])
+    lengths_D = torch.tensor(lengths)
+    starts_D = lengths_D.cumsum(0) - lengths_D
+    positions_T = torch.arange(ids_T.shape[0]) - torch.repeat_interleave(starts_D, lengths_D)
+    is_target_T = labels_T != IGNORE_INDEX
+    is_target_T[starts_D] = False  # nothing within the document predicts its first token
+    target_rows_N = is_target_T.nonzero().squeeze(1) - 1
+    targets_N = labels_T[target_rows_N + 1]
+    return MicroBatch(
+        ids_T.to(device),
+        positions_T.to(device),
+        tuple(lengths),
+        target_rows_N.to(device),
+        targets_N.to(device),
+        tuple(document_keys),
+    )

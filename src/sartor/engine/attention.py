@@ -1,0 +1,103 @@
+"""Attention that runs per document of a flat row, registered with transformers under the name `sartor_documents`.
+
+In: queries, keys and values of a flat row, 1 x heads x T x width, and the documents' boundaries through transformers' own keyword
+`cu_seq_lens_q`.  Out: what the model's own attention would return for each document alone.  It honours scaling, dropout, grouped
+keys and sliding windows; models that need more (soft-caps, sinks) are not given to it (see traits.OWN_ATTENTION_TYPES).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+NAME = "sartor_documents"
+
+
+def documents_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    document_lengths: tuple[int, ...] = (),
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention within each document of a flat row.
+
+    Args:
+        module: the attention layer (unused; transformers' interface passes it).
+        query: 1 x heads x T x width; `key` and `value` may have fewer heads.
+        attention_mask: always None: the boundaries say all.
+        sliding_window: tokens, itself included, that a token sees; None: all before it.
+        document_lengths: lengths that add up to T.
+
+    Returns:
+        1 x T x heads x width, as transformers' attention functions do, and no weights.
+    """
+    lengths = list(document_lengths)
+    grouped = key.shape[1] != query.shape[1]
+    # split, not slices: the backward pass of D slices would make D gradients of the whole row
+    parts = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
+    outputs = []
+    for query_part, key_part, value_part in parts:
+        length = query_part.shape[2]
+        mask = None
+        if sliding_window is not None and length > sliding_window:
+            mask = window_mask(length, sliding_window, query.device)
+        outputs.append(
+            F.scaled_dot_product_attention(
+                query_part,
+                key_part,
+                value_part,
+                attn_mask=mask,
+                dropout_p=dropout,
+                scale=scaling,
+                is_causal=mask is None,
+                enable_gqa=grouped,
+            )
+        )
+    return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+def window_mask(length: int, window: int, device: torch.device) -> torch.Tensor:
+    """Boolean length x length, True where a query sees a key: the last `window` tokens, itself included.
+
+    Example: length 4, window 2 lets token 3 see tokens 2 and 3.
+    """
+    position = torch.arange(length, device=device)
+    distance = position[:, None] - position[None, :]
+    return (distance >= 0) & (distance < window)
+
+
+def register() -> None:
+    """Make `sartor_documents` known to transformers; its masks are None.  Safe to call again."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(NAME, documents_attention)
+    AttentionMaskInterface.register(NAME, _no_mask)
+
+
+def _no_mask(*args: Any, **kwargs: Any) -> None:
+    return None
+
+
+@contextmanager
+def attention_implementation(model: Any, name: str) -> Iterator[None]:
+    """Run a transformers model with another attention implementation, and put its own back: `generate()` needs it."""
+    before = model.config._attn_implementation
+    if name == before:
+        yield
+        return
+    model.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)

@@ -1,0 +1,133 @@
+"""Three dtypes, kept apart: parameters (float32 masters for everything trained), compute, and float32 for losses.
+
+In: a model in whatever dtype it arrived, and what the user permits.  Out: the compute dtype with the sentence that says why, and
+`Masters`, which widens what is trained and rounds it back.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import lru_cache
+
+import torch
+from torch import nn
+
+from sartor.errors import ConfigurationError
+
+_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # x86: the first two; arm64 lists "bf16"
+
+
+@lru_cache(maxsize=1)
+def cpu_has_bf16(cpuinfo: str = "/proc/cpuinfo") -> bool:
+    """Whether this processor has bfloat16 matrix instructions.
+
+    From its flags, never by timing: without them a bfloat16 product is 15 to 500 times slower than a float32 one.
+    """
+    if sys.platform != "linux" or not os.path.exists(cpuinfo):
+        return False
+    with open(cpuinfo, encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            if line.startswith(("flags", "Features")):
+                return not _BF16_FLAGS.isdisjoint(line.split(":", 1)[1].split())
+    return False
+
+
+def choose_compute_dtype(device: torch.device, *, bf16: bool, fp16: bool, strict: bool) -> tuple[torch.dtype, str]:
+    """The dtype of matrix products on this device, and why.
+
+    Args:
+        bf16: permission for bfloat16 mixed precision (`SFTConfig.bf16`).
+        fp16: permission for float16 mixed precision.
+        strict: take what is permitted even where the device is bad at it (`SFTConfig.strict_precision`).
+    """
+    if bf16 and fp16:
+        raise ConfigurationError("bf16=True and fp16=True exclude each other: choose one.")
+    if not bf16 and not fp16:
+        return torch.float32, "float32: neither bf16 nor fp16 is permitted"
+    wanted = torch.bfloat16 if bf16 else torch.float16
+    name = "bf16" if bf16 else "fp16"
+    if strict:
+        return wanted, f"{name}: strict_precision=True"
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        if capability >= (8, 0):
+            return wanted, f"{name}: this GPU has it"
+        if capability >= (7, 0):
+            return torch.float16, "fp16 with loss scaling: this GPU has no bf16 instructions"
+        return torch.float32, f"float32: this GPU (sm_{capability[0]}{capability[1]}) is fast at neither bf16 nor fp16"
+    if bf16 and device.type == "cpu" and cpu_has_bf16():
+        return torch.bfloat16, "bf16: this processor has bf16 instructions"
+    return torch.float32, (
+        f"float32, although {name} is permitted: this processor has no {name} instructions, and would be 15 to 500 times slower "
+        "in it (strict_precision=True forces it)"
+    )
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
+    """torch's autocast for a compute dtype; nothing for float32, whatever autocast the caller is in."""
+    if dtype == torch.float32:
+        return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
+    return torch.autocast(device.type, dtype)
+
+
+class Masters:
+    """Float32 masters of a model's trained parameters, in place of the parameters while training lasts.
+
+    AdamW on bfloat16 weights at 2e-5 loses most updates to rounding, and transformers 5 loads models in the dtype they were
+    published in.  So `widen` gives every trained parameter float32 data; `rounded` shows the model in the dtype it arrived in (to
+    save it, or to hand it back), and the masters are kept for a `widen` that follows.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._arrival: dict[nn.Parameter, torch.dtype] = {}
+        self._kept: dict[nn.Parameter, torch.Tensor] = {}
+
+    @property
+    def arrival_dtypes(self) -> frozenset[torch.dtype]:
+        """The dtypes that parameters had before they were widened."""
+        return frozenset(self._arrival.values())
+
+    def widen(self, compute_dtype: torch.dtype) -> None:
+        """Give float32 data to what is trained, and, where float32 is computed in, to what is frozen too.
+
+        Frozen weights of another dtype would otherwise be multiplied in that dtype, which a processor may be very slow at.
+        Quantized weights, which are integers, stay.
+        """
+        for parameter in self._model.parameters():
+            if not parameter.is_floating_point() or parameter.dtype == torch.float32:
+                continue
+            if not parameter.requires_grad and compute_dtype != torch.float32:
+                continue
+            self._arrival.setdefault(parameter, parameter.dtype)
+            kept = self._kept.pop(parameter, None)
+            # A caller may have changed the weights since: then the old master is no longer theirs.
+            if kept is not None and torch.equal(kept.to(parameter.dtype), parameter.data):
+                parameter.data = kept
+            else:
+                parameter.data = parameter.data.float()
+
+    def round(self) -> None:
+        """Hand the model back in the dtype it arrived in, in place; the masters of trained parameters are kept aside."""
+        for parameter, dtype in self._arrival.items():
+            if parameter.dtype == dtype:
+                continue
+            if parameter.requires_grad:
+                self._kept[parameter] = parameter.data
+            parameter.data = parameter.data.to(dtype)
+            parameter.grad = None
+
+    @contextmanager
+    def rounded(self) -> Iterator[None]:
+        """For as long as the block lasts, the model in the dtype it arrived in: for saving in the middle of training."""
+        widened = {parameter: parameter.data for parameter, dtype in self._arrival.items() if parameter.dtype != dtype}
+        try:
+            for parameter in widened:
+                parameter.data = parameter.data.to(self._arrival[parameter])
+            yield
+        finally:
+            for parameter, data in widened.items():
+                parameter.data = data

@@ -1,0 +1,184 @@
+"""What this model is: the one place that asks a model's configuration and modules questions.
+
+In: a transformers causal language model, plain or wrapped by peft.  Out: one frozen `ModelTraits`.  Everything that the rest of
+the engine needs to know about an architecture is a field here, so that `getattr` on models stays in this file.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from sartor.errors import ModelError
+
+# Model types whose attention was proven, per parameter and against a float64 reference, to be reproduced by our
+# per-document attention (tests/engine/test_gradients.py holds the proof; add a type there first).
+OWN_ATTENTION_TYPES = frozenset(
+    {
+        "cohere",
+        "gemma3_text",
+        "gpt2",
+        "granite",
+        "llama",
+        "mistral",
+        "mixtral",
+        "olmo2",
+        "olmo3",
+        "phi3",
+        "qwen2",
+        "qwen3",
+        "qwen3_moe",
+        "smollm3",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelTraits:
+    """One model, as far as the engine cares."""
+
+    model_type: str
+    num_layers: int
+    hidden_size: int
+    vocabulary_size: int
+    sliding_window: int | None
+    """Tokens that a windowed layer sees, or None where no layer is windowed."""
+    attention: str
+    """transformers' name of the implementation that the model was loaded with."""
+    honoured_by_own_attention: bool
+    logit_scale: float
+    """The head's output is multiplied by this (Cohere) ..."""
+    logit_softcap: float | None
+    """... and then squashed to c * tanh(logits / c) (Gemma 2)."""
+    is_adapter: bool
+    num_experts: int
+    is_quantized: bool
+    accepts_positions: bool
+    """Whether the decoder's forward takes `position_ids`."""
+    layer_types: tuple[str, ...]
+    balance_loss: Callable[..., torch.Tensor] | None
+    """The architecture's own load-balancing loss over router logits, where it has one."""
+    router_aux_loss_coef: float
+    experts_per_token: int
+    num_non_embedding_parameters: int
+    """Weights of the layers: 6 FLOP each per token, forward and backward."""
+    num_attention_features: int
+    """heads x head width: attention costs 12 FLOP each per layer, token and token attended to, before causality."""
+
+
+def base_model(model: nn.Module) -> Any:
+    """The transformers model itself: what peft wraps, or the model as it is.
+
+    Raises:
+        ModelError: for peft methods that put virtual tokens before the prompt; the engine has no layout for them.
+    """
+    if not is_adapter(model):
+        return model
+    if bool(model.active_peft_config.is_prompt_learning):  # type: ignore[union-attr]
+        raise ModelError(
+            "prompt learning (prefix tuning, prompt tuning, p-tuning) is not supported: it puts virtual tokens before every "
+            "prompt. Use LoRA, or another method that changes the model's layers."
+        )
+    return model.get_base_model()  # type: ignore[operator]
+
+
+def is_adapter(model: nn.Module) -> bool:
+    """Whether `model` is a `peft.PeftModel`; does not import peft where nobody else did."""
+    peft = sys.modules.get("peft")
+    return peft is not None and isinstance(model, peft.PeftModel)
+
+
+def decoder(model: nn.Module) -> nn.Module:
+    """The part of the model that maps token ids to the hidden states that enter the head."""
+    inner = base_model(model)
+    found = inner.get_decoder() if hasattr(inner, "get_decoder") else None
+    if found is None or found is inner:
+        found = getattr(inner, inner.base_model_prefix, None)
+    if found is None or found is inner:
+        raise ModelError(
+            f"{type(inner).__name__} is not a causal language model of decoder and head; load it with AutoModelForCausalLM."
+        )
+    return found
+
+
+def output_head(model: nn.Module) -> nn.Module:
+    """The module that maps hidden states to logits (possibly wrapped by peft)."""
+    head = base_model(model).get_output_embeddings()
+    if head is None:
+        raise ModelError(f"{type(base_model(model)).__name__} has no output head; load it with AutoModelForCausalLM.")
+    return head
+
+
+def read_traits(model: nn.Module) -> ModelTraits:
+    """Look at a model once.
+
+    Raises:
+        ModelError: the model is no causal language model, or of a kind the engine cannot train correctly.
+    """
+    inner = base_model(model)
+    config = inner.config.get_text_config()
+    attention = str(config._attn_implementation)
+    window = _first(config, "sliding_window", "attention_window_size")
+    if getattr(config, "use_sliding_window", True) is False:
+        window = None
+    layer_types = tuple(getattr(config, "layer_types", None) or ())
+    if layer_types and not any("sliding" in kind for kind in layer_types):
+        window = None
+    attention_softcap = _first(config, "attn_logit_softcapping", "attention_logit_cap")
+    embeddings = inner.get_input_embeddings()
+    decoder_module = decoder(model)
+    embedding_ids = {id(p) for p in embeddings.parameters()}
+    return ModelTraits(
+        model_type=str(config.model_type),
+        num_layers=int(_first(config, "num_hidden_layers", "n_layer") or 0),
+        hidden_size=int(_first(config, "hidden_size", "n_embd", "d_model") or 0),
+        vocabulary_size=int(config.vocab_size),
+        sliding_window=int(window) if window else None,
+        attention=attention,
+        honoured_by_own_attention=(
+            config.model_type in OWN_ATTENTION_TYPES and attention == "sdpa" and not attention_softcap
+        ),
+        logit_scale=_logit_scale(config),
+        logit_softcap=_first(config, "final_logit_softcapping", "output_logit_soft_cap"),
+        is_adapter=is_adapter(model),
+        num_experts=int(_first(config, "num_experts", "num_local_experts", "n_routed_experts") or 0),
+        is_quantized=getattr(inner, "hf_quantizer", None) is not None,
+        accepts_positions="position_ids" in decoder_module.forward.__code__.co_varnames
+        or hasattr(decoder_module.forward, "__wrapped__"),
+        layer_types=layer_types,
+        balance_loss=getattr(sys.modules[type(inner).__module__], "load_balancing_loss_func", None)
+        if hasattr(config, "output_router_logits")
+        else None,
+        router_aux_loss_coef=float(getattr(config, "router_aux_loss_coef", 0.0) or 0.0),
+        experts_per_token=int(_first(config, "num_experts_per_tok", "num_experts_per_token") or 0),
+        num_non_embedding_parameters=sum(
+            p.numel() for p in decoder_module.parameters() if id(p) not in embedding_ids and p.dim() > 1
+        ),
+        num_attention_features=int(_first(config, "num_attention_heads", "n_head") or 0)
+        * int(
+            getattr(config, "head_dim", None)
+            or int(_first(config, "hidden_size", "n_embd", "d_model") or 0)
+            // max(1, int(_first(config, "num_attention_heads", "n_head") or 1))
+        ),
+    )
+
+
+def _first(config: Any, *names: str) -> Any:
+    """The first of several configuration fields that is there and not None: architectures name the same thing differently."""
+    for name in names:
+        value = getattr(config, name, None)
+        if value is not None:
+            return value
+    return None
+
+
+def _logit_scale(config: Any) -> float:
+    """Cohere multiplies logits by `logit_scale`, Granite divides by `logits_scaling`, Falcon-H1 has `lm_head_multiplier`."""
+    if getattr(config, "logits_scaling", None):
+        return 1.0 / float(config.logits_scaling)
+    return float(_first(config, "logit_scale", "lm_head_multiplier") or 1.0)
