@@ -17,7 +17,9 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
 IGNORE_INDEX = -100
 """Label of a token that is not trained, as in transformers and trl."""
@@ -121,6 +123,23 @@ class PreparedData:
     """datasets.Dataset or IterableDataset with `input_ids`, `labels` (unshifted, -100 where not trained) and, for packed
     blocks, `seq_lengths`."""
     summary: DataSummary
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """Which pieces of which rows make up each block.
+
+    Piece i is tokens `starts[i]` to `starts[i] + lengths[i]` of row `rows[i]`.  Worked example: rows of 3 and 6 tokens
+    in blocks of 4, split: `rows [1, 0, 1]`, `starts [0, 0, 4]`, `lengths [4, 3, 2]`, `pieces_per_block [1, 1, 1]`.
+    """
+
+    rows: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    pieces_per_block: NDArray[np.int64]
+    """Adds up to the number of pieces; pieces of a block are neighbours."""
+    keeps_documents: bool
+    """Whether each piece is a document of its own; False where a block is one running text (`wrapped`)."""
 
 
 # --- batching and engine ---------------------------------------------------------------------------------------------
