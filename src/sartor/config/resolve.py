@@ -1,0 +1,109 @@
+"""From one large configuration to one small frozen settings record per room, and to the file that a run leaves."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from enum import Enum
+from typing import Any
+
+from sartor.config import checks
+from sartor.config.environment import environment_problems
+from sartor.config.sft_config import DEFAULTS, SFTConfig, cross_problems, field_problems
+from sartor.errors import ConfigurationError, SartorWarning
+from sartor.records import DataSettings, EngineSettings
+
+_SECRETS = ("hub_token", "token", "use_auth_token", "hub_api_token", "api_key", "password")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """A checked configuration, cut up for the rooms."""
+
+    data: DataSettings
+    eval_data: DataSettings
+    """The same, but for `eval_packing`."""
+    engine: EngineSettings
+    notes: tuple[str, ...] = ()
+    """One sentence per option that is set and has no effect."""
+
+
+def resolve(args: SFTConfig) -> Settings:
+    """Check `args` once more, for they may have been changed since they were constructed, and hand out the settings.
+
+    Options without effect are named in one `SartorWarning` each.
+
+    Raises:
+        ConfigurationError: with all problems found.
+    """
+    problems = {f"environment {number}": text for number, text in enumerate(environment_problems())}
+    problems |= field_problems(args)
+    if not problems:  # values of a wrong type cannot be compared with each other
+        problems |= cross_problems(args)
+    if problems:
+        raise ConfigurationError(list(problems.values()))
+    notes = checks.without_effect(args, DEFAULTS)
+    for note in notes:
+        warnings.warn(note, SartorWarning, stacklevel=2)
+    data = _data_settings(args)
+    eval_packing = args.packing if args.eval_packing is None else bool(args.eval_packing)
+    return Settings(data, replace(data, packing=eval_packing), _engine_settings(args), notes)
+
+
+def _data_settings(args: SFTConfig) -> DataSettings:
+    return DataSettings(
+        dataset_text_field=args.dataset_text_field,
+        max_length=args.max_length,
+        truncation_mode=args.truncation_mode,
+        completion_only_loss=args.completion_only_loss,
+        assistant_only_loss=args.assistant_only_loss,
+        packing=args.packing,
+        packing_strategy=args.packing_strategy,
+        shuffle_dataset=args.shuffle_dataset,
+        num_proc=args.dataset_num_proc,
+        seed=args.seed,
+        mapping=checks.parse_mapping(args.map),
+    )
+
+
+def _engine_settings(args: SFTConfig) -> EngineSettings:
+    model_init = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
+    return EngineSettings(
+        loss_type=args.loss_type,
+        label_smoothing=args.label_smoothing_factor,
+        neftune_noise_alpha=args.neftune_noise_alpha,
+        max_grad_norm=args.max_grad_norm,
+        seed=args.seed,
+        gradient_checkpointing=args.gradient_checkpointing,
+        micro_batch_tokens=args.micro_batch_tokens,
+        loss_chunk_rows=args.loss_chunk_rows,
+        attn_implementation=model_init.get("attn_implementation"),
+        bf16=bool(args.bf16),
+        fp16=args.fp16,
+        strict_precision=args.strict_precision,
+    )
+
+
+def resolved_configuration(args: SFTConfig) -> dict[str, Any]:
+    """Every field as JSON can hold it, for the run folder.  Tokens and passwords are left out, also inside dicts.
+
+    Not `to_dict()`, which masks every name that ends in `_token`, `eos_token` too.
+    """
+    return {
+        entry.name: _as_json(getattr(args, entry.name))
+        for entry in fields(args)
+        if entry.init and entry.name not in _SECRETS
+    }
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.value
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _as_json(content) for key, content in value.items() if str(key) not in _SECRETS}
+    if isinstance(value, Sequence | set | frozenset):
+        return [_as_json(content) for content in value]
+    if hasattr(value, "to_dict"):  # accelerate's and quantization settings
+        return _as_json(value.to_dict())
+    return str(value)

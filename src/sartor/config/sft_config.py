@@ -1,0 +1,341 @@
+"""`SFTConfig`: every option of a training run, under the names of trl and transformers.
+
+A real `transformers.TrainingArguments`, so that isinstance checks, integrations, `HfArgumentParser` and `TrlParser`
+work. Constructing one checks everything that can be known from the options alone and raises one error with all
+problems. No annotations from the future here: argument parsers read the types.
+"""
+
+import dataclasses
+import os
+import typing
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy, SchedulerType
+from transformers.training_args import OptimizerNames
+
+from sartor.config import checks
+from sartor.config.environment import environment_problems, is_true, precision_problem
+from sartor.config.names import OldNames
+from sartor.errors import ConfigurationError, RenamedWarning
+
+ENUMERATIONS: dict[str, type[Enum]] = {
+    "optim": OptimizerNames,
+    "lr_scheduler_type": SchedulerType,
+    "eval_strategy": IntervalStrategy,
+    "logging_strategy": IntervalStrategy,
+    "save_strategy": SaveStrategy,
+    "hub_strategy": HubStrategy,
+}
+_PRECISION = ("bf16", "fp16", "bf16_full_eval", "fp16_full_eval")
+_OLD_VALUES = {"loss_type": {"chunked_nll": "nll"}, "packing_strategy": {"bfd-requeue": "bfd_split"}}
+
+
+@dataclass(repr=False)
+class SFTConfig(TrainingArguments, metaclass=OldNames):
+    """All options of supervised fine-tuning; `docs/options.md` says what becomes of each.
+
+    The fields are those of trl's `SFTConfig`, with its defaults but for `gradient_checkpointing` (None: the plan
+    chooses), and five of Sartor's own.  An optimizer batch is `per_device_train_batch_size ×
+    gradient_accumulation_steps` examples; how many of its tokens go through the model at once (`micro_batch_tokens`)
+    never changes the gradient.
+
+    Raises:
+        ConfigurationError: with all problems found, each with what to do.
+    """
+
+    _VALID_DICT_FIELDS: typing.ClassVar[list[str]] = [
+        *TrainingArguments._VALID_DICT_FIELDS,
+        "model_init_kwargs",
+        "dataset_kwargs",
+    ]
+
+    if typing.TYPE_CHECKING:  # transformers is untyped here, and these two are assigned below
+        gradient_accumulation_steps: int
+        activation_checkpointing: bool | None
+
+    # --- fields of TrainingArguments with another default, type or old name ---
+    learning_rate: float = field(default=2e-5, metadata={"help": "Peak learning rate."})
+    logging_steps: float = field(default=10, metadata={"help": "Steps between two logs; below 1 a share of all steps."})
+    bf16: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Permit bfloat16 mixed precision; what is used depends on the device. If not set: True unless "
+            "fp16 is.",
+            "nargs": "?",
+            "const": True,
+        },
+    )
+    gradient_checkpointing: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Recompute activations in the backward pass: less memory, more time. If not set, the plan chooses.",
+            "nargs": "?",
+            "const": True,
+        },
+    )
+    lr_scheduler_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Further arguments of the schedule, such as '{\"num_cycles\": 1}'."}
+    )
+    warmup_steps: float = field(
+        default=0,
+        metadata={"help": "Steps of linear warmup; below 1 a share of all steps.", "aliases": ["--warmup_ratio"]},
+    )
+    eval_strategy: IntervalStrategy | str = field(
+        default="no",
+        metadata={"help": "When to evaluate: no, steps or epoch.", "aliases": ["--evaluation_strategy"]},
+    )
+    use_cpu: bool = field(
+        default=False, metadata={"help": "Train on the CPU even where there is a GPU.", "aliases": ["--no_cuda"]}
+    )
+
+    # --- the model ---
+    model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Arguments of `from_pretrained` where the model is given by name: dtype, attn_implementation, ..."
+        },
+    )
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run code that comes with a model or tokenizer. Only for sources you trust."}
+    )
+    router_aux_loss_coef: float | None = field(
+        default=None,
+        metadata={
+            "help": "Weight of the load-balancing loss of mixture-of-experts models. If not set, the model's own."
+        },
+    )
+    chat_template_path: str | None = field(
+        default=None,
+        metadata={"help": "Where to take the chat template from: a Jinja file, or a tokenizer's folder or name."},
+    )
+
+    # --- the data ---
+    dataset_text_field: str = field(default="text", metadata={"help": "Column that holds plain text."})
+    dataset_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "The only key is skip_prepare_dataset: rows already have input_ids."}
+    )
+    dataset_num_proc: int | None = field(default=None, metadata={"help": "Processes that prepare the data."})
+    eos_token: str | None = field(
+        default=None, metadata={"help": "Token that ends a turn. If not set, the tokenizer's own."}
+    )
+    max_length: int | None = field(
+        default=1024,
+        metadata={
+            "help": "Most tokens of an example, longer ones are cut; length of a block when packing. None: never cut.",
+            "aliases": ["--max_seq_length"],
+        },
+    )
+    truncation_mode: str = field(
+        default="keep_start",
+        metadata={"help": "Which end of a long example to keep.", "choices": ["keep_end", "keep_start"]},
+    )
+    shuffle_dataset: bool = field(default=False, metadata={"help": "Shuffle the rows once, before they are packed."})
+    packing: bool = field(
+        default=False, metadata={"help": "Put several examples into blocks of max_length; none sees another."}
+    )
+    packing_strategy: str = field(
+        default="bfd",
+        metadata={
+            "help": "bfd: best fit, cuts what is too long; bfd_split: splits it; wrapped: fills every block to the "
+            "brim.",
+            "choices": ["bfd", "bfd_split", "wrapped"],
+        },
+    )
+    padding_free: bool = field(default=False, metadata={"help": "Always the case; accepted for trl's sake."})
+    pad_to_multiple_of: int | str | None = field(
+        default="auto", metadata={"help": "No effect: there is no padding. Accepted for trl's sake."}
+    )
+    eval_packing: bool | None = field(
+        default=None,
+        metadata={"help": "Pack the evaluation set too. If not set, as packing.", "nargs": "?", "const": True},
+    )
+    map: list[str] | None = field(
+        default=None,
+        metadata={"help": "How to make messages of other columns: user='{question}' assistant='{answer}'."},
+    )
+
+    # --- the loss ---
+    completion_only_loss: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Train the completion alone. If not set: True for prompt and completion, else everything.",
+            "nargs": "?",
+            "const": True,
+        },
+    )
+    assistant_only_loss: bool = field(
+        default=False, metadata={"help": "Train the assistant's turns alone; the chat template must mark them."}
+    )
+    loss_type: str = field(
+        default="nll",
+        metadata={
+            "help": "nll, or dft (Dynamic Fine-Tuning, https://huggingface.co/papers/2508.05629).",
+            "choices": ["nll", "dft", "chunked_nll"],
+        },
+    )
+
+    # --- the execution ---
+    activation_offloading: bool = field(default=False, metadata={"help": "Not supported yet."})
+    micro_batch_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens that go through the model at once; memory and speed, never the gradient. If not set, the "
+            "plan chooses."
+        },
+    )
+    total_batch_size: int | None = field(
+        default=None, metadata={"help": "Examples per optimizer step; sets gradient_accumulation_steps."}
+    )
+    loss_chunk_rows: int | None = field(
+        default=None, metadata={"help": "Target tokens the output head takes at once. If not set, the plan chooses."}
+    )
+    strict_precision: bool = field(
+        default=False, metadata={"help": "Compute in bf16 or fp16 as asked, also where the hardware makes it slow."}
+    )
+
+    pad_token: str | None = field(
+        default=None,
+        metadata={"help": "Token to pad with. If not set, the tokenizer's own, or the one that ends a turn."},
+    )
+
+    def __post_init__(self) -> None:
+        """Check, let transformers derive what it derives, check again; see the class for what is raised."""
+        problems = {f"environment {number}": text for number, text in enumerate(environment_problems())}
+        problems |= self._repair_what_would_break_construction()
+        if any(name.startswith("environment") for name in problems):
+            # Going on could make transformers wait for other processes.
+            raise ConfigurationError(list(problems.values()))
+        problems |= self._resolve_checkpointing()
+        problems |= self._resolve_batch_size()
+        self._construct_without_mixed_precision(problems)
+        if isinstance(self.pad_to_multiple_of, str):
+            self.pad_to_multiple_of = _as_multiple(self.pad_to_multiple_of, problems)
+        problems = cross_problems(self) | problems
+        if problems:
+            raise ConfigurationError(list(problems.values()))
+
+    def _repair_what_would_break_construction(self) -> dict[str, str]:
+        """Problems of single fields; each is put back to its default, so that the rest can be checked as well."""
+        for name, renamed in _OLD_VALUES.items():
+            value = getattr(self, name)
+            if isinstance(value, str) and value in renamed:
+                warnings.warn(f"{name}={value!r} is called {renamed[value]!r} today", RenamedWarning, stacklevel=5)
+                setattr(self, name, renamed[value])
+        if self.bf16 is None:
+            self.bf16 = not self.fp16
+        if is_true(os.environ.get("ACCELERATE_USE_CPU")):
+            self.use_cpu = True
+        problems = field_problems(self)
+        for name in problems:
+            setattr(self, name, DEFAULTS[name])
+        return problems
+
+    def _resolve_checkpointing(self) -> dict[str, str]:
+        """`activation_checkpointing` is transformers' newer name; both names hold the same value afterwards."""
+        problems: dict[str, str] = {}
+        for end in ("", "_kwargs"):
+            old, new = f"gradient_checkpointing{end}", f"activation_checkpointing{end}"
+            values = [value for value in (getattr(self, new), getattr(self, old)) if value is not None]
+            if len(values) == 2 and values[0] != values[1]:
+                problems[old] = (
+                    f"{old}={values[1]!r} and {new}={values[0]!r} mean the same option and contradict each other: "
+                    "set one, or both alike"
+                )
+            # Under the new name alone, or transformers calls the old one deprecated.
+            setattr(self, new, values[0] if values else None)
+            setattr(self, old, None)
+        return problems
+
+    def _resolve_batch_size(self) -> dict[str, str]:
+        if self.total_batch_size is None:
+            return {}
+        total, size = self.total_batch_size, self.per_device_train_batch_size
+        steps = self.gradient_accumulation_steps
+        if total % size:
+            return {
+                "total_batch_size": f"total_batch_size={total} is not a multiple of "
+                f"per_device_train_batch_size={size}: "
+                "change one of them"
+            }
+        if steps not in (1, total // size):
+            return {
+                "total_batch_size": f"total_batch_size={total} means gradient_accumulation_steps={total // size} with "
+                f"per_device_train_batch_size={size}, but {steps} is given: leave gradient_accumulation_steps out"
+            }
+        self.gradient_accumulation_steps = total // size
+        return {}
+
+    def _construct_without_mixed_precision(self, problems: dict[str, str]) -> None:
+        """Call transformers' own `__post_init__` with its mixed precision off.
+
+        It refuses bf16 on a CPU, and would hand precision to accelerate; here both are permissions that the engine
+        acts on.
+        """
+        held = {name: getattr(self, name) for name in _PRECISION}
+        checkpointing = self.activation_checkpointing
+        for name in _PRECISION:
+            setattr(self, name, False)
+        try:
+            super().__post_init__()
+            problems |= self._device_problems()
+        except (ValueError, TypeError, NotImplementedError, OSError) as error:
+            problems["transformers"] = str(error)
+        for name, value in held.items():
+            setattr(self, name, value)
+        # transformers takes None for False; here it means that the plan chooses.
+        self.activation_checkpointing = self.gradient_checkpointing = checkpointing
+        # It read ACCELERATE_MIXED_PRECISION, which `cross_problems` compares with bf16 and fp16.
+        self.mixed_precision = "no"
+
+    def _device_problems(self) -> dict[str, str]:
+        kind = self.device.type
+        if kind not in ("cpu", "cuda"):
+            return {"device": f"the device {kind!r} is not supported: set use_cpu=True to train on the CPU"}
+        if self.n_gpu > 1:
+            return {
+                "device": f"this process sees {self.n_gpu} GPUs, and Sartor trains on one: pick it with the "
+                f"environment "
+                "variable CUDA_VISIBLE_DEVICES, such as CUDA_VISIBLE_DEVICES=0"
+            }
+        return {}
+
+
+def _as_multiple(text: str, problems: dict[str, str]) -> int | None:
+    """`pad_to_multiple_of` from a command line."""
+    if text.lower() in ("auto", "none", "null"):
+        return None
+    if text.isdecimal():
+        return int(text)
+    problems["pad_to_multiple_of"] = (
+        f"pad_to_multiple_of={text!r} is unknown: it must be a whole number, 'auto' or None"
+    )
+    return None
+
+
+DEFAULTS: Mapping[str, Any] = {
+    entry.name: entry.default if entry.default_factory is dataclasses.MISSING else entry.default_factory()
+    for entry in dataclasses.fields(SFTConfig)
+}
+"""Field name to default, before anything is derived from it."""
+
+_HINTS = typing.get_type_hints(SFTConfig)
+
+
+def field_problems(args: SFTConfig) -> dict[str, str]:
+    """What is wrong with single fields, by name."""
+    wrong_types = checks.wrong_types(args, _HINTS, DEFAULTS)
+    unknown = checks.unknown_names(args, ENUMERATIONS)
+    optimizer = {} if "optim" in unknown else checks.unusable_optimizer(args)
+    return checks.out_of_range(args) | unknown | optimizer | wrong_types | checks.refused(args, DEFAULTS)
+
+
+def cross_problems(args: SFTConfig) -> dict[str, str]:
+    """What is wrong between fields, and with the environment, by the field to change."""
+    problems = checks.contradictions(args)
+    precision = precision_problem(bool(args.bf16), bool(args.fp16))
+    return problems | ({"mixed precision": precision} if precision else {})

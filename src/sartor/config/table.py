@@ -1,0 +1,208 @@
+"""What becomes of every option: one row per field of `SFTConfig`, which has every field of trl's and of transformers'.
+
+This is data alone.  `checks.py` refuses and announces from it, `options_page.py` writes docs/options.md from it, and a
+test holds it equal, both ways, to the fields of the installed versions of trl and transformers.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+
+
+class Status(StrEnum):
+    """What an option does when it is set."""
+
+    HONOURED = "honoured"
+    REFUSED = "refused"
+    """Setting it to anything but its default is an error that names it."""
+    NO_EFFECT = "no effect"
+    """Accepted, and said in one line where it is not at its default: the result would be the same with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One row of the table."""
+
+    status: Status
+    remark: str = ""
+    """Refused: why, and what to use.  No effect: why.  Honoured: the difference to trl, or the values that are
+    refused."""
+
+
+_HONOURED_AS_IN_TRL = (
+    # length, batches, optimizer and schedule
+    "output_dir per_device_train_batch_size num_train_epochs max_steps learning_rate lr_scheduler_type "
+    "lr_scheduler_kwargs "
+    "warmup_steps optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon gradient_accumulation_steps max_grad_norm "
+    "tf32 neftune_noise_alpha torch_empty_cache_steps full_determinism seed data_seed use_cpu "
+    # logging
+    "logging_strategy logging_steps logging_first_step logging_nan_inf_filter include_num_input_tokens_seen log_level "
+    "disable_tqdm report_to run_name project trackio_space_id trackio_bucket_id trackio_static_space_id "
+    "skip_memory_metrics "
+    # evaluation
+    "eval_strategy eval_steps eval_delay per_device_eval_batch_size prediction_loss_only eval_on_start "
+    "eval_do_concat_batches eval_accumulation_steps include_for_metrics batch_eval_metrics "
+    # saving and the Hub
+    "save_strategy save_steps save_total_limit push_to_hub hub_token hub_private_repo hub_model_id hub_strategy "
+    "hub_always_push hub_revision load_best_model_at_end metric_for_best_model greater_is_better "
+    # data and loss
+    "dataloader_drop_last remove_unused_columns model_init_kwargs trust_remote_code chat_template_path "
+    "dataset_text_field "
+    "dataset_num_proc eos_token max_length truncation_mode shuffle_dataset packing eval_packing "
+    "completion_only_loss assistant_only_loss pad_token"
+)
+
+_HONOURED_WITH_REMARK = {
+    "optim": "Optimizers that torch and transformers build alone, and those of bitsandbytes, torchao and "
+    "torch-optimi where "
+    "the package is installed. Refused: GaLore and APOLLO (they need `optim_target_modules`), LOMO (it steps inside "
+    "the "
+    "backward pass), schedule-free ones (their weights differ between training and evaluation).",
+    "bf16": "Permission, not a demand: what is computed in depends on the device (bf16 where the hardware has it, else "
+    "fp32). `strict_precision=True` makes it a demand. No error on a CPU.",
+    "fp16": "Permission, not a demand, as `bf16`.",
+    "bf16_full_eval": "Sets what evaluation computes in; the model itself is not cast.",
+    "fp16_full_eval": "Sets what evaluation computes in; the model itself is not cast.",
+    "label_smoothing_factor": "Not together with `loss_type='dft'`.",
+    "activation_checkpointing": "The newer name of `gradient_checkpointing`; giving both different values is an error.",
+    "activation_checkpointing_kwargs": "`use_reentrant` is accepted and makes no difference; other keys are refused.",
+    "gradient_checkpointing": "None, the default, lets the plan choose; trl's default is True.",
+    "gradient_checkpointing_kwargs": "`use_reentrant` is accepted and makes no difference; other keys are refused.",
+    "use_cache": "Sets the model's configuration, as transformers does. Training itself never uses a cache.",
+    "router_aux_loss_coef": "This loss depends on how a batch is cut into micro-batches, by its nature.",
+    "dataset_kwargs": "The only key is `skip_prepare_dataset`; others are refused.",
+    "packing_strategy": "`bfd`, `bfd_split` or `wrapped`.",
+    "padding_free": "Always the case: documents are laid end to end, whatever this says.",
+    "loss_type": "`nll` or `dft`; `chunked_nll` is the old name of `nll`.",
+    "train_sampling_strategy": "`random`, `sequential` or `group_by_length`; `batch_rebalance` is refused: it needs "
+    "several "
+    "processes.",
+    # our own
+    "micro_batch_tokens": "Sartor's own. How many tokens go through the model at once; changes memory and speed, "
+    "never the "
+    "gradient. None: the plan chooses.",
+    "total_batch_size": "Sartor's own. Examples per optimizer step; sets `gradient_accumulation_steps`.",
+    "loss_chunk_rows": "Sartor's own. How many target tokens the output head takes at once. None: the plan chooses.",
+    "strict_precision": "Sartor's own. Compute in `bf16` or `fp16` as asked, also where the hardware makes it slow.",
+    "map": "Sartor's own. How to make messages of other columns: `role=template`, several times.",
+}
+
+_ONE_PROCESS = "Sartor trains on one device in one process"
+_NO_WORKERS = "batches are cut from memory-mapped rows in the training process, which needs no worker processes"
+_SCRIPTS = "only scripts read this; the trainer does what its methods are called for"
+_COMPILE = "compiling is not supported yet: leave it out"
+_LIGER = "Sartor's own chunked loss saves the same memory, and the model's layers stay transformers' own: leave it out"
+_RESUME = "it matters when a run is resumed, which is not supported yet"
+
+_REFUSED = {
+    "fsdp": f"{_ONE_PROCESS}: leave it out",
+    "fsdp_config": f"{_ONE_PROCESS}: leave it out",
+    "deepspeed": f"{_ONE_PROCESS}: leave it out",
+    "parallelism_config": f"{_ONE_PROCESS}: leave it out",
+    "accelerator_config": "accelerate neither loads nor splits batches here: leave it out (its defaults are accepted)",
+    "torch_compile": _COMPILE,
+    "torch_compile_backend": _COMPILE,
+    "torch_compile_mode": _COMPILE,
+    "use_liger_kernel": _LIGER,
+    "liger_kernel_config": _LIGER,
+    "optim_target_modules": "optimizers that act on some modules alone (GaLore, APOLLO) are not supported: use "
+    "`adamw_torch_fused`, "
+    "or `peft_config` to train few parameters",
+    "enable_jit_checkpoint": "saving on SIGTERM is not supported yet: use `save_strategy` and `save_steps`",
+    "debug": "its hooks are not installed here: use `torch.autograd.set_detect_anomaly(True)`",
+    "label_names": "labels are always the column `labels`: leave it out, or give ['labels']",
+    "activation_offloading": "not built yet: use `gradient_checkpointing=True`, or a smaller `micro_batch_tokens`",
+}
+
+_NO_EFFECT = {
+    "average_tokens_across_devices": "the loss is always the mean over the target tokens of the whole optimizer batch",
+    "auto_find_batch_size": "the batch size you ask for is kept; `micro_batch_tokens` decides how much memory it takes",
+    "log_on_each_node": _ONE_PROCESS,
+    "log_level_replica": _ONE_PROCESS,
+    "save_on_each_node": _ONE_PROCESS,
+    "eval_use_gather_object": _ONE_PROCESS,
+    "local_rank": _ONE_PROCESS,
+    "ddp_find_unused_parameters": _ONE_PROCESS,
+    "ddp_bucket_cap_mb": _ONE_PROCESS,
+    "ddp_broadcast_buffers": _ONE_PROCESS,
+    "ddp_static_graph": _ONE_PROCESS,
+    "ddp_backend": _ONE_PROCESS,
+    "ddp_timeout": _ONE_PROCESS,
+    "dataloader_num_workers": _NO_WORKERS,
+    "dataloader_pin_memory": _NO_WORKERS,
+    "dataloader_persistent_workers": _NO_WORKERS,
+    "dataloader_prefetch_factor": _NO_WORKERS,
+    "dataloader_multiprocessing_context": _NO_WORKERS,
+    "dataloader_in_order": _NO_WORKERS,
+    "length_column_name": "`group_by_length` groups by the length of the tokenized examples themselves",
+    "pad_to_multiple_of": "examples are laid end to end, so there is nothing to pad",
+    "save_only_model": "a checkpoint holds the model alone as long as resuming is not supported",
+    "ignore_data_skip": _RESUME,
+    "restore_callback_states_from_checkpoint": _RESUME,
+    "do_train": _SCRIPTS,
+    "do_eval": _SCRIPTS,
+    "do_predict": _SCRIPTS,
+    "resume_from_checkpoint": _SCRIPTS,
+}
+
+OPTIONS: MappingProxyType[str, Option] = MappingProxyType(
+    {name: Option(Status.HONOURED) for name in _HONOURED_AS_IN_TRL.split()}
+    | {name: Option(Status.HONOURED, remark) for name, remark in _HONOURED_WITH_REMARK.items()}
+    | {name: Option(Status.REFUSED, remark) for name, remark in _REFUSED.items()}
+    | {name: Option(Status.NO_EFFECT, remark) for name, remark in _NO_EFFECT.items()}
+)
+"""Field name to its row."""
+
+OWN_FIELDS = ("micro_batch_tokens", "total_batch_size", "loss_chunk_rows", "strict_precision", "map")
+"""The fields that neither trl nor transformers has."""
+
+DIFFERENCES: tuple[tuple[str, str, str], ...] = (
+    (
+        "`gradient_checkpointing` is None",
+        "trl: True",
+        "whether recomputing pays depends on the memory there is: the plan decides, and says so; True and False are "
+        "obeyed",
+    ),
+    (
+        "`entropy`, `mean_token_accuracy` and `eval_loss` are weighted by tokens",
+        "trl: means over batches, whose value depends on the batch size",
+        "a figure should describe the data, not the way it was cut",
+    ),
+    (
+        "The loss is the sum over target tokens divided by the number of target tokens in the optimizer batch",
+        "trl: the same on one device",
+        "it holds for every cut into micro-batches, so memory settings never change the mathematics",
+    ),
+    (
+        "Parameters being trained are kept in fp32, whatever dtype the model arrived in",
+        "trl: trained in the dtype of the weights",
+        "at usual learning rates most updates of bf16 weights round to nothing; the saved model has the dtype it "
+        "arrived in",
+    ),
+    (
+        "`bf16` and `fp16` permit; the device decides",
+        "trl: bf16 on a CPU is an error, or slow",
+        "a CPU without bf16 instructions is 15 to 500 times slower in bf16 than in fp32",
+    ),
+    (
+        "NEFTune's noise is scaled by the length of each document, and keyed by seed, step and example",
+        "trl: scaled by the padded length",
+        "padding, or the documents that share a row, must not change the noise",
+    ),
+    (
+        "No pickle is written: no `training_args.bin`, `optimizer.pt`, `rng_state.pth`",
+        "trl: pickle, with `hub_token` in clear text in the first",
+        "a pickle runs code when it is loaded; the resolved configuration is JSON without the token",
+    ),
+    (
+        "Options that change nothing are named in one line; options that are not supported are an error",
+        "trl: some are ignored silently",
+        "nobody should find out after the run that an option did nothing",
+    ),
+    (
+        "Names that older versions used are accepted by the constructors, with a warning",
+        "transformers 5: an error",
+        "scripts of the last years run as they are",
+    ),
+)
+"""(what Sartor does, what trl does, why): every difference on purpose."""
