@@ -1,0 +1,319 @@
+"""The copy on the Hub: repositories, pushes at the end and during training, and errors that say what to do.
+
+What comes in is a run folder and a repository's name; what goes out is a commit with what `staging` lets leave.  Kept
+true: no message, cause or warning carries the token, and a push that fails leaves the run folder as it was.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, wait
+from contextlib import contextmanager
+from json import JSONDecodeError
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sartor.errors import ConfigurationError, HubError, RunFolderError, SartorError, SartorWarning
+from sartor.report import staging
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo, HfApi
+
+_TOKEN_LIKE = re.compile(r"hf_[A-Za-z0-9]{16,}")
+_DEFECTS = (TypeError, AttributeError, NameError, AssertionError)
+_LOG_IN = "Log in with `hf auth login`, set HF_TOKEN, or pass a token (hub_token=)"
+_ANSWERS = {
+    400: "The Hub did not take the content: the answer below says why.",
+    401: f"The Hub does not know the token, or none was sent. {_LOG_IN}.",
+    402: "The Hub asks for a paid plan or more storage for this: see the billing page of your account.",
+    403: "The token may not write there. Use a token with write access, and a repository under your own name or an "
+    "organization that you may write to (hub_model_id=).",
+    404: "There is no such repository, or the token may not see it. Check its name (hub_model_id=) and the token.",
+    409: "Something else is changing the repository at the same time. Push again.",
+    412: "The repository has changed meanwhile. Push again.",
+    413: "A file is larger than the Hub takes. Save with a smaller max_shard_size.",
+    429: "The Hub limits how often it may be asked. Wait some minutes, then push again.",
+}
+STRATEGIES = ("end", "every_save", "checkpoint", "all_checkpoints")
+"""transformers' values of `hub_strategy`."""
+
+
+def repository_name(output_dir: Path | str, hub_model_id: str | None = None) -> str:
+    """The repository that a run is pushed to, as transformers chooses it: `hub_model_id`, else the run folder's name.
+
+    Without a namespace it will lie under the user whose token is used; `open_repository` tells the full id.
+
+    Raises:
+        HubError: the name cannot be a repository's.
+    """
+    name = hub_model_id if hub_model_id is not None else Path(output_dir).absolute().name
+    if not staging.is_repository_id(name):
+        origin = "hub_model_id" if hub_model_id is not None else "the run folder's name"
+        raise HubError(
+            f"{name!r} ({origin}) cannot be the name of a repository: letters, digits, '-', '_', '.', at most 96, with "
+            "at most one '/'. Set hub_model_id, for example to 'your-name/my-model'."
+        )
+    return name
+
+
+def open_repository(
+    output_dir: Path | str, hub_model_id: str | None = None, *, token: str | None = None, private: bool | None = None
+) -> str:
+    """Create the repository of a run if there is none yet, and return its full id, `user/name`.
+
+    `private` counts only for a repository that is made here; None leaves it to the account's default.
+
+    Raises:
+        HubError: the name is not valid, the Hub refused, or it cannot be reached.
+    """
+    name = repository_name(output_dir, hub_model_id)
+    with _errors_explained(f"create the repository {name}", token):
+        return _api(token).create_repo(name, private=private, exist_ok=True).repo_id
+
+
+def push_folder(
+    folder: Path | str,
+    repo_id: str,
+    *,
+    token: str | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    commit_message: str | None = "End of training",
+    blocking: bool = True,
+    allow_patterns: Iterable[str] = staging.UPLOADED,
+    ignore_patterns: Iterable[str] = (),
+    create: bool = True,
+) -> CommitInfo | Future[CommitInfo]:
+    """Upload a run folder's model, tokenizer, card and metrics as one commit; nothing else leaves.
+
+    With `blocking=False` the files are chosen and checked now, uploaded in the background in the order of the calls,
+    and a Future is returned; its `result()` raises what a blocking push would have raised.  Do not save a model into
+    `folder` before it is done.  `token=None` uses the one of this machine (`hf auth login`, HF_TOKEN).
+
+    Raises:
+        HubError: the Hub refused, cannot be reached, or a file contains the token.
+        RunFolderError: no such folder, no weights in it, or no room for the copies of its small files.
+    """
+    folder = Path(folder)
+    files = staging.files_to_upload(folder, allow_patterns, ignore_patterns)
+    if not any(path.suffix == ".safetensors" for path in files.values()):
+        raise RunFolderError(f"{folder} holds no weights (*.safetensors): save the model there before it is pushed.")
+    if create:
+        name = repo_id
+        with _errors_explained(f"create the repository {name}", token, folder):
+            repo_id = _api(token).create_repo(name, private=private, exist_ok=True).repo_id
+    upload = _Upload(files, folder, repo_id, commit_message, token=token, revision=revision)
+    return upload.run() if blocking else upload.start()
+
+
+class _Upload:
+    """One commit: its files are laid out when it is made, uploaded when it runs, and deleted afterwards."""
+
+    def __init__(
+        self,
+        files: Mapping[str, Path],
+        folder: Path,
+        repo_id: str,
+        commit_message: str | None,
+        *,
+        token: str | None,
+        revision: str | None,
+        path_in_repo: str | None = None,
+    ) -> None:
+        self._folder = folder
+        self._repo_id = repo_id
+        self._commit_message = commit_message
+        self._token = token
+        self._revision = revision
+        self._path_in_repo = path_in_repo
+        _require_online(f"push to {repo_id}", folder)
+        self._stage = staging.stage(files, folder, _secrets(token))
+
+    def run(self) -> CommitInfo:
+        where = self._repo_id + (f", branch {self._revision}" if self._revision else "")
+        try:
+            with _errors_explained(f"push to {where}", self._token, self._folder):
+                return _api(self._token).upload_folder(
+                    repo_id=self._repo_id,
+                    folder_path=self._stage,
+                    path_in_repo=self._path_in_repo,
+                    commit_message=self._commit_message,
+                    revision=self._revision,
+                )
+        finally:
+            staging.discard(self._stage)
+
+    def start(self) -> Future[CommitInfo]:
+        from huggingface_hub import run_as_future
+
+        return run_as_future(self.run)
+
+
+class BackgroundPushes:
+    """The pushes of one run while it trains; stands where transformers keeps its `push_in_progress`.
+
+    A push that fails does not stop the training: it is told as a warning, once, at the next push or at the end.
+    """
+
+    def __init__(self) -> None:
+        self._jobs: list[Future[CommitInfo]] = []
+
+    def is_done(self) -> bool:
+        """Whether nothing is under way; tells of pushes that have failed meanwhile."""
+        self._tell_failures()
+        return not self._jobs
+
+    def wait_until_done(self) -> None:
+        """Wait for all pushes; tells of those that failed."""
+        wait(self._jobs)
+        self._tell_failures()
+
+    def push_checkpoint(
+        self,
+        checkpoint: Path | str,
+        output_dir: Path | str,
+        repo_id: str,
+        *,
+        strategy: str,
+        commit_message: str,
+        always_push: bool = False,
+        token: str | None = None,
+        revision: str | None = None,
+    ) -> bool:
+        """Push a checkpoint that was just saved, as `hub_strategy` says; returns whether a push was started.
+
+        "end" pushes nothing now.  "every_save" makes the checkpoint's model the repository's, with the card and
+        metrics of `output_dir`.  "checkpoint" also keeps it under `last-checkpoint`, "all_checkpoints" under its own
+        name; both with its trainer_state.json.
+        While an earlier push is still under way it is left out, unless `always_push`.
+
+        Raises:
+            ConfigurationError: no such strategy.
+            HubError, RunFolderError: as `push_folder`, for what is found before the upload starts.
+        """
+        if strategy not in STRATEGIES:
+            raise ConfigurationError(f"hub_strategy={strategy!r} is none of {', '.join(STRATEGIES)}.")
+        checkpoint, output_dir = Path(checkpoint), Path(output_dir)
+        if strategy == "end" or not (self.is_done() or always_push):
+            return False
+        model = staging.files_to_upload(checkpoint, staging.MODEL_FILES)
+        about = staging.files_to_upload(output_dir, (staging.CARD, staging.METRICS))
+        uploads = [_Upload(model | about, output_dir, repo_id, commit_message, token=token, revision=revision)]
+        if strategy != "every_save":
+            whole = staging.files_to_upload(checkpoint, (*staging.MODEL_FILES, staging.TRAINER_STATE))
+            uploads.append(
+                _Upload(
+                    whole,
+                    output_dir,
+                    repo_id,
+                    f"{commit_message}, checkpoint",
+                    token=token,
+                    revision=revision,
+                    path_in_repo="last-checkpoint" if strategy == "checkpoint" else checkpoint.name,
+                )
+            )
+        self._jobs.extend(upload.start() for upload in uploads)
+        return True
+
+    def _tell_failures(self) -> None:
+        finished = [job for job in self._jobs if job.done()]
+        self._jobs = [job for job in self._jobs if job not in finished]
+        for job in finished:
+            error = job.exception()
+            if isinstance(error, SartorError):
+                warnings.warn(f"A push during training failed. {error}", SartorWarning, stacklevel=3)
+            elif error is not None:
+                raise error
+
+
+def base_model_license(model_id: str, token: str | None = None) -> str | None:
+    """The licence that a model's page on the Hub names; None where it names none or the Hub cannot be asked."""
+    from huggingface_hub.constants import is_offline_mode
+
+    if is_offline_mode() or not staging.is_hub_id(model_id):
+        return None
+    try:
+        with _errors_explained(f"read the licence of {model_id}", token, needs_token=False):
+            tags = _api(token).model_info(model_id, timeout=10).tags or []
+    except HubError:  # a card without a licence is better than no card
+        return None
+    return next((tag.removeprefix("license:") for tag in tags if tag.startswith("license:")), None)
+
+
+def _api(token: str | None) -> HfApi:
+    from huggingface_hub import HfApi
+
+    return HfApi(token=token, library_name="sartor")
+
+
+def _secrets(token: str | None) -> tuple[str, ...]:
+    """The tokens that must not appear anywhere: the one given and the one of this machine."""
+    from huggingface_hub import get_token
+
+    return tuple(secret for secret in (token, get_token()) if secret)
+
+
+def _require_online(action: str, folder: Path | None) -> None:
+    from huggingface_hub.constants import is_offline_mode
+
+    if is_offline_mode():
+        raise HubError(
+            f"cannot {action}: HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) is set. Unset it first.{_what_is_safe(folder)}"
+        )
+
+
+def _what_is_safe(folder: Path | None) -> str:
+    return "" if folder is None else f" What was to be pushed is in {folder}, unchanged."
+
+
+@contextmanager
+def _errors_explained(
+    action: str, token: str | None, folder: Path | None = None, needs_token: bool = True
+) -> Iterator[None]:
+    """Turn whatever the Hub's client raises into a HubError that says what to do and carries no token.
+
+    The original is not chained: its message and request repeat what was sent.
+    """
+    secrets = _secrets(token)
+    _require_online(action, folder)
+    if needs_token and not secrets:
+        raise HubError(f"cannot {action}: there is no token. {_LOG_IN}.{_what_is_safe(folder)}")
+    try:
+        yield
+        return
+    except (SartorError, *_DEFECTS):
+        raise
+    except Exception as error:  # what the client's transports raise is no part of its interface
+        message = f"cannot {action}: {_explain(error)}{_what_is_safe(folder)}"
+    for secret in secrets:
+        message = message.replace(secret, "<token>")
+    raise HubError(_TOKEN_LIKE.sub("<token>", message))
+
+
+def _explain(error: Exception) -> str:
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RevisionNotFoundError
+
+    if isinstance(error, HFValidationError):
+        return f"{_one_line(error)} Set hub_model_id to a name such as 'your-name/my-model'."
+    if isinstance(error, RevisionNotFoundError):
+        return "there is no such branch. Make it with `hf repo branch create`, or leave hub_revision out."
+    if isinstance(error, HfHubHTTPError):
+        status = error.response.status_code
+        advice = _ANSWERS.get(status, f"The Hub has a problem of its own (status {status}). Push again later.")
+        answer = f" It answered: {error.server_message}" if error.server_message else ""
+        return f"{advice} (status {status}){answer}"
+    if isinstance(error, ValueError) and not isinstance(
+        error, JSONDecodeError
+    ):  # the card's metadata, checked by the Hub before the upload
+        return f"the Hub does not take the model card. {_one_line(error)}"
+    return (
+        f"the Hub at {constants.ENDPOINT} cannot be reached, or the connection broke. Check the network and "
+        f"HF_ENDPOINT, then push again. ({type(error).__name__}: {_one_line(error)})"
+    )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

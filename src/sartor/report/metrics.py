@@ -1,0 +1,190 @@
+"""`metrics.jsonl`: one JSON object per line for everything that was logged.
+
+What comes in is a dictionary of numbers, what goes out is a line that any JSON reader takes.  Kept true: the file holds
+complete lines only, also after a crash or on a full disk, so that it can be read while the run goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from numbers import Integral, Real
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, runtime_checkable
+
+from sartor.errors import ConfigurationError, RunFolderError
+from sartor.report.files import errors_name
+
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_BLOCK_BYTES = 4096
+
+
+@runtime_checkable
+class _Array(Protocol):
+    """A number or an array of a library: numpy's and torch's both turn themselves into plain Python."""
+
+    def tolist(self) -> Any: ...
+
+
+class MetricsFile:
+    """Appends records to a JSON Lines file, one line at a time and never a part of one.
+
+    An existing file is continued; a last line that a crash cut short is removed first.  Usable as a context manager.
+
+    Raises:
+        RunFolderError: the file cannot be opened: no such folder, not writable.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self._descriptor: int | None = None
+        with errors_name(self.path):
+            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            _drop_partial_line(self._descriptor)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one record.  It is in the file when this returns.
+
+        Numbers become plain JSON numbers (numpy's and torch's too); NaN and infinities, which JSON does not have, the
+        strings "NaN", "Infinity" and "-Infinity", which `read` turns back.
+
+        Raises:
+            RunFolderError: the disk is full, or the file or its folder has gone since it was opened.
+            ConfigurationError: a value that JSON cannot hold; names the key.
+        """
+        if self._descriptor is None:
+            raise RunFolderError(f"cannot write {self.path}: it was closed. Open it again with MetricsFile.")
+        plain = {str(key): _plain(value, str(key)) for key, value in record.items()}
+        line = json.dumps(plain, allow_nan=False).encode("ascii") + b"\n"
+        with errors_name(self.path):
+            _require_same_file(self._descriptor, self.path)
+            _append(self._descriptor, line)
+
+    def close(self) -> None:
+        """Close the file; a second call does nothing."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def __enter__(self) -> MetricsFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read(path: Path | str) -> list[dict[str, Any]]:
+    """All records of a metrics file, NaN and infinities as floats again.
+
+    A last line without its line end is still being written and is left out.
+
+    Raises:
+        RunFolderError: there is no such file, or a line is not a JSON object; names the line.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except OSError as error:
+        raise RunFolderError(f"cannot read {path}: {error.strerror or error}.") from error
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise RunFolderError(f"{path}, line {number} is not JSON ({error}): {line[:80]!r}") from error
+        if not isinstance(record, dict):
+            raise RunFolderError(f"{path}, line {number} is not a JSON object: {line[:80]!r}")
+        records.append({key: _restored(value) for key, value in record.items()})
+    return records
+
+
+def keys_holding_text(path: Path | str) -> frozenset[str]:
+    """Keys whose value, in some record, is or contains text: what somebody logged that is no measurement.
+
+    Raises:
+        RunFolderError: as `read`.
+    """
+    return frozenset(key for record in read(path) for key, value in record.items() if holds_text(value))
+
+
+def holds_text(value: Any) -> bool:
+    """Whether a value as `read` returns it is, or contains, a string."""
+    if isinstance(value, Mapping):
+        return any(holds_text(part) for part in value.values())
+    if isinstance(value, list):
+        return any(holds_text(part) for part in value)
+    return isinstance(value, str)
+
+
+def _plain(value: Any, key: str) -> Any:
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return _finite(float(value))
+    if isinstance(value, Mapping):
+        return {str(name): _plain(part, f"{key}.{name}") for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part, key) for part in value]
+    if isinstance(value, _Array):
+        return _plain(value.tolist(), key)
+    raise ConfigurationError(
+        f"the metric {key!r} is a {type(value).__name__}, which JSON cannot hold: log a number instead (does it come "
+        "from compute_metrics?)"
+    )
+
+
+def _finite(number: float) -> float | str:
+    if math.isfinite(number):
+        return number
+    return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
+
+
+def _restored(value: Any) -> Any:
+    if isinstance(value, str):
+        return _NON_FINITE.get(value, value)
+    if isinstance(value, dict):
+        return {key: _restored(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_restored(part) for part in value]
+    return value
+
+
+def _require_same_file(descriptor: int, path: Path) -> None:
+    """Writing to a deleted file succeeds, and the records are gone: so look whether the name still leads here."""
+    if not os.path.samestat(os.stat(path), os.fstat(descriptor)):
+        raise RunFolderError(f"cannot write {path}: the file was replaced while the run was writing to it.")
+
+
+def _append(descriptor: int, line: bytes) -> None:
+    """Append the whole line, or put the file back as it was and raise OSError."""
+    size_bytes = os.fstat(descriptor).st_size
+    written = 0
+    try:
+        while written < len(line):
+            written += os.write(descriptor, line[written:])
+    except OSError:
+        if written:
+            os.ftruncate(descriptor, size_bytes)
+        raise
+
+
+def _drop_partial_line(descriptor: int) -> None:
+    end = os.lseek(descriptor, 0, os.SEEK_END)
+    position = end
+    while position > 0:
+        start = max(0, position - _BLOCK_BYTES)
+        os.lseek(descriptor, start, os.SEEK_SET)
+        newline = os.read(descriptor, position - start).rfind(b"\n")
+        if newline >= 0:
+            position = start + newline + 1
+            break
+        position = start
+    if position < end:
+        os.ftruncate(descriptor, position)
