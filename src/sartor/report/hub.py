@@ -299,7 +299,7 @@ def _explain(error: Exception) -> str:
     if isinstance(error, HFValidationError):
         return f"{_one_line(error)} Set hub_model_id to a name such as 'your-name/my-model'."
     if isinstance(error, RevisionNotFoundError):
-        return "there is no such branch. Make it with `hf repo branch create`, or leave hub_revision out."
+        return "there is no such branch. Make it with `hf repos branch create`, or leave hub_revision out."
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
         advice = _ANSWERS.get(status, f"The Hub has a problem of its own (status {status}). Push again later.")
