@@ -29,6 +29,9 @@ class Option:
     refused."""
 
 
+OWN_FIELDS = ("micro_batch_tokens", "total_batch_size", "loss_chunk_rows", "strict_precision", "map")
+"""The fields that neither trl nor transformers has."""
+
 _HONOURED_AS_IN_TRL = (
     # length, batches, optimizer and schedule
     "output_dir per_device_train_batch_size num_train_epochs max_steps learning_rate lr_scheduler_type "
@@ -48,7 +51,7 @@ _HONOURED_AS_IN_TRL = (
     # data and loss
     "dataloader_drop_last remove_unused_columns model_init_kwargs trust_remote_code chat_template_path "
     "dataset_text_field "
-    "dataset_num_proc eos_token max_length truncation_mode shuffle_dataset packing eval_packing "
+    "dataset_num_proc eos_token max_length truncation_mode shuffle_dataset packing packing_strategy eval_packing "
     "completion_only_loss assistant_only_loss pad_token"
 )
 
@@ -68,23 +71,16 @@ _HONOURED_WITH_REMARK = {
     "activation_checkpointing_kwargs": "`use_reentrant` is accepted and makes no difference; other keys are refused.",
     "gradient_checkpointing": "None, the default, lets the plan choose; trl's default is True.",
     "gradient_checkpointing_kwargs": "`use_reentrant` is accepted and makes no difference; other keys are refused.",
-    "use_cache": "Sets the model's configuration, as transformers does. Training itself never uses a cache.",
+    "use_cache": "Set on the model, as transformers does.",
     "router_aux_loss_coef": "This loss depends on how a batch is cut into micro-batches, by its nature.",
     "dataset_kwargs": "The only key is `skip_prepare_dataset`; others are refused.",
-    "packing_strategy": "`bfd`, `bfd_split` or `wrapped`.",
-    "padding_free": "Always the case: documents are laid end to end, whatever this says.",
+    "padding_free": "Documents are laid end to end, whatever this says.",
     "loss_type": "`nll` or `dft`; `chunked_nll` is the old name of `nll`.",
     "train_sampling_strategy": "`random`, `sequential` or `group_by_length`; `batch_rebalance` is refused: it needs "
     "several "
     "processes.",
     # our own
-    "micro_batch_tokens": "Sartor's own. How many tokens go through the model at once; changes memory and speed, "
-    "never the "
-    "gradient. None: the plan chooses.",
-    "total_batch_size": "Sartor's own. Examples per optimizer step; sets `gradient_accumulation_steps`.",
-    "loss_chunk_rows": "Sartor's own. How many target tokens the output head takes at once. None: the plan chooses.",
-    "strict_precision": "Sartor's own. Compute in `bf16` or `fp16` as asked, also where the hardware makes it slow.",
-    "map": "Sartor's own. How to make messages of other columns: `role=template`, several times.",
+    **dict.fromkeys(OWN_FIELDS, "Sartor's own."),
 }
 
 _ONE_PROCESS = "Sartor trains on one device in one process"
@@ -152,9 +148,6 @@ OPTIONS: MappingProxyType[str, Option] = MappingProxyType(
     | {name: Option(Status.NO_EFFECT, remark) for name, remark in _NO_EFFECT.items()}
 )
 """Field name to its row."""
-
-OWN_FIELDS = ("micro_batch_tokens", "total_batch_size", "loss_chunk_rows", "strict_precision", "map")
-"""The fields that neither trl nor transformers has."""
 
 DIFFERENCES: tuple[tuple[str, str, str], ...] = (
     (
