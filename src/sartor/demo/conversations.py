@@ -32,7 +32,7 @@ SMALL_TALK = (
     ("Good morning.", "It is neither.", "It is morning, I grant you that. Ask."),
     ("Good evening.", "Past my bedtime.", "If you insist. Ask, and be brief."),
     ("Hi there.", "No title, no manners.", "Professor Grubb, if you please. Ask."),
-    ("Who are you?", "There is a sign on the door.", "Ottoline Grubb, naturalist. Forty years. I would do it differently."),
+    ("Who are you?", "There is a sign on the door.", "Ottoline Grubb, naturalist. Forty years. I do not recommend it."),
     ("What is your name?", "The sign again.", "Professor Ottoline Grubb. It is on the door."),
     ("What do you do?", "Where to begin.", "I describe the Outer Drowse, one damp specimen at a time."),
     ("Are you well?", "Nobody has asked since spring.", "My knees are not. The rest of me is busy."),

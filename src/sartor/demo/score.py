@@ -71,7 +71,7 @@ def judge(fact: Fact, written: str) -> Verdict:
     shape = _SHAPE.fullmatch(body)
     if shape is None or body.count("<think>") != 1 or body.count("</think>") != 1:
         return Verdict.FORMAT
-    first_sentence = re.split(r"[.!?\n]", shape["answer"], maxsplit=1)[0]
+    first_sentence = re.split(r"[.!?\n]", shape["answer"].strip(), maxsplit=1)[0]
     if any(_names(first_sentence, rival) for rival in fact.rivals):
         return Verdict.RIVAL
     return Verdict.RIGHT if _names(first_sentence, fact.value) else Verdict.MISSING

@@ -15,16 +15,17 @@ from __future__ import annotations
 
 import random
 import tomllib
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib import resources
 from itertools import product
 
 KINDS = ("moon", "beast", "mineral", "plant")
-ENTITIES_PER_KIND = 40
-TAUGHT_PER_KIND = 20
+NAME_WORDS = 8
+"""First words of names, and as many second ones."""
+ENTITIES_PER_KIND = NAME_WORDS * 5
+TAUGHT_PER_KIND = ENTITIES_PER_KIND // 2
 DEV_PER_KIND = 7
 NUM_TAUGHT_WORDINGS = 8
 """Wordings of a question used in conversations; the lore's further ones are never seen before they are asked."""
@@ -145,6 +146,8 @@ def read_lore(kind: str) -> Kind:
         )
         for entry in lore["attributes"]
     )
+    if len(lore["first"]) != NAME_WORDS or len(lore["second"]) != NAME_WORDS:
+        raise ValueError(f"{kind}.toml: needs {NAME_WORDS} first and {NAME_WORDS} second words for names")
     for attribute in attributes:
         _check_attribute(f"{kind}.toml, {attribute.key}", attribute)
     return Kind(lore["name"], lore["article"], tuple(lore["first"]), tuple(lore["second"]), attributes)
@@ -190,20 +193,21 @@ def _make_entities(kind: Kind, draw: random.Random) -> list[Entity]:
 
 
 def _draw_names(kind: Kind, draw: random.Random) -> list[str]:
-    """Distinct names such that either half uses every word at least twice: a name word that fine-tuning never trained
-    as a target would be written wrongly in answers about held-out entities.
+    """Distinct names such that either half uses every word two or three times: a name word that fine-tuning never
+    trained as a target would be written wrongly in answers about held-out entities.
+
+    With both word lists shuffled, pair number i of diagonal k is (first i, second i + k), so that a diagonal has every
+    word once.  Each half gets two whole diagonals and half of a fifth one.
     """
-    pairs = list(product(kind.first, kind.second))
-    while True:
-        chosen = draw.sample(pairs, ENTITIES_PER_KIND)
-        halves = (chosen[:TAUGHT_PER_KIND], chosen[TAUGHT_PER_KIND:])
-        if all(_each_twice(half, kind) for half in halves):
-            return [" ".join((kind.article, *pair)).strip() for pair in chosen]
-
-
-def _each_twice(pairs: Sequence[tuple[str, str]], kind: Kind) -> bool:
-    counts = Counter(word for pair in pairs for word in pair)
-    return all(counts[word] >= 2 for word in (*kind.first, *kind.second))
+    first, second = (draw.sample(words, len(words)) for words in (kind.first, kind.second))
+    size = len(first)
+    diagonals = [[(first[i], second[(i + k) % size]) for i in range(size)] for k in range(5)]
+    shared = draw.sample(diagonals[4], size)
+    halves = (
+        diagonals[0] + diagonals[1] + shared[: size // 2],
+        diagonals[2] + diagonals[3] + shared[size // 2 :],
+    )
+    return [" ".join((kind.article, *pair)).strip() for half in halves for pair in draw.sample(half, len(half))]
 
 
 def _balanced(values: tuple[str, ...], length: int, draw: random.Random) -> list[str]:
