@@ -75,8 +75,8 @@ def is_repository_id(name: str) -> bool:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether `name` can be meant as a repository on the Hub: it is well formed, and no folder here has that name."""
-    return is_repository_id(name) and not os.path.isdir(name)
+    """Whether `name` can be meant as a repository on the Hub: it is well formed, and nothing here has that name."""
+    return is_repository_id(name) and not os.path.exists(name)
 
 
 def public_name(name: str) -> str:
