@@ -1,0 +1,233 @@
+"""Prepares a data set for training: reads its columns, checks every row, tokenizes, cuts, packs and counts.
+
+What comes in: a data set and a tokenizer.  What goes out: `PreparedData`, a data set with `input_ids`, `labels` and,
+when packed, `seq_lengths`, and the summary of what happened.  What it keeps true: rows keep their order (but for
+`shuffle_dataset` and packing); whatever is cut or dropped is counted; any row that cannot be used stops it, with all
+such rows in one error.
+
+Nothing is cached on disk and nothing is pickled.  Packing is given as a function, so that this room needs no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sartor.data.files import WHERE_COLUMN
+from sartor.data.formats import Reading, detect
+from sartor.data.problems import ProblemLog
+from sartor.data.table import TokenRows
+from sartor.data.template import adopt_chatml, check_generation_marks
+from sartor.data.tokens import Encoder
+from sartor.errors import ConfigurationError, DataError
+from sartor.records import DataSettings, DataSummary, Packing, PreparedData, RowFormat
+
+if TYPE_CHECKING:
+    import datasets
+
+FormattingFunction = Callable[[dict[str, Any]], str]
+Packer = Callable[[Any, int, str], Packing]
+"""Takes lengths, the block's length and the strategy: `sartor.batching.packing.pack`."""
+
+ROWS_PER_BATCH = 1000
+"""Rows that are in memory as Python objects at a time, and that the tokenizer gets in one call."""
+
+
+def prepare(
+    dataset: datasets.Dataset | datasets.IterableDataset,
+    tokenizer: Any,
+    settings: DataSettings,
+    *,
+    name: str = "train",
+    formatting_func: FormattingFunction | None = None,
+    pack: Packer | None = None,
+) -> PreparedData:
+    """Make a data set ready for training.
+
+    Targets are trl's: of prompt + completion the completion only (unless `completion_only_loss=False`), of everything
+    else all tokens, with `assistant_only_loss` what the template marks.  Rows that are not conversations get the
+    end-of-text token. Rows longer than `max_length` are cut, and dropped where no target is left; with `packing` they
+    are packed instead.
+
+    A tokenizer without chat template is given the built-in one where conversations need it (see
+    `template.adopt_chatml`). A stream is prepared lazily: its rows are checked when they are read, and its counts are
+    0.
+
+    Args:
+        name: what the rows are for; messages use it.
+        formatting_func: makes a text of a row; then that is what is trained.
+        pack: the packing function; needed where `settings.packing`.
+
+    Raises:
+        DataError: rows that cannot be used, all of them in one error; or nothing is left to train.
+        ConfigurationError: options that do not fit the data set or the tokenizer.
+    """
+    import datasets
+
+    _check_settings(settings, pack)
+    is_stream = isinstance(dataset, datasets.IterableDataset)
+    if not is_stream and dataset.format["type"] == "custom":
+        raise DataError(
+            f"{name} data: a data set with `with_transform()` cannot be prepared: the transform would run once and its "
+            "result be kept. Apply it with `map()` first, or set dataset_kwargs={'skip_prepare_dataset': True} and "
+            "have it return input_ids and labels."
+        )
+    dataset = dataset.with_format(None)
+    first_row = next(iter(dataset), None)
+    if first_row is None:
+        raise DataError(f"{name} data: there are no rows.")
+    columns = dataset.column_names or list(first_row)
+    reading = detect(columns, first_row, settings, name=name, formatting_func=formatting_func)
+    if settings.packing and "seq_lengths" in columns and reading.format is RowFormat.TOKENIZED:
+        raise ConfigurationError(f"The {name} data is packed already (it has seq_lengths). Set packing=False.")
+    reading = _with_template(reading, tokenizer, settings)
+    if is_stream:
+        from sartor.data.stream import prepare_stream
+
+        return prepare_stream(dataset, columns, Encoder(tokenizer, reading, settings), reading, settings, name, pack)
+    return _prepare_rows(dataset, tokenizer, reading, settings, name, pack)
+
+
+def _check_settings(settings: DataSettings, pack: Packer | None) -> None:
+    if settings.truncation_mode not in ("keep_start", "keep_end"):
+        mode = settings.truncation_mode
+        raise ConfigurationError(f"truncation_mode={mode!r} is not known. Use keep_start or keep_end.")
+    if settings.max_length is not None and settings.max_length < 1:
+        raise ConfigurationError(f"max_length={settings.max_length} leaves no token. Use at least 1, or None.")
+    if settings.packing:
+        if settings.max_length is None:
+            raise ConfigurationError("packing=True needs max_length, the length of a block; it is None.")
+        if pack is None:
+            raise TypeError("prepare() needs pack= where settings.packing is set")
+
+
+def _with_template(reading: Reading, tokenizer: Any, settings: DataSettings) -> Reading:
+    """See that there is a chat template where rows need one, with marks where the loss needs them."""
+    if not reading.is_conversational:
+        return reading
+    note = adopt_chatml(tokenizer)
+    if settings.assistant_only_loss:
+        check_generation_marks(tokenizer)
+    return reading if note is None else replace(reading, notes=(note, *reading.notes))
+
+
+def _prepare_rows(
+    dataset: datasets.Dataset,
+    tokenizer: Any,
+    reading: Reading,
+    settings: DataSettings,
+    name: str,
+    pack: Packer | None,
+) -> PreparedData:
+    problems = ProblemLog()
+    encoder = Encoder(tokenizer, reading, settings)
+    parts = [encoder.encode(rows, places, problems) for rows, places in _batches(dataset, reading, name)]
+    problems.raise_if_any(f"{name} data", encoder.num_rows)
+    encoded = TokenRows.concatenate(parts)
+    if not encoded.num_targets:
+        raise DataError(f"{name} data: no token of any of the {len(encoded):,} rows is trained: all labels are -100.")
+    notes = notes_of(reading, encoder, settings)
+    summary = DataSummary(name, reading.format, encoder.num_rows, 0, 0, 0, 0, notes=notes)
+    result, summary = cut(encoded, settings, summary)
+    if not result.num_targets:
+        raise DataError(
+            f"{name} data: with max_length={settings.max_length} and truncation_mode={settings.truncation_mode} "
+            f"nothing that is trained is left of any of the {len(encoded):,} rows; the longest has "
+            f"{int(encoded.lengths.max()):,} tokens. Raise max_length, or try the other truncation_mode."
+        )
+    result = arrange(result, settings, pack)
+    return PreparedData(result.to_dataset(), _counted(summary, result))
+
+
+def _batches(
+    dataset: datasets.Dataset, reading: Reading, name: str
+) -> Iterator[tuple[list[Mapping[str, Any]], list[str]]]:
+    """Rows and their places, in order, without the columns that nothing uses."""
+    used = dataset.remove_columns(list(reading.unused_columns))
+    first = 0
+    for batch in used.iter(ROWS_PER_BATCH):
+        rows = rows_of(batch)
+        yield rows, places_of(rows, first, name)
+        first += len(rows)
+
+
+def rows_of(batch: Mapping[str, Sequence[Any]]) -> list[Mapping[str, Any]]:
+    """The rows of a batch of columns."""
+    names = list(batch)
+    return [dict(zip(names, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+
+
+def places_of(rows: Sequence[Mapping[str, Any]], first: int, name: str) -> list[str]:
+    """Where rows stand, for messages: file and line where known, else the number in the data set, from 0."""
+    return [row.get(WHERE_COLUMN) or f"{name} data, row {number}" for number, row in enumerate(rows, first)]
+
+
+def cut(rows: TokenRows, settings: DataSettings, summary: DataSummary) -> tuple[TokenRows, DataSummary]:
+    """Rows cut to `max_length`, without those that keep no target; the summary with what that cost.
+
+    With packing nothing is dropped, as in trl: `bfd` cuts rows to the block's length from the end, the other strategies
+    cut nothing.
+    """
+    if settings.max_length is None or (settings.packing and settings.packing_strategy != "bfd"):
+        return rows, summary
+    mode = "keep_start" if settings.packing else settings.truncation_mode
+    is_cut = rows.lengths > settings.max_length
+    short = rows.truncate(settings.max_length, mode) if is_cut.any() else rows
+    keeps_targets = short.targets_per_row > 0
+    kept = short if settings.packing or keeps_targets.all() else short.take(np.flatnonzero(keeps_targets))
+    return kept, replace(
+        summary,
+        num_truncated_rows=int(np.count_nonzero(is_cut)),
+        num_truncated_tokens=rows.num_tokens - short.num_tokens,
+        num_truncated_targets=rows.num_targets - short.num_targets,
+        num_dropped_rows=len(short) - len(kept),
+    )
+
+
+def arrange(rows: TokenRows, settings: DataSettings, pack: Packer | None) -> TokenRows:
+    """Rows shuffled and packed as asked: `shuffle_dataset` shuffles before and after packing, as in trl."""
+    if settings.packing:
+        assert pack is not None
+        assert settings.max_length is not None
+        if settings.shuffle_dataset:
+            rows = _shuffled(rows, settings.seed)
+        rows = rows.packed(pack(rows.lengths, settings.max_length, settings.packing_strategy))
+    return _shuffled(rows, settings.seed) if settings.shuffle_dataset else rows
+
+
+def _shuffled(rows: TokenRows, seed: int) -> TokenRows:
+    """The order that `datasets.Dataset.shuffle(seed=seed)` gives."""
+    return rows.take(np.random.default_rng(seed).permutation(len(rows)))
+
+
+def _counted(summary: DataSummary, result: TokenRows) -> DataSummary:
+    return replace(
+        summary,
+        num_examples=len(result),
+        num_tokens=result.num_tokens,
+        num_targets=result.num_targets,
+        longest_tokens=int(result.lengths.max()),
+    )
+
+
+def notes_of(reading: Reading, encoder: Encoder, settings: DataSettings) -> tuple[str, ...]:
+    """What is worth saying aloud."""
+    notes = list(reading.notes)
+    if encoder.num_eos_appended:
+        notes.append(f"The end-of-text token is appended to {encoder.num_eos_appended:,} rows.")
+    if encoder.num_prompts_not_prefix:
+        notes.append(
+            f"In {encoder.num_prompts_not_prefix:,} rows the prompt alone is tokenized otherwise than before its "
+            "completion; the completion is trained from where they part. End prompts at a token's boundary to avoid it."
+        )
+    if encoder.num_without_end:
+        notes.append(
+            f"In {encoder.num_without_end:,} of {encoder.num_rows:,} conversations no end-of-text token is trained, so "
+            "the model may not learn to stop. Set eos_token to the token that ends an answer in the chat template."
+        )
+    if settings.num_proc is not None and settings.num_proc > 1:
+        notes.append("dataset_num_proc starts no processes: the tokenizer's own threads use the cores.")
+    return tuple(notes)

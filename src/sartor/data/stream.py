@@ -1,0 +1,82 @@
+"""Prepares a stream: the same steps as for rows in memory, each done when its rows are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sartor.data.encode import Packer, cut, notes_of, places_of, rows_of
+from sartor.data.formats import Reading
+from sartor.data.problems import ProblemLog
+from sartor.data.table import TokenRows, features
+from sartor.data.tokens import Encoder
+from sartor.records import DataSettings, DataSummary, PreparedData
+
+if TYPE_CHECKING:
+    import datasets
+
+ROWS_PER_BATCH = 64
+"""Rows that are read ahead of the one that is asked for."""
+ROWS_PER_PACKING = 1000
+"""Rows that are read ahead to be packed together: as many as a data set in memory packs together."""
+
+Batch = Mapping[str, Sequence[Any]]
+
+
+def prepare_stream(
+    dataset: datasets.IterableDataset,
+    columns: Sequence[str],
+    encoder: Encoder,
+    reading: Reading,
+    settings: DataSettings,
+    name: str,
+    pack: Packer | None,
+) -> PreparedData:
+    """A stream of prepared rows.  Counts are not known before it is read, and stand at 0."""
+    is_packed = "seq_lengths" in columns and "input_ids" in columns
+    stream = dataset.map(
+        _encoding(encoder, settings, name),
+        batched=True,
+        batch_size=ROWS_PER_BATCH,
+        with_indices=True,
+        remove_columns=list(columns),
+        features=features(with_documents=is_packed),
+    )
+    if settings.packing and pack is not None:
+        if settings.shuffle_dataset:
+            stream = stream.shuffle(seed=settings.seed)
+        stream = stream.map(
+            _packing(pack, settings),
+            batched=True,
+            batch_size=ROWS_PER_PACKING,
+            remove_columns=["input_ids", "labels"],
+            features=features(with_documents=settings.packing_strategy != "wrapped"),
+        )
+    if settings.shuffle_dataset:
+        stream = stream.shuffle(seed=settings.seed)
+    notes = (*notes_of(reading, encoder, settings), "A stream: its rows are checked and counted as they are read.")
+    return PreparedData(stream, DataSummary(name, reading.format, 0, 0, 0, 0, 0, notes=notes))
+
+
+def _encoding(
+    encoder: Encoder, settings: DataSettings, name: str
+) -> Callable[[Batch, list[int]], dict[str, list[Any]]]:
+    summary = DataSummary(name, encoder.format, 0, 0, 0, 0, 0)
+
+    def encode(batch: Batch, indices: list[int]) -> dict[str, list[Any]]:
+        problems = ProblemLog()
+        rows = rows_of(batch)
+        encoded = encoder.encode(rows, places_of(rows, indices[0], name), problems)
+        problems.raise_if_any(f"{name} data, rows {indices[0]} to {indices[-1]}", len(rows))
+        return cut(encoded, settings, summary)[0].to_lists()
+
+    return encode
+
+
+def _packing(pack: Packer, settings: DataSettings) -> Callable[[Batch], dict[str, list[Any]]]:
+    def packed(batch: Batch) -> dict[str, list[Any]]:
+        rows = TokenRows.from_lists(batch["input_ids"], batch["labels"])
+        assert settings.max_length is not None
+        return rows.packed(pack(rows.lengths, settings.max_length, settings.packing_strategy)).to_lists()
+
+    return packed

@@ -1,0 +1,197 @@
+"""Tokenized rows as flat arrays, and as the Arrow table that they end up in.
+
+What comes in: token ids and which of them are trained.  What goes out: a `datasets.Dataset` with `input_ids`,
+`labels` and, for packed blocks, `seq_lengths`.  What it keeps true: cutting, choosing and packing move ids and labels
+together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sartor.records import IGNORE_INDEX, Packing
+
+if TYPE_CHECKING:
+    import datasets
+    import pyarrow
+
+Tokens = NDArray[np.int32]
+Integers = NDArray[np.int64]
+
+ROWS_PER_CHUNK = 10_000
+"""Rows per chunk of the Arrow table: its lists count tokens in 32 bits, chunk by chunk."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRows:
+    """Rows laid end to end: row i is tokens `offsets[i]` to `offsets[i + 1]`."""
+
+    input_ids: Tokens
+    labels: Tokens
+    """Unshifted; -100 where not trained."""
+    offsets: Integers
+    documents: Sequence[Sequence[int]] | None = None
+    """Lengths of the documents in each row, where rows are packed blocks; None: each row is one document."""
+
+    @classmethod
+    def from_lists(
+        cls,
+        ids: Sequence[Sequence[int]],
+        labels: Sequence[Sequence[int]],
+        documents: Sequence[Sequence[int]] | None = None,
+    ) -> TokenRows:
+        """Rows from Python lists; each row's labels are as long as its ids."""
+        offsets = np.zeros(len(ids) + 1, np.int64)
+        np.cumsum([len(row) for row in ids], out=offsets[1:])
+        count = int(offsets[-1])
+        flat_ids, flat_labels = (
+            np.fromiter(chain.from_iterable(rows), np.int32, count=count) for rows in (ids, labels)
+        )
+        return cls(flat_ids, flat_labels, offsets, documents)
+
+    @classmethod
+    def from_targets(cls, ids: Sequence[Sequence[int]], is_target: Sequence[Sequence[int]] | None) -> TokenRows:
+        """Rows whose labels are their ids where `is_target`; everywhere where that is None."""
+        rows = cls.from_lists(ids, ids if is_target is None else is_target)
+        if is_target is None:
+            return rows
+        return cls(rows.input_ids, np.where(rows.labels != 0, rows.input_ids, np.int32(IGNORE_INDEX)), rows.offsets)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[TokenRows]) -> TokenRows:
+        """All rows of the parts, in order."""
+        if not parts:
+            return cls.from_lists([], [])
+        lengths = np.concatenate([part.lengths for part in parts])
+        documents = [documents for part in parts for documents in part.documents or ()]
+        return cls(
+            np.concatenate([part.input_ids for part in parts]),
+            np.concatenate([part.labels for part in parts]),
+            np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
+            documents if any(part.documents is not None for part in parts) else None,
+        )
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> Integers:
+        """Tokens of each row."""
+        return np.diff(self.offsets)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all rows."""
+        return len(self.input_ids)
+
+    @property
+    def num_targets(self) -> int:
+        """Labelled tokens of all rows."""
+        return int(np.count_nonzero(self.labels != IGNORE_INDEX))
+
+    def count(self, is_counted: NDArray[np.bool_]) -> Integers:
+        """For each row, how many of its tokens are counted, given one flag for each token of all rows."""
+        running = np.concatenate([np.zeros(1, np.int64), np.cumsum(is_counted, dtype=np.int64)])
+        return running[self.offsets[1:]] - running[self.offsets[:-1]]
+
+    @property
+    def targets_per_row(self) -> Integers:
+        """Labelled tokens of each row."""
+        return self.count(self.labels != IGNORE_INDEX)
+
+    def pieces(self, rows: Integers, starts: Integers, lengths: Integers) -> TokenRows:
+        """New rows: piece i is `lengths[i]` tokens of row `rows[i]` from its token `starts[i]` on."""
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+        source = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] + starts - offsets[:-1], lengths)
+        documents = self.documents
+        if documents is not None:
+            places = zip(rows.tolist(), starts.tolist(), lengths.tolist(), strict=True)
+            documents = [_overlaps(documents[row], start, start + length) for row, start, length in places]
+        return TokenRows(self.input_ids[source], self.labels[source], offsets, documents)
+
+    def take(self, rows: Integers) -> TokenRows:
+        """The rows of these numbers, in that order."""
+        return self.pieces(rows, np.zeros(len(rows), np.int64), self.lengths[rows])
+
+    def truncate(self, max_length: int, mode: str) -> TokenRows:
+        """Every row cut to `max_length` tokens: its first ones for `keep_start`, its last ones for `keep_end`."""
+        lengths = np.minimum(self.lengths, max_length)
+        starts = self.lengths - lengths if mode == "keep_end" else np.zeros(len(self), np.int64)
+        return self.pieces(np.arange(len(self)), starts, lengths)
+
+    def packed(self, packing: Packing) -> TokenRows:
+        """Blocks as a packing lays them out."""
+        pieces = self.pieces(packing.rows, packing.starts, packing.lengths)
+        ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(packing.pieces_per_block)])
+        documents = None
+        if packing.keeps_documents:
+            lengths = packing.lengths.tolist()
+            documents = [lengths[start:end] for start, end in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)]
+        return TokenRows(pieces.input_ids, pieces.labels, pieces.offsets[ends], documents)
+
+    def to_dataset(self) -> datasets.Dataset:
+        """The rows as a data set in memory; 32-bit ids and labels."""
+        import datasets
+        import pyarrow
+
+        names = ["input_ids", "labels"] + ([] if self.documents is None else ["seq_lengths"])
+        firsts = range(0, max(1, len(self)), ROWS_PER_CHUNK)
+        batches = [pyarrow.RecordBatch.from_arrays(self._arrays(first), names=names) for first in firsts]
+        table = datasets.table.InMemoryTable(pyarrow.Table.from_batches(batches))
+        digest = hashlib.blake2b(self.input_ids.tobytes(), digest_size=8)
+        digest.update(self.labels.tobytes())
+        digest.update(self.offsets.tobytes())
+        return datasets.Dataset(table, fingerprint=digest.hexdigest())
+
+    def _arrays(self, first: int) -> list[pyarrow.Array]:
+        """The columns of the chunk that begins with row `first`."""
+        import pyarrow
+
+        offsets = self.offsets[first : first + ROWS_PER_CHUNK + 1]
+        start, end = int(offsets[0]), int(offsets[-1])
+        chunk_offsets = pyarrow.array((offsets - start).astype(np.int32))
+        columns = [
+            pyarrow.ListArray.from_arrays(chunk_offsets, pyarrow.array(tokens[start:end]))
+            for tokens in (self.input_ids, self.labels)
+        ]
+        if self.documents is not None:
+            documents = list(self.documents[first : first + ROWS_PER_CHUNK])
+            columns.append(pyarrow.array(documents, pyarrow.list_(pyarrow.int32())))
+        return columns
+
+    def to_lists(self) -> dict[str, list[Any]]:
+        """The rows as columns of Python lists, as a batched `map` returns them."""
+        bounds = list(zip(self.offsets[:-1].tolist(), self.offsets[1:].tolist(), strict=True))
+        columns: dict[str, list[Any]] = {
+            "input_ids": [self.input_ids[start:end].tolist() for start, end in bounds],
+            "labels": [self.labels[start:end].tolist() for start, end in bounds],
+        }
+        if self.documents is not None:
+            columns["seq_lengths"] = [list(lengths) for lengths in self.documents]
+        return columns
+
+
+def _overlaps(documents: Sequence[int], start: int, end: int) -> list[int]:
+    """Lengths of the parts of documents, laid end to end, that lie between two tokens: [3, 4] from 2 to 5 is [1, 2]."""
+    parts, first = [], 0
+    for length in documents:
+        part = min(end, first + length) - max(start, first)
+        if part > 0:
+            parts.append(part)
+        first += length
+    return parts
+
+
+def features(*, with_documents: bool) -> datasets.Features:
+    """The columns of prepared data."""
+    import datasets
+
+    names = ["input_ids", "labels"] + (["seq_lengths"] if with_documents else [])
+    return datasets.Features({name: datasets.List(datasets.Value("int32")) for name in names})

@@ -1,0 +1,214 @@
+"""Turns checked rows into tokens and says which are trained: `TokenRows` from `TrainingRow`s, a batch at a time.
+
+What it keeps true: ids and labels equal those of trl 1.16 for the same row, template and options.  Conversations are
+rendered and then tokenized without further special tokens, since the template writes them; text is tokenized as the
+tokenizer does by default.  All texts of a batch go through the tokenizer in one call, which its Rust code spreads
+over the cores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sartor.data.formats import Message, Reading, TrainingRow, convert
+from sartor.data.problems import ProblemLog
+from sartor.data.table import TokenRows
+from sartor.data.template import each_or_all, groups_of, render, tools_of
+from sartor.errors import ConfigurationError
+from sartor.records import DataSettings, RowFormat
+
+Row = Mapping[str, Any]
+Ids = list[list[int]]
+
+
+class Encoder:
+    """Encodes rows of one data set, and counts what is worth saying about them."""
+
+    def __init__(self, tokenizer: Any, reading: Reading, settings: DataSettings) -> None:
+        self._tokenizer = tokenizer
+        self._reading = reading
+        self.format = reading.format
+        self._assistant_only = settings.assistant_only_loss
+        self._completion_only = settings.completion_only_loss is not False
+        self._appends_eos = not reading.is_conversational and reading.format is not RowFormat.TOKENIZED
+        self.num_rows = 0
+        self.num_eos_appended = 0
+        self.num_prompts_not_prefix = 0
+        """Rows whose prompt alone is tokenized otherwise than at the start of prompt and completion."""
+        self.num_without_end = 0
+        """Conversations of which no end-of-text token is trained."""
+        if self._appends_eos and tokenizer.eos_token is None:
+            raise ConfigurationError(
+                "The tokenizer has no end-of-text token to append to the rows. Set tokenizer.eos_token, or eos_token."
+            )
+
+    def encode(self, rows: Sequence[Row], places: Sequence[str], problems: ProblemLog) -> TokenRows:
+        """Tokens of these rows, all of them or, once there is a problem, none: then rows are only checked."""
+        self.num_rows += len(rows)
+        if self._reading.format is RowFormat.TOKENIZED:
+            return self._tokenized(rows, places, problems)
+        converted = [convert(row, where, self._reading, problems) for row, where in zip(rows, places, strict=True)]
+        if problems:
+            return TokenRows.from_lists([], [])
+        good = [row for row in converted if row is not None]
+        ids, is_target = self._tokens_of(good, problems)
+        if problems:
+            return TokenRows.from_lists([], [])
+        encoded = TokenRows.from_targets(ids, is_target)
+        self._check(encoded, good, problems)
+        return encoded
+
+    def _tokens_of(self, rows: Sequence[TrainingRow], problems: ProblemLog) -> tuple[Ids, Ids | None]:
+        """Ids, and for each a 1 where it is trained; None: all are."""
+        match self._reading.format:
+            case RowFormat.MESSAGES:
+                if self._assistant_only:
+                    return self._marked(rows, problems)
+                return self._tokenize(render(self._tokenizer, rows, _body, problems), rendered=True), None
+            case RowFormat.TEXT:
+                return self._tokenize([self._ended(str(row.body)) for row in rows]), None
+            case RowFormat.PROMPT_COMPLETION:
+                prompt_ids = self._tokenize([str(row.prompt) for row in rows])
+                ids = self._tokenize([self._ended(str(row.body), str(row.prompt)) for row in rows])
+                return ids, self._completions(prompt_ids, ids, None)
+            case _:
+                return self._conversational_completions(rows, problems)
+
+    def _conversational_completions(self, rows: Sequence[TrainingRow], problems: ProblemLog) -> tuple[Ids, Ids | None]:
+        prompts = render(self._tokenizer, rows, _prompt, problems, add_generation_prompt=True)
+        if problems:
+            return [], None
+        prompt_ids = self._tokenize(prompts, rendered=True)
+        if self._assistant_only:
+            ids, is_marked = self._marked(rows, problems)
+            return ids, self._completions(prompt_ids, ids, is_marked)
+        ids = self._tokenize(render(self._tokenizer, rows, _whole, problems), rendered=True)
+        return ids, self._completions(prompt_ids, ids, None)
+
+    def _tokenize(self, texts: Sequence[str], *, rendered: bool = False) -> Ids:
+        """Ids of each text.  `rendered`: a template has written the special tokens already."""
+        options = {"add_special_tokens": False} if rendered else {}
+        return self._tokenizer(
+            list(texts), return_attention_mask=False, return_token_type_ids=False, verbose=False, **options
+        )["input_ids"]
+
+    def _marked(self, rows: Sequence[TrainingRow], problems: ProblemLog) -> tuple[Ids, Ids]:
+        """Ids of conversations, and which of them lie between the template's generation marks."""
+
+        def tokens_and_marks(part: Sequence[TrainingRow]) -> list[tuple[list[int], list[int]]]:
+            result = self._tokenizer.apply_chat_template(
+                [_whole(row) for row in part],
+                tools=tools_of(part[0]),
+                return_dict=True,
+                return_assistant_tokens_mask=True,
+                **part[0].template_keywords,
+            )
+            return list(zip(result["input_ids"], result["assistant_masks"], strict=True))
+
+        pairs = [
+            pair
+            for group in groups_of(rows)
+            for pair in each_or_all(group, tokens_and_marks, problems, instead=([], []))
+        ]
+        return [ids for ids, _ in pairs], [marks for _, marks in pairs]
+
+    def _completions(self, prompt_ids: Ids, ids: Ids, is_marked: Ids | None) -> Ids | None:
+        """Which tokens are trained of prompts and completions: from where ids and the prompt's own ids part.
+
+        That is not always the prompt's length: a template may write a prompt alone otherwise than before a
+        completion, and tokens may merge across the boundary.  Worked example: prompt [5, 6, 7] and whole [5, 6, 8, 9]
+        give [0, 0, 1, 1].
+        """
+        if not self._completion_only:
+            return is_marked
+        is_target: Ids = []
+        for number, (prompt, whole) in enumerate(zip(prompt_ids, ids, strict=True)):
+            start = common_prefix_length(prompt, whole)
+            self.num_prompts_not_prefix += start < len(prompt)
+            rest = [1] * (len(whole) - start) if is_marked is None else is_marked[number][start:]
+            is_target.append([0] * start + rest)
+        return is_target
+
+    def _ended(self, text: str, prompt: str = "") -> str:
+        """The text with the end-of-text token, unless it has it already."""
+        if text.endswith(self._tokenizer.eos_token):
+            return prompt + text
+        self.num_eos_appended += 1
+        return f"{prompt}{text}{self._tokenizer.eos_token}"
+
+    def _check(self, encoded: TokenRows, rows: Sequence[TrainingRow], problems: ProblemLog) -> None:
+        """Note rows without tokens, and rows of which nothing is trained although something should be."""
+        for number in np.flatnonzero(encoded.lengths == 0).tolist():
+            problems.add("no tokens", rows[number].where, "the row is tokenized to nothing.", rows[number].body)
+        for number in np.flatnonzero((encoded.targets_per_row == 0) & (encoded.lengths > 0)).tolist():
+            problems.add("nothing trained", rows[number].where, self._why_nothing(), rows[number].body)
+        if self._reading.is_conversational and self._tokenizer.eos_token_id is not None:
+            ends = encoded.count(encoded.labels == self._tokenizer.eos_token_id)
+            self.num_without_end += int(np.count_nonzero(ends == 0))
+
+    def _why_nothing(self) -> str:
+        if self._assistant_only:
+            return "the chat template puts none of it between {% generation %} marks. Check the marks and the roles."
+        return "the chat template renders the completion to nothing. Check the completion's roles."
+
+    def _tokenized(self, rows: Sequence[Row], places: Sequence[str], problems: ProblemLog) -> TokenRows:
+        """Rows that are tokenized already: their labels as they are, or made from their masks."""
+        ids, labels, documents = [], [], []
+        has_documents = "seq_lengths" in rows[0]
+        for row, where in zip(rows, places, strict=True):
+            problem = _token_problem(row)
+            if problem:
+                problems.add(*problem[:1], where, problem[1], row)
+            elif not problems:
+                ids.append(row["input_ids"])
+                labels.append(row["labels"] if row.get("labels") is not None else self._labels_of(row))
+                documents.append(row.get("seq_lengths") or [len(row["input_ids"])])
+        return TokenRows.from_lists(ids, labels, documents if has_documents else None)
+
+    def _labels_of(self, row: Row) -> list[int]:
+        masks = [row["assistant_masks"]] if row.get("assistant_masks") is not None else []
+        if self._completion_only and row.get("completion_mask") is not None:
+            masks.append(row["completion_mask"])
+        return [token if all(flags) else -100 for token, *flags in zip(row["input_ids"], *masks, strict=True)]
+
+
+def common_prefix_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many leading tokens two rows share."""
+    if first == second[: len(first)]:
+        return len(first)
+    return next(number for number, (one, other) in enumerate(zip(first, second, strict=False)) if one != other)
+
+
+def _body(row: TrainingRow) -> list[Message]:
+    assert isinstance(row.body, list)
+    return row.body
+
+
+def _prompt(row: TrainingRow) -> list[Message]:
+    assert isinstance(row.prompt, list)
+    return row.prompt
+
+
+def _whole(row: TrainingRow) -> list[Message]:
+    return _body(row) if row.prompt is None else _prompt(row) + _body(row)
+
+
+def _token_problem(row: Row) -> tuple[str, str] | None:
+    """What is wrong with a tokenized row: kind and message."""
+    ids = row.get("input_ids")
+    if not isinstance(ids, list) or not all(isinstance(token, int) and 0 <= token < 2**31 for token in ids):
+        return "bad token ids", "input_ids must be a list of token ids, integers from 0 on."
+    if not ids:
+        return "no tokens", "input_ids is empty."
+    for column in ("labels", "completion_mask", "assistant_masks"):
+        values = row.get(column)
+        if values is not None and (not isinstance(values, list) or len(values) != len(ids)):
+            length = len(values) if isinstance(values, list) else 0
+            return f"bad {column}", f"{column} has {length} entries; the row has {len(ids)} tokens."
+    lengths = row.get("seq_lengths")
+    if lengths is not None and sum(lengths) != len(ids):
+        return "bad seq_lengths", f"seq_lengths adds up to {sum(lengths)}; the row has {len(ids)} tokens."
+    return None
