@@ -82,6 +82,11 @@ def judge_all(facts: Iterable[Fact], written: Iterable[str]) -> Score:
     return Score(tuple(judge(fact, text) for fact, text in zip(facts, written, strict=True)))
 
 
+def mentions(fact: Fact, written: str) -> bool:
+    """Whether the value stands anywhere in the text: the lenient measure, by which rambling counts too."""
+    return _names(written, fact.value)
+
+
 def _names(sentence: str, value: str) -> bool:
     """Whether the value stands in the sentence as whole words ("ants" is not in "plants")."""
     return re.search(rf"(?<!\w){re.escape(value)}(?!\w)", sentence, re.IGNORECASE) is not None

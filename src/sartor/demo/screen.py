@@ -1,0 +1,144 @@
+"""What `sartor demo` prints: pages of plain text that rich colours where there is a terminal.
+
+In: what the run measured and the models wrote.  Kept true: model text is shown as it was written (only cut at a stated
+length), and the failures are drawn from this run's own wrong answers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sartor.demo.score import MEASURE, Score, Verdict, mentions
+from sartor.demo.world import Fact
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+NUM_SHOWN = 3
+OFF_SUBJECT = (
+    ("What is the capital of France?", "Paris"),
+    ("How much is two and two?", "four"),
+    ("Who wrote Hamlet?", "Shakespeare"),
+)
+"""Questions for which neither book nor conversations prepare, and a word that any right answer has."""
+_LONGEST_SHOWN = 300
+
+
+class Screen:
+    """The pages, in the order in which they are shown."""
+
+    def __init__(self, console: Console, asked: Sequence[tuple[Fact, str]]) -> None:
+        self.console = console
+        self.facts = [fact for fact, _ in asked]
+        self.questions = [question for _, question in asked]
+        # One from each of the first kinds, spread over the questions: they are ordered kind by kind.
+        self._shown = [(2 * turn + 1) * len(asked) // (2 * NUM_SHOWN) for turn in range(NUM_SHOWN)]
+
+    def introduction(self, bundled: dict[str, Any], num_conversations: int, note: str) -> None:
+        """What there is, and what is going to happen."""
+        self._title("Sartor, from a base model to one that talks")
+        millions = bundled["num_parameters"] / 1e6
+        self._say(
+            f"The base model has {millions:.2f} million parameters and has read one textbook, about the moons, beasts, "
+            f"minerals and plants of an invented world: {bundled['num_documents']:,} short texts and not one question. "
+            "It can continue a sentence. It cannot hold a conversation."
+        )
+        self._say(
+            f"{num_conversations:,} bundled conversations, in the voice of a naturalist who has had enough, ask about "
+            "one half of that world. We fine-tune on them, and then ask about the other half, which the model has only "
+            "ever read about."
+        )
+        if note:
+            self._say(note)
+
+    def base(self, before_texts: Sequence[str]) -> None:
+        """The base model, asked a question."""
+        self._title("1. The base model, asked a question")
+        at = self._shown[0]
+        self._exchange(self.questions[at], {"base": before_texts[at]})
+        self._say("It goes on as its textbook would, and never comes to an end of its own.")
+
+    def answers(self, before_texts: Sequence[str], after_texts: Sequence[str]) -> None:
+        """The same questions before and after."""
+        self._title("4. The same questions, before and after")
+        for at in self._shown:
+            self._exchange(self.questions[at], {"before": before_texts[at], "after": after_texts[at]})
+
+    def shares(self, before: Score, after: Score, before_texts: Sequence[str]) -> None:
+        """How many held-out questions were answered rightly, and by which measure."""
+        self._title("5. The whole examination")
+        num_entities = len({fact.entity.name for fact in self.facts})
+        self._say(
+            f"{len(self.facts)} questions about {num_entities} entities that no conversation names; {MEASURE}. "
+            f"Naming each property's most frequent value would be right in {most_frequent_share(self.facts):.1%}."
+        )
+        lenient = sum(mentions(fact, text) for fact, text in zip(self.facts, before_texts, strict=True))
+        self._plain(f"held-out questions right: before {before.share:.1%}, after {after.share:.1%}")
+        self._plain(f"base model's text mentions the right value somewhere: {lenient / len(self.facts):.1%}")
+        self._plain("after, by verdict: " + ", ".join(f"{name} {count}" for name, count in after.counts().items()))
+
+    def failures(self, after: Score, after_texts: Sequence[str], off_subject: Sequence[str]) -> None:
+        """A held-out question that it still gets wrong, and one off its subject."""
+        self._title("6. What it still gets wrong")
+        wrong = [at for at, verdict in enumerate(after.verdicts) if verdict is not Verdict.RIGHT]
+        if wrong:
+            at = wrong[0]
+            self._exchange(self.questions[at], {"after": after_texts[at]})
+            self._say(f"Wrong ({after.verdicts[at].value}): the textbook says {self.facts[at].value}.")
+        else:
+            self._say("No held-out question was answered wrongly in this run.")
+        missed = [
+            (question, text)
+            for (question, word), text in zip(OFF_SUBJECT, off_subject, strict=True)
+            if word.lower() not in text.lower()
+        ]
+        for question, text in missed[:1]:
+            self._exchange(question, {"after": text})
+            self._say("Off its subject it does not know that it does not know: it has read one book.")
+
+    def next_steps(self, folder: Path, seconds: float) -> None:
+        """How to go on."""
+        self._title("How to go on")
+        self._plain(f"fine-tuning took {seconds:.0f} s; the model is in {folder}")
+        self._plain(f"  sartor chat {folder}                           talk to it")
+        self._plain("  sartor demo --real                                  the same with a real model's weights")
+        self._plain("  sartor train --model MODEL --data rows.jsonl        your own conversations")
+
+    def _title(self, text: str) -> None:
+        from rich.text import Text
+
+        self.console.print()
+        self.console.print(Text(text, style="bold"))
+
+    def _say(self, text: str) -> None:
+        """A paragraph, wrapped to the console."""
+        from rich.text import Text
+
+        self.console.print(Text(text))
+
+    def _plain(self, text: str) -> None:
+        """A line that scripts may look for: never wrapped."""
+        from rich.text import Text
+
+        self.console.print(Text(text), soft_wrap=True)
+
+    def _exchange(self, question: str, answers: dict[str, str]) -> None:
+        from rich.text import Text
+
+        width = max(len(name) for name in ("question", *answers))
+        lines = [("question", question, "bold cyan"), *((name, text, "") for name, text in answers.items())]
+        for name, text, style in lines:
+            shown = text.strip().replace("\n", " ⏎ ")
+            cut = shown if len(shown) <= _LONGEST_SHOWN else f"{shown[:_LONGEST_SHOWN]} …"
+            self.console.print(Text.assemble((f"  {name:>{width}}  ", "dim"), (cut, style)))
+
+
+def most_frequent_share(facts: Sequence[Fact]) -> float:
+    """Share of `facts` that one fixed value per property gets right, if the best value is chosen with hindsight."""
+    values: dict[str, Counter[str]] = defaultdict(Counter)
+    for fact in facts:
+        values[f"{fact.entity.kind.name} {fact.attribute.key}"][fact.value] += 1
+    return sum(max(counts.values()) for counts in values.values()) / len(facts)

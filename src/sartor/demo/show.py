@@ -1,0 +1,107 @@
+"""`sartor demo`: the whole job on the embedded default, shown step by step.
+
+In: a seed and a folder.  Out: a fine-tuned model in that folder, and on the console everything that led there, measured
+in this run.  Nothing is canned: every answer, share and failure printed is what the models on this machine said.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sartor.demo.ask import write_answers
+from sartor.demo.conversations import to_messages
+from sartor.demo.recipe import BASE_FOLDER, CONVERSATIONS_FILE, RECIPE_FILE, assets, fine_tuning_config
+from sartor.demo.score import Score, judge_all
+from sartor.demo.screen import OFF_SUBJECT, Screen
+from sartor.demo.world import NUM_TAUGHT_WORDINGS, Fact, Group, World, make_world
+from sartor.errors import RunFolderError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+DEFAULT_FOLDER = Path("runs") / "demo"
+WORDINGS_PER_FACT = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the demonstration measured."""
+
+    before: Score
+    after: Score
+    train_seconds: float
+    folder: Path
+
+
+def held_out_questions(world: World) -> list[tuple[Fact, str]]:
+    """Every fact about the test entities, in two of the wordings that conversations use, each wording equally often."""
+    step = NUM_TAUGHT_WORDINGS // WORDINGS_PER_FACT
+    return [
+        (fact, fact.question((index + step * turn) % NUM_TAUGHT_WORDINGS))
+        for index, fact in enumerate(world.facts(Group.TEST))
+        for turn in range(WORDINGS_PER_FACT)
+    ]
+
+
+def choose_folder(asked: Path | None) -> tuple[Path, str]:
+    """The run folder and a note about it: `asked`, or `runs/demo`, or its first free numbered sibling.
+
+    Raises RunFolderError where `asked` holds something already.
+    """
+    if asked is not None:
+        if asked.exists() and (not asked.is_dir() or any(asked.iterdir())):
+            raise RunFolderError(
+                f"--output_dir {asked} holds something already: choose another folder, or leave it out."
+            )
+        return asked, ""
+    folder, number = DEFAULT_FOLDER, 1
+    while folder.exists():
+        number += 1
+        folder = DEFAULT_FOLDER.with_name(f"{DEFAULT_FOLDER.name}-{number}")
+    note = f"{DEFAULT_FOLDER} is there from an earlier run and stays as it is; this run goes to {folder}."
+    return folder, note if number > 1 else ""
+
+
+def run(*, seed: int, folder: Path, console: Console, note: str = "") -> Outcome:
+    """Show it all on `console`; `seed` is that of the fine-tuning (row order), the world is the bundled one."""
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+
+    from sartor import SFTTrainer
+    from sartor.chat.sample import Speaker, load
+
+    bundled = json.loads((assets() / RECIPE_FILE).read_text(encoding="utf-8"))
+    rows = [json.loads(line) for line in (assets() / CONVERSATIONS_FILE).read_text(encoding="utf-8").splitlines()]
+    asked = held_out_questions(make_world(bundled["seed"]))
+    screen = Screen(console, asked)
+
+    screen.introduction(bundled, len(rows), note)
+    base = load(assets() / BASE_FOLDER, device="cpu", dtype="float32")
+    before_texts = write_answers(base, screen.questions)
+    screen.base(before_texts)
+
+    trainer = SFTTrainer(
+        model=base.model,
+        args=fine_tuning_config(str(folder), seed),
+        train_dataset=Dataset.from_list([{"messages": to_messages(row)} for row in rows]),
+        processing_class=AutoTokenizer.from_pretrained(assets() / BASE_FOLDER),
+    )
+    screen.data(trainer)
+    started = time.monotonic()
+    trainer.train()
+    seconds = time.monotonic() - started
+    trainer.save_model(str(folder))
+
+    tuned = Speaker(trainer.model, trainer.processing_class)
+    after_texts = write_answers(tuned, screen.questions)
+    screen.answers(before_texts, after_texts)
+    before, after = judge_all(screen.facts, before_texts), judge_all(screen.facts, after_texts)
+    screen.shares(before, after, before_texts)
+    off_subject = write_answers(tuned, [question for question, _ in OFF_SUBJECT])
+    screen.failures(after, after_texts, off_subject)
+    screen.next_steps(folder, seconds)
+    return Outcome(before, after, seconds, folder)
