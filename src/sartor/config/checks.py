@@ -21,6 +21,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "packing_strategy": ("bfd", "bfd_split", "wrapped"),
     "loss_type": ("nll", "dft"),
     "train_sampling_strategy": ("random", "sequential", "group_by_length"),
+    "include_num_input_tokens_seen": ("no", "all", "non_padding"),
+    "log_level": ("passive", "detail", "debug", "info", "warning", "error", "critical"),
 }
 """Options whose type is str but whose values are few."""
 

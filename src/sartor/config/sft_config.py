@@ -54,7 +54,8 @@ class SFTConfig(TrainingArguments, metaclass=OldNames):
         "dataset_kwargs",
     ]
 
-    if typing.TYPE_CHECKING:  # transformers is untyped here, and these two are assigned below
+    if typing.TYPE_CHECKING:  # transformers is untyped here, and these are assigned below
+        include_num_input_tokens_seen: str | bool
         gradient_accumulation_steps: int
         activation_checkpointing: bool | None
 
@@ -228,6 +229,8 @@ class SFTConfig(TrainingArguments, metaclass=OldNames):
                 setattr(self, name, renamed[value])
         if self.bf16 is None:
             self.bf16 = not self.fp16
+        if isinstance(self.include_num_input_tokens_seen, bool):
+            self.include_num_input_tokens_seen = "all" if self.include_num_input_tokens_seen else "no"
         if is_true(os.environ.get("ACCELERATE_USE_CPU")):
             self.use_cpu = True
         problems = field_problems(self)

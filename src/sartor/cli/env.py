@@ -1,0 +1,129 @@
+"""`sartor env`: what a bug report needs, on standard output; no secret is printed."""
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+import sartor
+from sartor.errors import ConfigurationError
+
+HELP = "print what a bug report needs"
+
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "datasets",
+    "tokenizers",
+    "accelerate",
+    "peft",
+    "huggingface_hub",
+    "safetensors",
+    "trl",
+)
+_CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile", "asimd", "bf16")
+_PREFIXES = (
+    "ACCELERATE_",
+    "CUDA_",
+    "HF_",
+    "KMP_",
+    "LD_PRELOAD",
+    "LOCAL_RANK",
+    "MALLOC_",
+    "MASTER_",
+    "MKL_",
+    "NCCL_",
+    "OMP_",
+    "PYTORCH_",
+    "RANK",
+    "SARTOR_",
+    "THP_",
+    "TOKENIZERS_",
+    "TORCH_",
+    "TRANSFORMERS_",
+    "WORLD_SIZE",
+)
+_SECRET_WORDS = ("TOKEN", "KEY", "SECRET", "PASSWORD", "AUTH", "CREDENTIAL")
+_NOT_SECRET = ("TOKENIZERS_PARALLELISM", "HF_HUB_DISABLE_IMPLICIT_TOKEN")
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command with the arguments after `sartor env`; returns the exit code.  Raises SartorError."""
+    if list(argv) in (["-h"], ["--help"]):
+        print("usage: sartor env\n\nPrints versions, hardware and settings for a bug report; no tokens.")
+        return 0
+    if argv:
+        raise ConfigurationError(f"sartor env takes no arguments, but got {' '.join(argv)}")
+    lines = [*_software(), *_hardware(), *_devices(), *_variables(dict(os.environ))]
+    width = max(len(name) for name, _ in lines)
+    for name, value in lines:
+        print(f"{name:<{width}}  {value}")
+    return 0
+
+
+def _software() -> list[tuple[str, str]]:
+    lines = [("sartor", sartor.__version__), ("python", platform.python_version())]
+    for name in _PACKAGES:
+        try:
+            lines.append((name, importlib.metadata.version(name)))
+        except importlib.metadata.PackageNotFoundError:
+            lines.append((name, "not installed"))
+    return [*lines, ("system", platform.platform())]
+
+
+def _hardware() -> list[tuple[str, str]]:
+    import psutil
+
+    information = _cpu_information()
+    present = set(information.get("flags", information.get("Features", "")).split())
+    flags = [flag for flag in _CPU_FLAGS if flag in present]
+    memory = psutil.virtual_memory()
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return [
+        ("cpu", information.get("model name") or platform.processor() or platform.machine()),
+        ("cores", f"{psutil.cpu_count(logical=False)} physical, {psutil.cpu_count()} logical, {usable} usable"),
+        ("cpu flags", ", ".join(flags) or "none of " + ", ".join(_CPU_FLAGS)),
+        ("memory", f"{memory.total / 1e9:.1f} GB, {memory.available / 1e9:.1f} GB available"),
+    ]
+
+
+def _cpu_information() -> dict[str, str]:
+    """The first processor's entries of /proc/cpuinfo; empty where there is none."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in text.split("\n\n")[0].splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _devices() -> list[tuple[str, str]]:
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        return [("devices", f"torch cannot be loaded: {error}")]
+    lines = [
+        ("threads", str(torch.get_num_threads())),
+        ("cuda build", torch.version.cuda or "none: this torch is for CPUs"),
+    ]
+    if not torch.cuda.is_available():
+        return [*lines, ("gpu", "none that torch can use")]
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        capability = f"sm{properties.major}{properties.minor}"
+        lines.append((f"gpu {index}", f"{properties.name}, {properties.total_memory / 1e9:.1f} GB, {capability}"))
+    return lines
+
+
+def _variables(environment: dict[str, str]) -> list[tuple[str, str]]:
+    """Environment variables that change how training goes; of secrets only that they are set."""
+    return [
+        (name, "(set, not shown)" if _is_secret(name) else environment[name])
+        for name in sorted(environment)
+        if name.startswith(_PREFIXES)
+    ]
+
+
+def _is_secret(name: str) -> bool:
+    return name not in _NOT_SECRET and any(word in name for word in _SECRET_WORDS)

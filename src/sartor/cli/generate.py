@@ -1,0 +1,104 @@
+"""Writes the flags of `sartor train` that are fields of `SFTConfig`: `python -m sartor.cli.generate >
+src/sartor/cli/field_flags.py`.
+
+The table is static because reading it off the class would load transformers, which takes seconds.
+"""
+
+import dataclasses
+import types
+import typing
+from typing import Any
+
+from sartor.cli.flags import Flag
+from sartor.config.checks import CHOICES
+from sartor.config.sft_config import DEFAULTS, ENUMERATIONS, SFTConfig
+from sartor.config.table import OPTIONS, Status
+from sartor.config.texts import GROUPS
+
+_HEAD = '''"""The flags of `sartor train` that are fields of `SFTConfig`.
+
+Written by `python -m sartor.cli.generate`, and held up to date by a test: do not edit.
+"""
+
+# ruff: noqa: E501
+# fmt: off
+
+from sartor.cli.flags import Flag
+
+FIELD_FLAGS = (
+'''
+
+_LISTS = ("report_to", "include_for_metrics", "label_names", "optim_target_modules", "map")
+_KINDS = {bool: "bool", int: "int", float: "float", dict: "dict", str: "str"}
+
+
+def field_flags() -> list[Flag]:
+    """One flag per field, in the order of the help; those without effect or refused come last, without a group."""
+    shown = {name: (group, text) for group, options in GROUPS.items() for name, text in options.items()}
+    fields = {entry.name: entry for entry in dataclasses.fields(SFTConfig)}
+    hints = typing.get_type_hints(SFTConfig)
+    ordered = [*shown, *(name for name in fields if name not in shown)]
+    flags = []
+    for name in ordered:
+        group, text = shown.get(name, ("", ""))
+        metadata = fields[name].metadata
+        kind, optional = _kind(name, hints[name])
+        default = DEFAULTS[name]
+        flags.append(
+            Flag(
+                name=name,
+                kind=kind,
+                default=getattr(default, "value", default),
+                help=(text or str(metadata.get("help", ""))) if group else "",
+                group=group,
+                choices=_choices(name),
+                aliases=tuple(alias.lstrip("-") for alias in metadata.get("aliases", ())),
+                optional=optional,
+                repeats=name == "map",
+                refused=OPTIONS[name].remark if OPTIONS[name].status is Status.REFUSED else "",
+            )
+        )
+    return flags
+
+
+def _choices(name: str) -> tuple[str, ...]:
+    if name == "loss_type":
+        return (*CHOICES[name], "chunked_nll")
+    if name in ENUMERATIONS:
+        return tuple(str(member.value) for member in ENUMERATIONS[name])
+    return CHOICES.get(name, ())
+
+
+def _kind(name: str, hint: Any) -> tuple[str, bool]:
+    """(kind, whether None is a value) from a field's annotation."""
+    union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    parts = typing.get_args(hint) if union else (hint,)
+    optional = types.NoneType in parts
+    if name in _LISTS:
+        # `--report_to none` is a name that transformers knows, not None.
+        return "list", optional and name != "report_to"
+    kinds = [typing.get_origin(part) or part for part in parts if part is not types.NoneType]
+    if dict in kinds:
+        return "dict", optional
+    plain = [_KINDS[kind] for kind in kinds if kind in _KINDS]
+    # Of `bool | str` and `int | str` the text: the configuration converts it.
+    kind = "str" if "str" in plain or not plain else plain[0]
+    return kind, optional
+
+
+def module() -> str:
+    """The text of field_flags.py."""
+    lines = []
+    for flag in field_flags():
+        positional = ", ".join(repr(value) for value in (flag.name, flag.kind, flag.default, flag.help, flag.group))
+        further = [
+            f"{entry.name}={getattr(flag, entry.name)!r}"
+            for entry in dataclasses.fields(Flag)[5:]
+            if getattr(flag, entry.name) != entry.default
+        ]
+        lines.append(f"    Flag({', '.join([positional, *further])}),\n")
+    return _HEAD + "".join(lines) + ")\n"
+
+
+if __name__ == "__main__":
+    print(module(), end="")

@@ -1,0 +1,70 @@
+"""`sartor COMMAND`: finds the command, runs it, and turns errors into messages and exit codes.
+
+0: done.  2: something the user can mend, said on stderr without a traceback.  130: interrupted.
+"""
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+import sartor
+from sartor.errors import SartorError
+
+COMMANDS = {
+    "train": "fine-tune a language model on conversations",
+    "chat": "talk to a model in the terminal",
+    "demo": "fine-tune the built-in model, and see what changes, in about two minutes",
+    "env": "print what a bug report needs",
+}
+"""Command to its line in the help.  A command is the module `sartor.cli.<command>`, loaded when it is called."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if arguments[0] in ("--version", "-V"):
+        print(f"sartor {sartor.__version__}")
+        return 0
+    command = arguments[0]
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"did you mean `sartor {near[0]}`?" if near else f"there are {', '.join(COMMANDS)}"
+        print(f"sartor: the command {command!r} is unknown: {hint}", file=sys.stderr)
+        return 2
+    try:
+        return int(importlib.import_module(f"sartor.cli.{command}").run(arguments[1:]))
+    except SartorError as error:
+        print(f"sartor {command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\nsartor {command}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output (`sartor env | head`) has had enough; Python would complain again while exiting.
+        sys.stderr.close()
+        return 0
+
+
+def usage() -> str:
+    """What `sartor --help` prints."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: sartor COMMAND [options]",
+            "",
+            "Fits a language model to your conversations, and to your machine.",
+            "",
+            *lines,
+            "",
+            "`sartor COMMAND --help` lists a command's options; `sartor --version` prints the version.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,228 @@
+"""`sartor train`: rows and a base model in, a fine-tuned model in `output_dir`.
+
+Everything that can be wrong is found before the weights are loaded: options and the run folder before anything heavy is
+imported, then the model's configuration, its tokenizer and the rows.
+"""
+
+import contextlib
+import errno
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sartor.cli.own_flags import LORA, OWN_FLAGS
+from sartor.cli.train_flags import Request, read, usage
+from sartor.errors import ConfigurationError, RunFolderError, SartorError, SartorWarning
+
+if TYPE_CHECKING:
+    from sartor.config import SFTConfig
+
+HELP = "fine-tune a language model on conversations"
+
+DEFAULT_FOLDER = "trainer_output"
+"""transformers' default for `output_dir`."""
+
+_TRACES = (
+    "trainer_state.json",
+    "plan.json",
+    "metrics.jsonl",
+    "checkpoint-*",
+    "*.safetensors",
+    "pytorch_model*.bin",
+    "adapter_model.bin",
+)
+"""What a run, or a model, leaves in a folder."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command with the arguments after `sartor train`; returns the exit code.  Raises SartorError."""
+    if any(argument in ("-h", "--help") for argument in argv):
+        print(usage())
+        return 0
+    request = read(argv)
+    folder = Path(request.fields.get("output_dir") or DEFAULT_FOLDER).expanduser()
+    refuse_used_folder(folder)
+    with short_warnings(), disk_errors(folder):
+        try:
+            _train(request, folder)
+        except KeyboardInterrupt:
+            print(f"\nStopped. {_what_is_left(folder)}", file=sys.stderr)
+            return 130
+    return 0
+
+
+def refuse_used_folder(folder: Path) -> None:
+    """A run needs a folder of its own: metrics of two runs in one file, or another model's weights, would deceive.
+
+    Raises:
+        RunFolderError: the folder holds a run or a model, is a file, or cannot be written.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise RunFolderError(f"output_dir {folder} is a file: choose another name for the run's folder")
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise RunFolderError(f"output_dir {folder} cannot be written (no permission on {existing}): choose another one")
+    found = sorted({path.name for pattern in _TRACES for path in folder.glob(pattern)})
+    if found:
+        shown = ", ".join(found[:4]) + (", ..." if len(found) > 4 else "")
+        raise RunFolderError(
+            f"output_dir {folder} already holds a run or a model ({shown}): choose another one, or delete that folder"
+        )
+
+
+@contextlib.contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turn what the libraries raise on a full disk into one line.
+
+    Raises:
+        RunFolderError: no space is left.
+    """
+    try:
+        yield
+    except SartorError:
+        raise
+    except Exception as error:
+        # safetensors raises its own class, with the system's text.
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error)
+        if not full:
+            raise
+        raise RunFolderError(
+            f"no space is left on the disk of output_dir {folder}. {_what_is_left(folder)} Free some space, or save "
+            f"less: "
+            "--save_strategy no, --save_total_limit 1"
+        ) from error
+
+
+@contextlib.contextmanager
+def short_warnings() -> Iterator[None]:
+    """Show Sartor's own warnings as one line each, without file and line number."""
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
+        if issubclass(category, SartorWarning):
+            print(f"note: {message}", file=sys.stderr)
+        else:
+            usual(message, category, *rest, **named)
+
+    usual = warnings.showwarning
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = usual
+
+
+def _train(request: Request, folder: Path) -> None:
+    args, train_rows, eval_rows = _check(request, folder)
+    from sartor.report.progress import TrainingProgress
+    from sartor.trainer import SFTTrainer
+
+    progress = TrainingProgress(live=False if args.disable_tqdm else None)
+    # Ours shows what theirs would; without it transformers would print the raw dicts.
+    args.disable_tqdm = True
+    trainer = SFTTrainer(
+        model=request.model,
+        args=args,
+        train_dataset=train_rows,
+        eval_dataset=eval_rows,
+        peft_config=_peft_config(request),
+        callbacks=[progress],
+    )
+    _without_printer(trainer)
+    try:
+        trainer.train()
+    finally:
+        progress.close()
+    trainer.save_model()
+    trainer.save_state()
+    if args.push_to_hub:
+        trainer.push_to_hub(dataset_name=None if Path(request.data).exists() else request.data)
+    print(f"\nThe model is in {folder}\nTalk to it:  sartor chat {shlex.quote(str(folder))}")
+
+
+def _check(request: Request, folder: Path) -> "tuple[SFTConfig, Any, Any]":
+    """Options, model and rows: (configuration, rows, rows to evaluate on or None).
+
+    Raises:
+        SartorError: the one there is, or a ConfigurationError with all.
+    """
+    from sartor.config import SFTConfig
+    from sartor.data import sources
+    from sartor.trainer import construction
+
+    errors: list[SartorError] = []
+
+    def attempt(action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except SartorError as error:
+            errors.append(error)
+            return None
+
+    args = attempt(lambda: SFTConfig(**{**request.fields, "output_dir": str(folder)}))
+    # The model can be looked for even where another option is wrong.
+    stand_in = args or SFTConfig(output_dir=str(folder), bf16=False)
+    attempt(lambda: construction.check_model(request.model, stand_in))
+    own = request.own
+    train_rows = attempt(
+        lambda: sources.load(request.data, split=own.get("split"), config=own.get("dataset_config"), name="train")
+    )
+    eval_rows = None
+    if own.get("eval_data") is not None:
+        eval_rows = attempt(lambda: sources.load(own["eval_data"], split=own.get("eval_split"), name="eval"))
+    elif own.get("eval_split") is not None:
+        eval_rows = attempt(
+            lambda: sources.load(request.data, split=own["eval_split"], config=own.get("dataset_config"), name="eval")
+        )
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise ConfigurationError(
+            [
+                line
+                for error in errors
+                for line in (error.problems if isinstance(error, ConfigurationError) else [str(error)])
+            ]
+        )
+    return args, train_rows, eval_rows
+
+
+def _peft_config(request: Request) -> Any:
+    """The LoRA configuration asked for, or None."""
+    if not request.own.get("use_peft"):
+        return None
+    from peft import LoraConfig
+
+    value = {flag.name: request.own.get(flag.name, flag.default) for flag in OWN_FLAGS if flag.group == LORA}
+    modules = value["lora_target_modules"]
+    return LoraConfig(
+        r=value["lora_r"],
+        lora_alpha=value["lora_alpha"],
+        lora_dropout=value["lora_dropout"],
+        # peft takes a lone name as "all-linear" or as a pattern, a list as the ends of names.
+        target_modules=modules[0] if modules is not None and len(modules) == 1 else modules,
+        target_parameters=value["lora_target_parameters"],
+        modules_to_save=value["lora_modules_to_save"],
+        task_type=value["lora_task_type"],
+        use_rslora=value["use_rslora"],
+        use_dora=value["use_dora"],
+    )
+
+
+def _without_printer(trainer: Any) -> None:
+    from transformers.trainer_callback import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+
+
+def _what_is_left(folder: Path) -> str:
+    """One sentence about the newest checkpoint."""
+    numbered = [(path.name.rpartition("-")[2], path) for path in folder.glob("checkpoint-*")]
+    steps = [(int(number), path) for number, path in numbered if number.isdecimal()]
+    if not steps:
+        return "No checkpoint was saved."
+    step, path = max(steps)
+    return f"The newest checkpoint, of step {step}, is {path}."
