@@ -1,7 +1,7 @@
 """How an optimizer batch is cut into micro-batches: by tokens, whole documents, nothing lost and nothing twice.
 
-In: the lengths of an optimizer batch's documents and a number of tokens.  Out: groups of indices.  The cut is free: the loss is
-a sum over the whole optimizer batch.
+In: the lengths of an optimizer batch's documents and a number of tokens.  Out: groups of indices, and from a group the
+micro-batch itself.  The cut is free: the loss is a sum over the whole optimizer batch.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _DOCUMENTS_PER_EXAMPLE = 1 << 24
 def cut_flat(lengths: Sequence[int], micro_batch_tokens: int) -> list[list[int]]:
     """Cut for flat rows: consecutive examples of at most `micro_batch_tokens` tokens together, in even shares.
 
-    A longer example gets a micro-batch of its own.  The number of micro-batches is what filling up greedily needs; their sizes are
-    then evened out, since the largest decides the memory.
+    A longer example gets a micro-batch of its own.  The number of micro-batches is what filling up greedily needs;
+    their sizes are then evened out, since the largest decides the memory.
 
     Example: lengths [5, 5, 5, 5] with 16 gives [[0, 1], [2, 3]], not [[0, 1, 2], [3]].
     """
@@ -76,7 +76,7 @@ def make_micro_batch(
     for example, key in zip(examples, keys, strict=True):
         documents = example.seq_lengths or (len(example.input_ids),)
         lengths.extend(documents)
-        document_keys.extend(key * _DOCUMENTS_PER_EXAMPLE + ordinal for ordinal in range(len(documents)))
+        document_keys.extend(int(key) * _DOCUMENTS_PER_EXAMPLE + ordinal for ordinal in range(len(documents)))
     ids_T = torch.cat([torch.as_tensor(example.input_ids, dtype=torch.int64) for example in examples])
     labels_T = torch.cat([torch.as_tensor(example.labels, dtype=torch.int64) for example in examples])
     lengths_D = torch.tensor(lengths)

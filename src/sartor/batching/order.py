@@ -1,4 +1,7 @@
-"""In which order a run visits its examples: pure functions of seed and epoch, so that a cursor (epoch, position) says all.
+"""In which order a run visits its examples: pure functions of seed and epoch.
+
+In: how many examples there are, a seed and an epoch.  Out: indices, and groups of them.  A cursor (epoch, position)
+says all there is to say about where a run is.
 
 The order is the one that trl's trainer would take: a permutation seeded with `epoch + seed`.
 """
@@ -50,7 +53,10 @@ def device_batches(order: Sequence[int], batch_size: int, *, drop_last: bool = F
 
 
 def optimizer_batches(batches: Sequence[list[int]], accumulation: int) -> Iterator[list[list[int]]]:
-    """Groups of `accumulation` device batches; the last group of an epoch may be smaller, and is stepped on as it is."""
+    """Groups of `accumulation` device batches; an epoch's last may be smaller, and is stepped on as it is.
+
+    Example: [[3, 1], [0, 2], [4]] with 2 gives [[3, 1], [0, 2]] and [[4]].
+    """
     for start in range(0, len(batches), accumulation):
         yield list(batches[start : start + accumulation])
 

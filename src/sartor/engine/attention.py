@@ -1,8 +1,12 @@
 """Attention that runs per document of a flat row, registered with transformers under the name `sartor_documents`.
 
-In: queries, keys and values of a flat row, 1 x heads x T x width, and the documents' boundaries through transformers' own keyword
-`cu_seq_lens_q`.  Out: what the model's own attention would return for each document alone.  It honours scaling, dropout, grouped
-keys and sliding windows; models that need more (soft-caps, sinks) are not given to it (see traits.OWN_ATTENTION_TYPES).
+In: queries, keys and values of a flat row, 1 x heads x T x width, and the documents' lengths, which the decoder passes
+through to its layers as a keyword.  Out: what the model's own attention would return for each document alone.  It
+honours scaling, dropout, grouped keys and sliding windows; models that need more (soft-caps, sinks) are not given to it
+(see traits.OWN_ATTENTION_TYPES).
+
+Example: document lengths (3, 2) make two calls of causal attention, on rows 0 to 2 and 3 to 4: no row of the second
+document ever meets one of the first, and no T x T mask exists.
 """
 
 from __future__ import annotations
@@ -35,9 +39,14 @@ def documents_attention(
     Args:
         module: the attention layer (unused; transformers' interface passes it).
         query: 1 x heads x T x width; `key` and `value` may have fewer heads.
-        attention_mask: always None: the boundaries say all.
+        key: as `query`.
+        value: as `query`.
+        attention_mask: always None: the lengths say all.
+        dropout: share of attention weights that is dropped; the layer passes 0 outside of training.
+        scaling: of the scores; None: 1 / sqrt(width).
         sliding_window: tokens, itself included, that a token sees; None: all before it.
         document_lengths: lengths that add up to T.
+        kwargs: what else transformers passes to its attention functions (positions, flags of its own kernels).
 
     Returns:
         1 x T x heads x width, as transformers' attention functions do, and no weights.

@@ -1,11 +1,13 @@
 """How documents are laid out for the model, and the probe that decides it.
 
-In: a micro-batch (flat row).  Out: the keyword arguments of the model's decoder, and the hidden states as a flat row again.
+In: a micro-batch (flat row).  Out: the keyword arguments of the model's decoder, and the hidden states as a flat row
+again.
 
-The truth is the model's default implementation run on one document at a time with `use_cache=False`.  `choose_layout` tries the
-layouts from the fastest on, and takes the first that reproduces the truth on two short documents, and under which document 2 does not move
-when document 1 changes.  An architecture that ignores positions in its mask, or mixes tokens by convolution or a state, fails the
-flat layouts and is padded.
+The truth is the model's default implementation run on one document at a time with `use_cache=False`.  `choose_layout`
+tries the layouts from the fastest on, and takes the first that reproduces the truth on two short documents, and under
+which document 2 does not move when document 1 changes.  An architecture that ignores positions in its mask, or mixes
+tokens by convolution or a state, fails the flat layouts and is padded.  Example: document lengths (2, 3) padded are the
+rows [a b 0] and [c d e]; tokens c d e of the flat row's places 2, 3, 4 lie at 3, 4, 5 of the padded rows end to end.
 
 Shape suffixes: T flat tokens, D documents, B padded rows (= D), L padded length, H hidden width.
 """
@@ -20,7 +22,7 @@ import torch
 from torch import nn
 
 from sartor.engine import attention as own_attention
-from sartor.engine.traits import ModelTraits, base_model, decoder
+from sartor.engine.traits import ModelTraits, base_model, decoder, evaluating
 from sartor.errors import ModelError
 from sartor.records import Layout, MicroBatch
 
@@ -43,7 +45,7 @@ def model_inputs(micro: MicroBatch, layout: Layout, traits: ModelTraits) -> dict
     if layout is Layout.PADDED:
         is_real_BL = _is_real(micro)
         ids_BL = torch.zeros(is_real_BL.shape, dtype=torch.int64, device=micro.input_ids_T.device)
-        ids_BL[is_real_BL] = micro.input_ids_T
+        ids_BL.view(-1)[_padded_rows(micro)] = micro.input_ids_T
         return {"input_ids": ids_BL, "attention_mask": is_real_BL.long(), "use_cache": False}
     inputs: dict[str, Any] = {"input_ids": micro.input_ids_T[None], "use_cache": False}
     if traits.accepts_positions:
@@ -59,8 +61,25 @@ def model_inputs(micro: MicroBatch, layout: Layout, traits: ModelTraits) -> dict
 def flat_hidden(hidden: torch.Tensor, micro: MicroBatch, layout: Layout) -> torch.Tensor:
     """The decoder's output, T x H: the flat row again, whatever the layout was."""
     if layout is Layout.PADDED:
-        return hidden[_is_real(micro)]
+        return hidden.flatten(0, 1).index_select(0, _padded_rows(micro))
     return hidden[0]
+
+
+def target_hidden(hidden: torch.Tensor, micro: MicroBatch, layout: Layout) -> torch.Tensor:
+    """The decoder's output where the next token is trained, N x H, without a copy of the whole row."""
+    rows_N = micro.target_rows_N
+    if layout is Layout.PADDED:
+        rows_N = _padded_rows(micro).index_select(0, rows_N)
+    return hidden.flatten(0, 1).index_select(0, rows_N)
+
+
+def _padded_rows(micro: MicroBatch) -> torch.Tensor:
+    """T: where each token of the flat row lies in the padded rows, taken end to end."""
+    device = micro.input_ids_T.device
+    lengths_D = torch.tensor(micro.document_lengths, device=device)
+    starts_D = torch.arange(len(micro.document_lengths), device=device) * max(micro.document_lengths)
+    # with its size given, nothing is read back from a GPU
+    return torch.repeat_interleave(starts_D, lengths_D, output_size=micro.num_tokens) + micro.position_ids_T
 
 
 def _is_real(micro: MicroBatch) -> torch.Tensor:
@@ -74,7 +93,8 @@ def _block_mask(micro: MicroBatch, traits: ModelTraits) -> Any:
     """1 x 1 x T x T, block-diagonal and causal; one per kind of layer where the model has kinds."""
     device = micro.input_ids_T.device
     lengths_D = torch.tensor(micro.document_lengths, device=device)
-    document_T = torch.repeat_interleave(torch.arange(len(lengths_D), device=device), lengths_D)
+    documents_D = torch.arange(len(lengths_D), device=device)
+    document_T = torch.repeat_interleave(documents_D, lengths_D, output_size=micro.num_tokens)
     row_T = torch.arange(micro.num_tokens, device=device)
     distance_TT = row_T[:, None] - row_T[None, :]
     sees_TT = (document_T[:, None] == document_T[None, :]) & (distance_TT >= 0)
@@ -97,10 +117,15 @@ def _additive(sees_TT: torch.Tensor, attention: str) -> torch.Tensor:
 def candidates(traits: ModelTraits) -> tuple[Layout, ...]:
     """Layouts worth trying, from the fastest on.
 
-    A flat row costs T x T scores wherever the mask is explicit, which `eager` attention holds in memory for every head: there padding is
-    cheaper.
+    A flat row costs T x T scores wherever the mask is explicit, which `eager` attention holds in memory for every head:
+    there padding is cheaper.  What a short probe cannot see is left out here: chunks counted along the row, and kinds
+    of masks that `_block_mask` cannot draw.
     """
-    flat = (Layout.FLAT_POSITIONS, Layout.FLAT_MASK)
+    if traits.chunk_tokens is not None:
+        return (Layout.PADDED,)
+    flat: tuple[Layout, ...] = (Layout.FLAT_POSITIONS,)
+    if traits.has_drawn_mask:
+        flat = (*flat, Layout.FLAT_MASK)
     if traits.honoured_by_own_attention:
         return (Layout.FLAT_DOCUMENTS, *flat, Layout.PADDED)
     if traits.attention == "eager":
@@ -110,19 +135,17 @@ def candidates(traits: ModelTraits) -> tuple[Layout, ...]:
 
 @torch.no_grad()
 def choose_layout(model: nn.Module, traits: ModelTraits) -> LayoutChoice:
-    """Run the probe.
+    """Run the probe; the model is left as it was, and torch's random numbers too.
 
     Raises:
         ModelError: no layout reproduces the model's own result on one document at a time.
     """
-    was_training = model.training
-    model.eval()
-    try:
+    tried: list[str] = []
+    with evaluating(model):
         documents, changed = _probe_documents(traits, next(model.parameters()).device)
         truth = [_hidden(model, traits, _micro([document]), Layout.PADDED, plain=True) for document in documents]
-        tried = []
         for layout in candidates(traits):
-            problem = _problem(model, traits, layout, documents, changed, truth)
+            problem = layout_problem(model, traits, layout, documents, changed, truth)
             if problem is None:
                 name = own_attention.NAME if layout is Layout.FLAT_DOCUMENTS else traits.attention
                 reason = f"{layout.value}: equal to one document at a time in the probe"
@@ -130,10 +153,9 @@ def choose_layout(model: nn.Module, traits: ModelTraits) -> LayoutChoice:
                     reason += "; not " + ", not ".join(tried)
                 return LayoutChoice(layout, name, reason)
             tried.append(f"{layout.value} ({problem})")
-    finally:
-        model.train(was_training)
     raise ModelError(
-        f"no layout isolates documents in {traits.model_type}: {'; '.join(tried)}. This architecture cannot be trained correctly here yet."
+        f"no layout isolates documents in {traits.model_type}: {'; '.join(tried)}. "
+        "This architecture cannot be trained correctly here yet."
     )
 
 
@@ -148,7 +170,7 @@ def _probe_documents(traits: ModelTraits, device: torch.device) -> tuple[list[to
     return [tokens(5), tokens(long)], tokens(5)
 
 
-def _problem(
+def layout_problem(
     model: nn.Module,
     traits: ModelTraits,
     layout: Layout,
@@ -156,7 +178,16 @@ def _problem(
     changed: torch.Tensor,
     truth: Sequence[torch.Tensor],
 ) -> str | None:
-    """Why a layout cannot be used, in a few words; None where it can."""
+    """Why a layout cannot be used, in a few words; None where it can.
+
+    Args:
+        model: in evaluation mode.
+        traits: its.
+        layout: to try.
+        documents: two, ids each.
+        changed: another first document of the same length.
+        truth: hidden states of the two documents alone.
+    """
     try:
         found_TH = _hidden(model, traits, _micro(documents), layout)
         moved_TH = _hidden(model, traits, _micro([changed, documents[1]]), layout)

@@ -1,12 +1,12 @@
-"""Chunked linear cross-entropy: the loss over target positions, its gradients in the same pass, and never the full logits.
+"""Chunked linear cross-entropy: the loss over target positions and its gradients in one pass, never the full logits.
 
-In: hidden states of the target positions (N x H), the output head, the trained tokens (N).  Out: sums of loss, entropy and correct
-first choices, and the gradient with respect to the hidden states; gradients of the head's own parameters are added to their
-`.grad`.  What it keeps true: only C x V logits exist at a time (C rows of a chunk), sums and reductions are float32 whatever the
-compute dtype, and any chunking gives the same result up to rounding.
+In: hidden states of the target positions (N x H), the output head, the trained tokens (N).  Out: sums of loss, entropy
+and correct first choices, and the gradient with respect to the hidden states; gradients of the head's own parameters
+are added to their `.grad`.  What it keeps true: only C x V logits exist at a time (C rows of a chunk), everything after
+the head's matrix product is float32 whatever the compute dtype, and any chunking gives the same result up to rounding.
 
-The scale of the gradient is known before the pass (1 / targets in the optimizer batch), so the backward pass needs no second visit
-to the logits: with p = softmax(z), the gradient of -log p[y] is p - onehot(y).
+The scale of the gradient is known before the pass (1 / targets in the optimizer batch), so the backward pass needs no
+second visit to the logits: with p = softmax(z), the gradient of -log p[y] is p - onehot(y).
 
 Shape suffixes: N target tokens, H hidden width, V vocabulary, C rows of a chunk (see records.py).
 """
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from sartor.engine.precision import autocast
 from sartor.records import LossSums
 
 
@@ -26,7 +27,8 @@ class LossForm:
     """Which function of the log-probabilities is minimised."""
 
     label_smoothing: float = 0.0
-    """epsilon of (1 - epsilon) * nll + epsilon * mean over the vocabulary (Szegedy et al. 2015, https://huggingface.co/papers/1512.00567)."""
+    """epsilon of (1 - epsilon) * nll + epsilon * mean over the vocabulary (Szegedy et al. 2015, equation 8,
+    https://huggingface.co/papers/1512.00567)."""
     dft: bool = False
     """Weigh each token's loss by its own probability, held constant (https://huggingface.co/papers/2508.05629)."""
     logit_scale: float = 1.0
@@ -45,61 +47,77 @@ def linear_cross_entropy(
 ) -> tuple[LossSums, torch.Tensor | None]:
     """Sum the loss of `targets_N` under `head(hidden_NH)`, and take gradients in the same pass.
 
+    Call it outside of autocast: the head's product is cast to `compute_dtype` here, and nothing else may be.
+
     Args:
         hidden_NH: hidden states whose next token is trained.
-        head: the output head; a plain `nn.Linear` takes the fast path, any other module (an adapter on the head) is called per chunk.
+        head: the output head.  A plain `nn.Linear` takes the fast path; any other module, such as an adapter on the
+            head, is called once per chunk.
         targets_N: int64.
         form: what is minimised.
         grad_scale: d(objective)/d(loss sum), usually loss scale / targets in the optimizer batch; None: no gradients.
         chunk_rows: C, rows of logits that exist at a time.
-        compute_dtype: dtype of the matrix products; everything after them is float32.
+        compute_dtype: dtype of the head's product.
 
     Returns:
         The sums, and the gradient with respect to `hidden_NH` in its dtype (None where `grad_scale` is None).
     """
     grad_hidden_NH = torch.empty_like(hidden_NH) if grad_scale is not None else None
-    zero = hidden_NH.new_zeros((), dtype=torch.float32)
-    sums = LossSums(zero, zero, zero, 0)
-    plain = type(head) is nn.Linear
-    weight_VH = head.weight.detach().to(compute_dtype) if plain else None  # type: ignore[operator]
+    sums = no_sums(hidden_NH.device, _wide_dtype(compute_dtype))
+    plain = _PlainHead(head, compute_dtype) if type(head) is nn.Linear else None
     for start in range(0, targets_N.shape[0], chunk_rows):
         rows = slice(start, start + chunk_rows)
         hidden_CH = hidden_NH[rows].detach()
         targets_C = targets_N[rows]
-        if plain:
-            logits_CV = hidden_CH.to(compute_dtype) @ weight_VH.T  # type: ignore[union-attr]
-            if head.bias is not None:
-                logits_CV += head.bias.detach().to(compute_dtype)
-            part, grad_logits_CV = _chunk(logits_CV, targets_C, form, grad_scale)
-            if grad_logits_CV is not None:
-                grad_hidden_NH[rows] = _plain_backward(head, weight_VH, hidden_CH, grad_logits_CV, compute_dtype)  # type: ignore[index]
+        if plain is not None:
+            part, grad_CH = plain.chunk(hidden_CH, targets_C, form, grad_scale)
         else:
-            part = _called_chunk(head, hidden_CH, targets_C, form, grad_scale, grad_hidden_NH, rows)
+            part, grad_CH = _called_chunk(head, hidden_CH, targets_C, form, grad_scale, compute_dtype)
         sums = sums + part
+        if grad_hidden_NH is not None and grad_CH is not None:
+            grad_hidden_NH[rows] = grad_CH
     return sums, grad_hidden_NH
 
 
-def _plain_backward(
-    head: nn.Module,
-    weight_VH: torch.Tensor | None,
-    hidden_CH: torch.Tensor,
-    grad_logits_CV: torch.Tensor,
-    compute_dtype: torch.dtype,
-) -> torch.Tensor:
-    """Gradients of `hidden @ weight.T + bias`: returns the hidden states', adds the parameters' to their `.grad`."""
-    if head.bias is not None and head.bias.requires_grad:
-        _add_to_grad(head.bias, grad_logits_CV.sum(0))  # type: ignore[arg-type]
-    grad_logits_CV = grad_logits_CV.to(compute_dtype)
-    weight: torch.Tensor = head.weight  # type: ignore[assignment]
-    if weight.requires_grad:
-        if weight.grad is None:
-            weight.grad = torch.zeros_like(weight)
-        hidden_CH = hidden_CH.to(compute_dtype)
-        if weight.grad.dtype == compute_dtype:
-            weight.grad.addmm_(grad_logits_CV.T, hidden_CH)
-        else:
-            weight.grad += grad_logits_CV.T @ hidden_CH
-    return grad_logits_CV @ weight_VH  # type: ignore[operator]
+def no_sums(device: torch.device, dtype: torch.dtype = torch.float32) -> LossSums:
+    """Of no targets at all."""
+    zero = torch.zeros((), device=device, dtype=dtype)
+    return LossSums(zero, zero, zero, 0)
+
+
+class _PlainHead:
+    """One matrix and perhaps a bias: its gradients are two matrix products per chunk, without autograd."""
+
+    def __init__(self, head: nn.Linear, compute_dtype: torch.dtype) -> None:
+        self.weight: torch.Tensor = head.weight
+        self.bias: torch.Tensor | None = head.bias
+        self.dtype = compute_dtype
+        self.weight_VH = head.weight.detach().to(compute_dtype)
+        """In the compute dtype; the parameter's own memory where that is its dtype."""
+
+    def chunk(
+        self, hidden_CH: torch.Tensor, targets_C: torch.Tensor, form: LossForm, grad_scale: float | None
+    ) -> tuple[LossSums, torch.Tensor | None]:
+        """Sums and the hidden states' gradient; the parameters' is added to their `.grad`."""
+        hidden_CH = hidden_CH.to(self.dtype)
+        logits_CV = hidden_CH @ self.weight_VH.T
+        if self.bias is not None:
+            logits_CV += self.bias.detach().to(self.dtype)
+        part, grad_logits_CV = _chunk(logits_CV, targets_C, form, grad_scale)
+        if grad_logits_CV is None:
+            return part, None
+        if self.bias is not None and self.bias.requires_grad:
+            gradient_V = grad_logits_CV.sum(0).to(self.bias.dtype)
+            self.bias.grad = gradient_V if self.bias.grad is None else self.bias.grad.add_(gradient_V)
+        grad_logits_CV = grad_logits_CV.to(self.dtype)
+        if self.weight.requires_grad:
+            if self.weight.grad is None:
+                self.weight.grad = torch.zeros_like(self.weight)
+            if self.weight.grad.dtype == self.dtype:
+                self.weight.grad.addmm_(grad_logits_CV.T, hidden_CH)
+            else:
+                self.weight.grad += grad_logits_CV.T @ hidden_CH
+        return part, grad_logits_CV @ self.weight_VH
 
 
 def _called_chunk(
@@ -108,29 +126,33 @@ def _called_chunk(
     targets_C: torch.Tensor,
     form: LossForm,
     grad_scale: float | None,
-    grad_hidden_NH: torch.Tensor | None,
-    rows: slice,
-) -> LossSums:
+    compute_dtype: torch.dtype,
+) -> tuple[LossSums, torch.Tensor | None]:
     """A chunk through a head that is more than one matrix: autograd runs over the head alone, one chunk at a time."""
+    device = hidden_CH.device
     if grad_scale is None:
-        return _chunk(head(hidden_CH), targets_C, form, None)[0]
-    with torch.enable_grad():
+        with torch.no_grad(), autocast(device, compute_dtype):
+            logits_CV = head(hidden_CH)
+        return _chunk(logits_CV, targets_C, form, None)
+    with torch.enable_grad(), autocast(device, compute_dtype):
         leaf_CH = hidden_CH.requires_grad_()
         logits_CV = head(leaf_CH)
     part, grad_logits_CV = _chunk(logits_CV.detach(), targets_C, form, grad_scale)
-    torch.autograd.backward(logits_CV, grad_logits_CV.to(logits_CV.dtype))  # type: ignore[union-attr]
-    grad_hidden_NH[rows] = leaf_CH.grad  # type: ignore[index]
-    return part
+    assert grad_logits_CV is not None
+    torch.autograd.backward(logits_CV, grad_logits_CV.to(logits_CV.dtype))
+    return part, leaf_CH.grad
 
 
+@torch.no_grad()
 def _chunk(
     logits_CV: torch.Tensor, targets_C: torch.Tensor, form: LossForm, grad_scale: float | None
 ) -> tuple[LossSums, torch.Tensor | None]:
     """Sums and the gradient with respect to the head's raw output, for one chunk of logits.
 
-    Written with in-place operations on two C x V float32 buffers: `logsumexp` and `softmax` would each copy their input.
+    Written with in-place operations on two C x V buffers, z and e^z: `logsumexp` and `softmax` would each copy their
+    input.
     """
-    z_CV = logits_CV.float()
+    z_CV = logits_CV.to(_wide_dtype(logits_CV.dtype))
     if form.logit_scale != 1.0:
         z_CV = z_CV * form.logit_scale
     if form.logit_softcap is not None:
@@ -139,40 +161,46 @@ def _chunk(
     exp_CV = (z_CV - maximum_C[:, None]).exp_()
     total_C = exp_CV.sum(dim=-1)
     log_total_C = total_C.log() + maximum_C
-    target_logit_C = z_CV.gather(1, targets_C[:, None]).squeeze(1)
-    nll_C = log_total_C - target_logit_C
-    # entropy = log(sum e^z) - sum p z, as one matrix-vector product per row: no third C x V buffer
+    nll_C = log_total_C - z_CV.gather(1, targets_C[:, None]).squeeze(1)
+    # entropy = log(sum e^z) - sum p z; the last sum as one product of vectors per row, without a third C x V buffer
     mean_logit_C = torch.bmm(exp_CV[:, None, :], z_CV[:, :, None]).reshape(-1) / total_C
-    loss_C = nll_C
-    if form.label_smoothing:
-        smooth_C = log_total_C - z_CV.mean(dim=-1)
-        loss_C = (1.0 - form.label_smoothing) * nll_C + form.label_smoothing * smooth_C
-    row_scale_C = torch.full_like(nll_C, grad_scale if grad_scale is not None else 0.0)
-    if form.dft:
-        probability_C = (-nll_C).exp()
-        loss_C = loss_C * probability_C
-        row_scale_C = row_scale_C * probability_C
+    loss_C, weight_C = _loss_and_weight(nll_C, log_total_C, z_CV, form)
     sums = LossSums(
         loss_C.sum(),
         (log_total_C - mean_logit_C).sum(),
-        (choice_C == targets_C).sum().float(),
+        (choice_C == targets_C).sum().to(nll_C.dtype),
         int(targets_C.shape[0]),
     )
     if grad_scale is None:
         return sums, None
+    row_scale_C = weight_C * grad_scale
     grad_CV = exp_CV.mul_((row_scale_C / total_C)[:, None])
     one_hot_C = (1.0 - form.label_smoothing) * row_scale_C
     grad_CV.scatter_add_(1, targets_C[:, None], -one_hot_C[:, None])
     if form.label_smoothing:
         grad_CV -= (form.label_smoothing / z_CV.shape[1]) * row_scale_C[:, None]
     if form.logit_softcap is not None:
-        grad_CV *= 1.0 - (z_CV / form.logit_softcap).square_()
+        # z is not needed any more: its buffer becomes the derivative of c tanh(z / c), which is 1 - (z / c)²
+        grad_CV *= z_CV.div_(form.logit_softcap).square_().neg_().add_(1.0)
     if form.logit_scale != 1.0:
         grad_CV *= form.logit_scale
     return sums, grad_CV
 
 
-def _add_to_grad(parameter: torch.Tensor, gradient: torch.Tensor) -> None:
-    """Accumulate as autograd would."""
-    gradient = gradient.to(parameter.dtype)
-    parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+def _loss_and_weight(
+    nll_C: torch.Tensor, log_total_C: torch.Tensor, z_CV: torch.Tensor, form: LossForm
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each target's loss, and the constant that its gradient is weighed by."""
+    loss_C = nll_C
+    if form.label_smoothing:
+        smooth_C = log_total_C - z_CV.mean(dim=-1)
+        loss_C = (1.0 - form.label_smoothing) * nll_C + form.label_smoothing * smooth_C
+    if not form.dft:
+        return loss_C, torch.ones_like(nll_C)
+    probability_C = (-nll_C).exp()
+    return loss_C * probability_C, probability_C
+
+
+def _wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float32, or float64 for a model that is computed in it."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

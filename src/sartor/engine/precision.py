@@ -1,7 +1,7 @@
 """Three dtypes, kept apart: parameters (float32 masters for everything trained), compute, and float32 for losses.
 
-In: a model in whatever dtype it arrived, and what the user permits.  Out: the compute dtype with the sentence that says why, and
-`Masters`, which widens what is trained and rounds it back.
+In: a model in whatever dtype it arrived, and what the user permits.  Out: the compute dtype with the sentence that says
+why, and `Masters`, which widens what is trained and rounds it back.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import nn
 
 from sartor.errors import ConfigurationError
 
+_HALF = frozenset({torch.bfloat16, torch.float16})
 _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # x86: the first two; arm64 lists "bf16"
 
 
@@ -57,34 +58,40 @@ def choose_compute_dtype(device: torch.device, *, bf16: bool, fp16: bool, strict
             return wanted, f"{name}: this GPU has it"
         if capability >= (7, 0):
             return torch.float16, "fp16 with loss scaling: this GPU has no bf16 instructions"
-        return torch.float32, f"float32: this GPU (sm_{capability[0]}{capability[1]}) is fast at neither bf16 nor fp16"
+        architecture = f"sm_{capability[0]}{capability[1]}"
+        return torch.float32, f"float32: this GPU ({architecture}) is fast at neither bf16 nor fp16"
     if bf16 and device.type == "cpu" and cpu_has_bf16():
         return torch.bfloat16, "bf16: this processor has bf16 instructions"
     return torch.float32, (
-        f"float32, although {name} is permitted: this processor has no {name} instructions, and would be 15 to 500 times slower "
-        "in it (strict_precision=True forces it)"
+        f"float32, although {name} is permitted: this processor has no {name} instructions, and would be 15 to 500 "
+        "times slower in it (strict_precision=True forces it)"
     )
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
-    """torch's autocast for a compute dtype; nothing for float32, whatever autocast the caller is in."""
-    if dtype == torch.float32:
-        return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
-    return torch.autocast(device.type, dtype)
+    """torch's autocast for a compute dtype; none for float32 and wider, whatever autocast the caller is in."""
+    if dtype in _HALF:
+        return torch.autocast(device.type, dtype)
+    return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
 
 
 class Masters:
     """Float32 masters of a model's trained parameters, in place of the parameters while training lasts.
 
-    AdamW on bfloat16 weights at 2e-5 loses most updates to rounding, and transformers 5 loads models in the dtype they were
-    published in.  So `widen` gives every trained parameter float32 data; `rounded` shows the model in the dtype it arrived in (to
-    save it, or to hand it back), and the masters are kept for a `widen` that follows.
+    AdamW on bfloat16 weights at 2e-5 loses most updates to rounding, and transformers 5 loads models in the dtype they
+    were published in.  So `widen` gives every trained parameter float32 data; `rounded` shows the model in the dtype it
+    arrived in (to save it in the middle of training), `round` hands it back in that dtype and keeps the masters aside
+    for a `widen` that follows.
+
+    Example: a bfloat16 weight of 1 that gets 100 updates of 0.001 is 1 for ever; its master is 1.1 after them, and the
+    weight that is handed back is 1.1 rounded to bfloat16.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._arrival: dict[nn.Parameter, torch.dtype] = {}
         self._kept: dict[nn.Parameter, torch.Tensor] = {}
+        self._is_wide = False
 
     @property
     def arrival_dtypes(self) -> frozenset[torch.dtype]:
@@ -94,24 +101,28 @@ class Masters:
     def widen(self, compute_dtype: torch.dtype) -> None:
         """Give float32 data to what is trained, and, where float32 is computed in, to what is frozen too.
 
-        Frozen weights of another dtype would otherwise be multiplied in that dtype, which a processor may be very slow at.
-        Quantized weights, which are integers, stay.
+        Frozen weights of another dtype would otherwise be multiplied in that dtype, which a processor may be very slow
+        at.  Quantized weights, which are integers or float8, stay, and so do float32 and float64.
         """
         for parameter in self._model.parameters():
-            if not parameter.is_floating_point() or parameter.dtype == torch.float32:
+            if parameter.dtype not in _HALF:
+                if not self._is_wide:  # widened by the caller since: theirs to keep
+                    self._arrival.pop(parameter, None)
                 continue
-            if not parameter.requires_grad and compute_dtype != torch.float32:
+            if not parameter.requires_grad and compute_dtype in _HALF:
                 continue
-            self._arrival.setdefault(parameter, parameter.dtype)
+            self._arrival[parameter] = parameter.dtype
             kept = self._kept.pop(parameter, None)
             # A caller may have changed the weights since: then the old master is no longer theirs.
-            if kept is not None and torch.equal(kept.to(parameter.dtype), parameter.data):
-                parameter.data = kept
+            if kept is not None and _is_rounding_of(parameter.data, kept):
+                parameter.data = kept.to(parameter.device)
             else:
                 parameter.data = parameter.data.float()
+            parameter.grad = None  # of another dtype than the data: an optimizer would refuse it
+        self._is_wide = True
 
     def round(self) -> None:
-        """Hand the model back in the dtype it arrived in, in place; the masters of trained parameters are kept aside."""
+        """Hand the model back in the dtype it arrived in, in place; masters of what is trained are kept aside."""
         for parameter, dtype in self._arrival.items():
             if parameter.dtype == dtype:
                 continue
@@ -119,10 +130,11 @@ class Masters:
                 self._kept[parameter] = parameter.data
             parameter.data = parameter.data.to(dtype)
             parameter.grad = None
+        self._is_wide = False
 
     @contextmanager
     def rounded(self) -> Iterator[None]:
-        """For as long as the block lasts, the model in the dtype it arrived in: for saving in the middle of training."""
+        """The model in the dtype it arrived in while the block lasts: to save it in the middle of training."""
         widened = {parameter: parameter.data for parameter, dtype in self._arrival.items() if parameter.dtype != dtype}
         try:
             for parameter in widened:
@@ -131,3 +143,26 @@ class Masters:
         finally:
             for parameter, data in widened.items():
                 parameter.data = data
+
+    @contextmanager
+    def widened_for_now(self, compute_dtype: torch.dtype) -> Iterator[None]:
+        """Float32 while the block lasts, for evaluation on a device that is slow in the dtype the model has.
+
+        Nothing is kept: the weights that come back are the very ones that were there.
+        """
+        if compute_dtype in _HALF:
+            yield
+            return
+        narrow = {parameter: parameter.data for parameter in self._model.parameters() if parameter.dtype in _HALF}
+        try:
+            for parameter in narrow:
+                parameter.data = parameter.data.float()
+            yield
+        finally:
+            for parameter, data in narrow.items():
+                parameter.data = data
+
+
+def _is_rounding_of(found: torch.Tensor, master: torch.Tensor) -> bool:
+    """Whether nobody has written to `found` since it was rounded from `master`."""
+    return found.shape == master.shape and torch.equal(master.to(found.device, found.dtype), found)

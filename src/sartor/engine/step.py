@@ -1,8 +1,8 @@
 """The engine: forward and backward of one micro-batch, and the gradient's norm.
 
-In: a model, a plan and micro-batches.  Out: sums over targets; gradients are added to the parameters' `.grad`.  What it keeps true:
-the objective is the sum over targets divided by the targets of the *optimizer* batch, so that any cut into micro-batches
-gives the same gradient up to rounding.
+In: a model, a plan and micro-batches.  Out: sums over targets; gradients are added to the parameters' `.grad`.  What it
+keeps true: the objective is the sum over targets divided by the targets of the *optimizer* batch, so that any cut into
+micro-batches gives the same gradient up to rounding.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import torch
 from torch import nn
 
 from sartor.engine import attention, layout, noise
-from sartor.engine.loss import LossForm, linear_cross_entropy
+from sartor.engine.loss import LossForm, linear_cross_entropy, no_sums
 from sartor.engine.precision import autocast
-from sartor.engine.traits import ModelTraits, base_model, decoder, output_head
+from sartor.engine.traits import ModelTraits, base_model, decoder, evaluating, output_head
 from sartor.errors import ModelError
-from sartor.records import EngineSettings, LossSums, MicroBatch, Plan
+from sartor.records import EngineSettings, Layout, LossSums, MicroBatch, Plan
 
 # Head check: float32 rounding gives 1e-6, a missing scale or soft-cap 1e-2 and more.
 _HEAD_TOLERANCE = 1e-3
 
 
 class Engine:
-    """A model under a plan.  Use its methods inside `with engine.running():`, which sets the model up and puts it back."""
+    """A model under a plan.  Use its methods inside `with engine.running():`, which sets it up and puts it back."""
 
     def __init__(self, model: nn.Module, traits: ModelTraits, plan: Plan, settings: EngineSettings) -> None:
         self.model = model
@@ -40,26 +40,23 @@ class Engine:
         )
         self.step_number = 0
         """Set by the loop before each optimizer step; keys NEFTune's noise."""
-        self._micro: MicroBatch | None = None
-        self._adds_noise = False
         self.balance_coefficient = 0.0
         """Weight of a mixture of experts' load-balancing loss; set by the trainer."""
+        self._micro: MicroBatch | None = None
+        self._adds_noise = False
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Attention, recomputation and NEFTune's hook installed; all put back at the end, also after an error."""
+        """Attention, recomputation and NEFTune's hook installed; all put back at the end, also after an error.
+
+        Raises:
+            ModelError: the plan recomputes activations, and the architecture cannot.
+        """
         inner = base_model(self.model)
         attention.register()
         with ExitStack() as undo:
             undo.enter_context(attention.attention_implementation(inner, self.plan.attention))
-            if self.plan.gradient_checkpointing:
-                was_on = bool(inner.is_gradient_checkpointing)
-                inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-                if not was_on:
-                    undo.callback(inner.gradient_checkpointing_disable)
-            elif inner.is_gradient_checkpointing:
-                inner.gradient_checkpointing_disable()
-                undo.callback(inner.gradient_checkpointing_enable)
+            undo.enter_context(_recomputation(inner, self.plan.gradient_checkpointing))
             if self.settings.neftune_noise_alpha:
                 handle = inner.get_input_embeddings().register_forward_hook(self._noise_hook)
                 undo.callback(handle.remove)
@@ -71,51 +68,44 @@ class Engine:
         """Forward and backward of one micro-batch; gradients of sum / `batch_targets` are added to `.grad`.
 
         Args:
+            micro: whole documents.
             batch_targets: targets in the whole optimizer batch.
             batch_tokens: tokens in it; weighs a mixture of experts' balance loss.
             loss_scale: for float16.
+
+        Raises:
+            ModelError: a balance loss is asked for, and the architecture has none.
         """
-        if micro.num_targets == 0:
-            zero = torch.zeros((), device=self.device)
-            return LossSums(zero, zero, zero, 0)
+        if micro.num_targets == 0 and not self.balance_coefficient:
+            return no_sums(self.device)
         self._adds_noise = True
         try:
             output = self._decode(micro)
         finally:
             self._adds_noise = False
-        hidden_NH = self._target_rows(output, micro)
-        with autocast(self.device, self.compute_dtype):
-            sums, grad_NH = linear_cross_entropy(
-                hidden_NH,
-                output_head(self.model),
-                micro.targets_N,
-                self.form,
-                grad_scale=loss_scale / batch_targets,
-                chunk_rows=self.plan.loss_chunk_rows,
-                compute_dtype=self._product_dtype(hidden_NH),
-            )
+        hidden_NH = layout.target_hidden(output.last_hidden_state, micro, self.plan.layout)
+        sums, grad_NH = self._loss(hidden_NH, micro, loss_scale / batch_targets)
+        roots: list[torch.Tensor] = []
+        gradients: list[torch.Tensor | None] = []
+        if hidden_NH.requires_grad:
+            roots.append(hidden_NH)
+            gradients.append(grad_NH)
         if self.balance_coefficient:
-            balance = self._balance(output) * (self.balance_coefficient * loss_scale * micro.num_tokens / batch_tokens)
-            torch.autograd.backward([hidden_NH, balance], [grad_NH, None])
-        elif hidden_NH.requires_grad:
-            torch.autograd.backward(hidden_NH, grad_NH)
+            balance = self._balance(output, micro)
+            if balance.requires_grad:
+                roots.append(balance * (self.balance_coefficient * loss_scale * micro.num_tokens / batch_tokens))
+                gradients.append(None)
+        if roots:
+            torch.autograd.backward(roots, gradients)
         return sums
 
     @torch.no_grad()
     def measure(self, micro: MicroBatch) -> LossSums:
-        """Sums of one micro-batch without gradients."""
-        hidden_NH = self._target_rows(self._decode(micro), micro)
-        with autocast(self.device, self.compute_dtype):
-            sums, _ = linear_cross_entropy(
-                hidden_NH,
-                output_head(self.model),
-                micro.targets_N,
-                self.form,
-                grad_scale=None,
-                chunk_rows=self.plan.loss_chunk_rows,
-                compute_dtype=self._product_dtype(hidden_NH),
-            )
-        return sums
+        """Sums of one micro-batch without gradients, noise or balance loss."""
+        if micro.num_targets == 0:
+            return no_sums(self.device)
+        output = self._decode(micro)
+        return self._loss(layout.target_hidden(output.last_hidden_state, micro, self.plan.layout), micro, None)[0]
 
     @torch.no_grad()
     def check_head(self) -> None:
@@ -126,33 +116,56 @@ class Engine:
         """
         ids = torch.arange(6, device=self.device)[None] % self.traits.vocabulary_size
         inner = base_model(self.model)
-        was_training = inner.training
-        inner.eval()
-        try:
+        with evaluating(inner):
             theirs = inner(input_ids=ids, use_cache=False).logits[0].float()
             hidden = decoder(self.model)(input_ids=ids, use_cache=False).last_hidden_state[0]
             ours = output_head(self.model)(hidden).float() * self.form.logit_scale
-            if self.form.logit_softcap is not None:
-                ours = self.form.logit_softcap * torch.tanh(ours / self.form.logit_softcap)
-        finally:
-            inner.train(was_training)
-        width = theirs.shape[-1]
-        difference = float((ours[:, :width] - theirs).norm() / theirs.norm().clamp(min=1e-30))
+        if self.form.logit_softcap is not None:
+            ours = self.form.logit_softcap * torch.tanh(ours / self.form.logit_softcap)
         tolerance = _HEAD_TOLERANCE if next(inner.parameters()).dtype == torch.float32 else 5e-2
-        if ours.shape != theirs.shape or not difference <= tolerance:
+        difference = float("inf")
+        if ours.shape == theirs.shape:
+            difference = float((ours - theirs).norm() / theirs.norm().clamp(min=1e-30))
+        if not difference <= tolerance:
             raise ModelError(
-                f"{type(inner).__name__} ({self.traits.model_type}) does more between decoder and logits than its configuration says "
-                f"(difference {difference:.1e}): its loss would be wrong here, so it is refused. Please report the architecture."
+                f"{type(inner).__name__} ({self.traits.model_type}) does more between decoder and logits than its "
+                f"configuration says (difference {difference:.1e}): its loss would be wrong here, so it is refused. "
+                "Please report the architecture."
+            )
+
+    def check_lengths(self, longest_tokens: int) -> None:
+        """Refuse documents whose rotary frequencies would depend on what stands beside them.
+
+        Args:
+            longest_tokens: of the whole data set.
+
+        Raises:
+            ModelError: with what to set.
+        """
+        limit = self.traits.rope_switch_tokens
+        if limit is not None and longest_tokens > limit:
+            raise ModelError(
+                f"{self.traits.model_type} changes its rotary frequencies for everything in a micro-batch when one "
+                f"document is longer than {limit} tokens; the longest here has {longest_tokens}. "
+                f"Set max_length={limit} or less."
             )
 
     def gradient_norm(self, max_norm: float, inverse_scale: float = 1.0) -> float:
-        """Euclidean norm of all gradients before clipping; gradients are clipped to `max_norm` where it is positive."""
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        """Euclidean norm of all gradients before clipping; gradients are clipped to `max_norm` where it is positive.
+
+        Args:
+            max_norm: 0 or less: no clipping.
+            inverse_scale: gradients are multiplied by it first: 1 / the loss scale of float16.
+
+        Returns:
+            The norm; not finite where a float16 gradient overflowed.  Gradients are then of no use.
+        """
+        parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if inverse_scale != 1.0:
             torch._foreach_mul_(gradients, inverse_scale)
         norm = torch.nn.utils.get_total_norm(gradients)
         if max_norm > 0:
-            parameters = [p for p in self.model.parameters() if p.grad is not None]
             torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
         return float(norm)
 
@@ -164,20 +177,34 @@ class Engine:
         with autocast(self.device, self.compute_dtype):
             return decoder(self.model)(**inputs)
 
-    def _target_rows(self, output: Any, micro: MicroBatch) -> torch.Tensor:
-        hidden_TH = layout.flat_hidden(output.last_hidden_state, micro, self.plan.layout)
-        return hidden_TH.index_select(0, micro.target_rows_N)
+    def _loss(
+        self, hidden_NH: torch.Tensor, micro: MicroBatch, grad_scale: float | None
+    ) -> tuple[LossSums, torch.Tensor | None]:
+        # a float64 model, which tests use as reference, keeps its dtype
+        compute_dtype = hidden_NH.dtype if hidden_NH.dtype == torch.float64 else self.compute_dtype
+        with autocast(self.device, torch.float32):  # no autocast of the caller's: the loss casts what is to be cast
+            return linear_cross_entropy(
+                hidden_NH,
+                output_head(self.model),
+                micro.targets_N,
+                self.form,
+                grad_scale=grad_scale,
+                chunk_rows=self.plan.loss_chunk_rows,
+                compute_dtype=compute_dtype,
+            )
 
-    def _product_dtype(self, hidden: torch.Tensor) -> torch.dtype:
-        """The compute dtype; a float64 model (tests) keeps its own."""
-        return hidden.dtype if hidden.dtype == torch.float64 else self.compute_dtype
-
-    def _balance(self, output: Any) -> torch.Tensor:
+    def _balance(self, output: Any, micro: MicroBatch) -> torch.Tensor:
+        """The load-balancing loss over the micro-batch's tokens; padding is no token."""
         if self.traits.balance_loss is None:
             raise ModelError(
                 f"{self.traits.model_type} has no load-balancing loss, so router_aux_loss_coef has nothing to weigh."
             )
-        return self.traits.balance_loss(output.router_logits, self.traits.num_experts, self.traits.experts_per_token)
+        is_real_BL = None
+        if self.plan.layout is Layout.PADDED:
+            is_real_BL = layout.model_inputs(micro, self.plan.layout, self.traits)["attention_mask"]
+        return self.traits.balance_loss(
+            output.router_logits, self.traits.num_experts, self.traits.experts_per_token, is_real_BL
+        )
 
     def _noise_hook(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
         if not self._adds_noise or self._micro is None:
@@ -190,3 +217,25 @@ class Engine:
             seed=self.settings.seed,
             step=self.step_number,
         )
+
+
+@contextmanager
+def _recomputation(inner: Any, wanted: bool) -> Iterator[None]:
+    """Activation checkpointing per layer on or off, and as it was afterwards."""
+    was_on = bool(inner.is_gradient_checkpointing)
+    if wanted:
+        if not inner.supports_gradient_checkpointing:
+            raise ModelError(
+                f"{type(inner).__name__} cannot recompute activations; set gradient_checkpointing=False "
+                "(more memory is needed then)."
+            )
+        inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    elif was_on:
+        inner.gradient_checkpointing_disable()
+    try:
+        yield
+    finally:
+        if wanted and not was_on:
+            inner.gradient_checkpointing_disable()
+        elif was_on and not wanted:
+            inner.gradient_checkpointing_enable()

@@ -1,13 +1,15 @@
 """What this model is: the one place that asks a model's configuration and modules questions.
 
-In: a transformers causal language model, plain or wrapped by peft.  Out: one frozen `ModelTraits`.  Everything that the rest of
-the engine needs to know about an architecture is a field here, so that `getattr` on models stays in this file.
+In: a transformers causal language model, plain or wrapped by peft.  Out: one frozen `ModelTraits`.  Everything that the
+rest of the engine needs to know about an architecture is a field here, so that `getattr` on models stays in this file.
 """
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +38,9 @@ OWN_ATTENTION_TYPES = frozenset(
         "smollm3",
     }
 )
+
+# Kinds of layers that our explicit block mask knows how to draw.
+_DRAWN_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,13 @@ class ModelTraits:
     """Weights of the layers: 6 FLOP each per token, forward and backward."""
     num_attention_features: int
     """heads x head width: attention costs 12 FLOP each per layer, token and token attended to, before causality."""
+    has_drawn_mask: bool = True
+    """Whether every layer's mask is one that `layout` can draw: causal, or causal within the window."""
+    chunk_tokens: int | None = None
+    """Where attention stays within chunks of the *row* (Llama 4), their length: it needs a row per document."""
+    rope_switch_tokens: int | None = None
+    """Where rotary frequencies depend on the longest document of a micro-batch (`longrope`, `dynamic`): the length at
+    which they switch.  Documents up to it are exact beside any others; None: the frequencies never change."""
 
 
 def base_model(model: nn.Module) -> Any:
@@ -81,8 +93,8 @@ def base_model(model: nn.Module) -> Any:
         return model
     if bool(model.active_peft_config.is_prompt_learning):  # type: ignore[union-attr]
         raise ModelError(
-            "prompt learning (prefix tuning, prompt tuning, p-tuning) is not supported: it puts virtual tokens before every "
-            "prompt. Use LoRA, or another method that changes the model's layers."
+            "prompt learning (prefix tuning, prompt tuning, p-tuning) is not supported: it puts virtual tokens before "
+            "every prompt. Use LoRA, or another method that changes the model's layers."
         )
     return model.get_base_model()  # type: ignore[operator]
 
@@ -94,24 +106,45 @@ def is_adapter(model: nn.Module) -> bool:
 
 
 def decoder(model: nn.Module) -> nn.Module:
-    """The part of the model that maps token ids to the hidden states that enter the head."""
+    """The part of the model that maps token ids to the hidden states that enter the head.
+
+    Raises:
+        ModelError: the model has no such part.
+    """
     inner = base_model(model)
     found = inner.get_decoder() if hasattr(inner, "get_decoder") else None
     if found is None or found is inner:
-        found = getattr(inner, inner.base_model_prefix, None)
+        found = getattr(inner, getattr(inner, "base_model_prefix", ""), None)
     if found is None or found is inner:
         raise ModelError(
-            f"{type(inner).__name__} is not a causal language model of decoder and head; load it with AutoModelForCausalLM."
+            f"{type(inner).__name__} is not a causal language model of decoder and head; "
+            "load it with AutoModelForCausalLM."
         )
     return found
 
 
 def output_head(model: nn.Module) -> nn.Module:
-    """The module that maps hidden states to logits (possibly wrapped by peft)."""
+    """The module that maps hidden states to logits (possibly wrapped by peft).
+
+    Raises:
+        ModelError: the model has none.
+    """
     head = base_model(model).get_output_embeddings()
     if head is None:
         raise ModelError(f"{type(base_model(model)).__name__} has no output head; load it with AutoModelForCausalLM.")
     return head
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; each module's own mode afterwards: a caller may have frozen single layers."""
+    was_training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in was_training:
+            module.training = True
 
 
 def read_traits(model: nn.Module) -> ModelTraits:
@@ -121,55 +154,46 @@ def read_traits(model: nn.Module) -> ModelTraits:
         ModelError: the model is no causal language model, or of a kind the engine cannot train correctly.
     """
     inner = base_model(model)
+    decoder_module = decoder(model)
+    output_head(model)
     config = inner.config.get_text_config()
     attention = str(config._attn_implementation)
-    window = _first(config, "sliding_window", "attention_window_size")
-    if getattr(config, "use_sliding_window", True) is False:
-        window = None
     layer_types = tuple(getattr(config, "layer_types", None) or ())
-    if layer_types and not any("sliding" in kind for kind in layer_types):
-        window = None
-    attention_softcap = _first(config, "attn_logit_softcapping", "attention_logit_cap")
-    embeddings = inner.get_input_embeddings()
-    decoder_module = decoder(model)
-    embedding_ids = {id(p) for p in embeddings.parameters()}
+    softcap = _first(config, "attn_logit_softcapping", "attention_logit_cap")
+    heads = int(_first(config, "num_attention_heads", "n_head") or 0)
+    hidden_size = int(_first(config, "hidden_size", "n_embd", "d_model") or 0)
+    head_width = int(getattr(config, "head_dim", None) or hidden_size // max(1, heads))
+    embedding_ids = {id(p) for p in inner.get_input_embeddings().parameters()}
     return ModelTraits(
         model_type=str(config.model_type),
         num_layers=int(_first(config, "num_hidden_layers", "n_layer") or 0),
-        hidden_size=int(_first(config, "hidden_size", "n_embd", "d_model") or 0),
+        hidden_size=hidden_size,
         vocabulary_size=int(config.vocab_size),
-        sliding_window=int(window) if window else None,
+        sliding_window=_sliding_window(config, layer_types),
         attention=attention,
-        honoured_by_own_attention=(
-            config.model_type in OWN_ATTENTION_TYPES and attention == "sdpa" and not attention_softcap
-        ),
+        honoured_by_own_attention=config.model_type in OWN_ATTENTION_TYPES and attention == "sdpa" and not softcap,
         logit_scale=_logit_scale(config),
         logit_softcap=_first(config, "final_logit_softcapping", "output_logit_soft_cap"),
         is_adapter=is_adapter(model),
         num_experts=int(_first(config, "num_experts", "num_local_experts", "n_routed_experts") or 0),
         is_quantized=getattr(inner, "hf_quantizer", None) is not None,
-        accepts_positions="position_ids" in decoder_module.forward.__code__.co_varnames
-        or hasattr(decoder_module.forward, "__wrapped__"),
+        accepts_positions="position_ids" in inspect.signature(decoder_module.forward).parameters,
         layer_types=layer_types,
-        balance_loss=getattr(sys.modules[type(inner).__module__], "load_balancing_loss_func", None)
-        if hasattr(config, "output_router_logits")
-        else None,
+        balance_loss=_balance_loss(inner, config),
         router_aux_loss_coef=float(getattr(config, "router_aux_loss_coef", 0.0) or 0.0),
         experts_per_token=int(_first(config, "num_experts_per_tok", "num_experts_per_token") or 0),
         num_non_embedding_parameters=sum(
             p.numel() for p in decoder_module.parameters() if id(p) not in embedding_ids and p.dim() > 1
         ),
-        num_attention_features=int(_first(config, "num_attention_heads", "n_head") or 0)
-        * int(
-            getattr(config, "head_dim", None)
-            or int(_first(config, "hidden_size", "n_embd", "d_model") or 0)
-            // max(1, int(_first(config, "num_attention_heads", "n_head") or 1))
-        ),
+        num_attention_features=heads * head_width,
+        has_drawn_mask=_DRAWN_LAYER_TYPES.issuperset(layer_types),
+        chunk_tokens=_chunk_tokens(config, layer_types),
+        rope_switch_tokens=_rope_switch_tokens(config),
     )
 
 
 def _first(config: Any, *names: str) -> Any:
-    """The first of several configuration fields that is there and not None: architectures name the same thing differently."""
+    """The first of several fields that is there and not None: architectures name the same thing differently."""
     for name in names:
         value = getattr(config, name, None)
         if value is not None:
@@ -177,8 +201,43 @@ def _first(config: Any, *names: str) -> Any:
     return None
 
 
+def _sliding_window(config: Any, layer_types: tuple[str, ...]) -> int | None:
+    """Qwen's configurations carry a window that no layer uses."""
+    window = _first(config, "sliding_window", "attention_window_size")
+    if not window or getattr(config, "use_sliding_window", True) is False:
+        return None
+    if layer_types and not any("sliding" in kind for kind in layer_types):
+        return None
+    return int(window)
+
+
+def _chunk_tokens(config: Any, layer_types: tuple[str, ...]) -> int | None:
+    """Chunks are counted from the beginning of the row, so the second document of a flat row would be cut elsewhere."""
+    chunk = getattr(config, "attention_chunk_size", None)
+    return int(chunk) if chunk and any("chunked" in kind for kind in layer_types) else None
+
+
+def _rope_switch_tokens(config: Any) -> int | None:
+    """transformers takes the largest position of the whole micro-batch to choose between two sets of frequencies."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    nested = [value for value in parameters.values() if isinstance(value, dict)]
+    limits = [
+        int(rope.get("original_max_position_embeddings") or config.max_position_embeddings)
+        for rope in nested or [parameters]
+        if rope.get("rope_type") in ("longrope", "dynamic")
+    ]
+    return min(limits) if limits else None
+
+
 def _logit_scale(config: Any) -> float:
-    """Cohere multiplies logits by `logit_scale`, Granite divides by `logits_scaling`, Falcon-H1 has `lm_head_multiplier`."""
+    """Cohere multiplies logits by `logit_scale`, Granite divides by `logits_scaling`, Falcon-H1 multiplies too."""
     if getattr(config, "logits_scaling", None):
         return 1.0 / float(config.logits_scaling)
     return float(_first(config, "logit_scale", "lm_head_multiplier") or 1.0)
+
+
+def _balance_loss(inner: nn.Module, config: Any) -> Callable[..., torch.Tensor] | None:
+    """transformers defines it beside the model, once per architecture with experts."""
+    if not hasattr(config, "output_router_logits"):
+        return None
+    return getattr(sys.modules[type(inner).__module__], "load_balancing_loss_func", None)
