@@ -9,6 +9,7 @@ import argparse
 import difflib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -122,6 +123,7 @@ def _talk(arguments: argparse.Namespace, options: SamplingOptions, question: str
     from sartor.chat.terminal import Conversation, Participant, Screen, answer_once, converse, line_reader
 
     # Of the libraries only errors: what a reader must know is in the notes, and a script's log stays short.
+    warnings.simplefilter("ignore", FutureWarning)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     _write_any_text()
