@@ -99,11 +99,12 @@ def build_tokenizer(texts: Iterator[str]) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT)
 
 
-def build_model(tokenizer: Any, seed: int, size: Size) -> Any:
+def build_model(tokenizer: Any, seed: int, size: Size | None = None) -> Any:
     """A Llama with random weights, float32, output head tied to the embedding."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    size = size or Size()
     torch.manual_seed(seed)
     return LlamaForCausalLM(
         LlamaConfig(
