@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
 from json import JSONDecodeError
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from sartor.errors import ConfigurationError, HubError, RunFolderError, SartorError, SartorWarning
 from sartor.report import staging
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi
+
+T = TypeVar("T")
 
 _TOKEN_LIKE = re.compile(r"hf_[A-Za-z0-9]{16,}")
 _DEFECTS = (TypeError, AttributeError, NameError, AssertionError)
@@ -69,8 +70,7 @@ def open_repository(
         HubError: the name is not valid, the Hub refused, or it cannot be reached.
     """
     name = repository_name(output_dir, hub_model_id)
-    with _errors_explained(f"create the repository {name}", token):
-        return _api(token).create_repo(name, private=private, exist_ok=True).repo_id
+    return _create(name, token, private, None)
 
 
 def push_folder(
@@ -101,9 +101,7 @@ def push_folder(
     if not any(path.suffix == ".safetensors" for path in files.values()):
         raise RunFolderError(f"{folder} holds no weights (*.safetensors): save the model there before it is pushed.")
     if create:
-        name = repo_id
-        with _errors_explained(f"create the repository {name}", token, folder):
-            repo_id = _api(token).create_repo(name, private=private, exist_ok=True).repo_id
+        repo_id = _create(repo_id, token, private, folder)
     upload = _Upload(files, folder, repo_id, commit_message, token=token, revision=revision)
     return upload.run() if blocking else upload.start()
 
@@ -134,16 +132,18 @@ class _Upload:
     def run(self) -> CommitInfo:
         where = self._repo_id + (f", branch {self._revision}" if self._revision else "")
         try:
-            with _errors_explained(f"push to {where}", self._token, self._folder):
-                return _api(self._token).upload_folder(
-                    repo_id=self._repo_id,
-                    folder_path=self._stage,
-                    path_in_repo=self._path_in_repo,
-                    commit_message=self._commit_message,
-                    revision=self._revision,
-                )
+            return _explained(self._send, f"push to {where}", self._token, self._folder)
         finally:
             staging.discard(self._stage)
+
+    def _send(self) -> CommitInfo:
+        return _api(self._token).upload_folder(
+            repo_id=self._repo_id,
+            folder_path=self._stage,
+            path_in_repo=self._path_in_repo,
+            commit_message=self._commit_message,
+            revision=self._revision,
+        )
 
     def start(self) -> Future[CommitInfo]:
         from huggingface_hub import run_as_future
@@ -235,11 +235,11 @@ def base_model_license(model_id: str, token: str | None = None) -> str | None:
     if is_offline_mode() or not staging.is_hub_id(model_id):
         return None
     try:
-        with _errors_explained(f"read the licence of {model_id}", token, needs_token=False):
-            tags = _api(token).model_info(model_id, timeout=10).tags or []
+        action = f"read the licence of {model_id}"
+        info = _explained(lambda: _api(token).model_info(model_id, timeout=10), action, token, needs_token=False)
     except HubError:  # a card without a licence is better than no card
         return None
-    return next((tag.removeprefix("license:") for tag in tags if tag.startswith("license:")), None)
+    return next((tag.removeprefix("license:") for tag in info.tags or [] if tag.startswith("license:")), None)
 
 
 def _api(token: str | None) -> HfApi:
@@ -268,21 +268,27 @@ def _what_is_safe(folder: Path | None) -> str:
     return "" if folder is None else f" What was to be pushed is in {folder}, unchanged."
 
 
-@contextmanager
-def _errors_explained(
-    action: str, token: str | None, folder: Path | None = None, needs_token: bool = True
-) -> Iterator[None]:
-    """Turn whatever the Hub's client raises into a HubError that says what to do and carries no token.
+def _create(name: str, token: str | None, private: bool | None, folder: Path | None) -> str:
+    def create() -> str:
+        return _api(token).create_repo(name, private=private, exist_ok=True).repo_id
 
-    The original is not chained: its message and request repeat what was sent.
+    return _explained(create, f"create the repository {name}", token, folder)
+
+
+def _explained(
+    call: Callable[[], T], action: str, token: str | None, folder: Path | None = None, needs_token: bool = True
+) -> T:
+    """What `call` returns; whatever the Hub's client raises becomes a HubError that says what to do.
+
+    The error carries no token, and the original is neither its cause nor its context, for the Hub's answer may repeat
+    what it was sent: so it is raised outside of the handler, and this is no context manager.
     """
     secrets = _secrets(token)
     _require_online(action, folder)
     if needs_token and not secrets:
         raise HubError(f"cannot {action}: there is no token. {_LOG_IN}.{_what_is_safe(folder)}")
     try:
-        yield
-        return
+        return call()
     except (SartorError, *_DEFECTS):
         raise
     except Exception as error:  # what the client's transports raise is no part of its interface
