@@ -1,0 +1,1 @@
+"""What a step needs, and how a run is executed: the plan."""

@@ -1,0 +1,107 @@
+"""The plan: how a run is executed, chosen by stated defaults, and written to `plan.json`.
+
+In: traits, settings, device.  Out: a frozen `Plan` with a sentence for every choice.  Nothing here changes the
+    mathematics.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from typing import TYPE_CHECKING
+
+from sartor.records import EngineSettings, Layout, Plan
+
+if TYPE_CHECKING:
+    import torch
+
+    from sartor.engine.layout import LayoutChoice
+    from sartor.engine.traits import ModelTraits
+
+CPU_MICRO_BATCH_TOKENS = 2_048
+CUDA_MICRO_BATCH_TOKENS = 16_384
+LOSS_CHUNK_BYTES = 1 << 28
+"""Of float32 logits that exist at a time."""
+_ACTIVATION_VALUES_PER_HIDDEN = 20
+"""Saved values per token, layer and hidden unit of a Llama-like layer: norms, projections, and three MLP widths."""
+
+
+def default_plan(
+    traits: ModelTraits,
+    settings: EngineSettings,
+    choice: LayoutChoice,
+    *,
+    device: torch.device,
+    parameter_dtype: str,
+    compute_dtype: str,
+    compute_reason: str,
+    longest_tokens: int,
+    available_bytes: int,
+    num_threads: int,
+) -> Plan:
+    """Choose what the user left open.
+
+    Args:
+        longest_tokens: of all documents; a micro-batch holds at least one.
+        available_bytes: free memory of the device.
+    """
+    reasons = {"layout": choice.reason, "compute_dtype": compute_reason}
+    if settings.micro_batch_tokens is not None:
+        tokens = settings.micro_batch_tokens
+        reasons["micro_batch_tokens"] = "as asked; a longer document goes alone"
+    else:
+        default = CPU_MICRO_BATCH_TOKENS if device.type == "cpu" else CUDA_MICRO_BATCH_TOKENS
+        tokens = max(default, longest_tokens)
+        reasons["micro_batch_tokens"] = (
+            f"the longest document, {longest_tokens} tokens"
+            if longest_tokens > default
+            else f"default on {device.type}"
+        )
+    activation_bytes = tokens * traits.num_layers * traits.hidden_size * _ACTIVATION_VALUES_PER_HIDDEN * 4
+    if settings.gradient_checkpointing is not None:
+        checkpointing = settings.gradient_checkpointing
+        reasons["gradient_checkpointing"] = "as asked"
+    else:
+        checkpointing = activation_bytes > available_bytes // 4
+        reasons["gradient_checkpointing"] = (
+            f"activations of {tokens} tokens take roughly {_gigabytes(activation_bytes)}, "
+            f"{'over' if checkpointing else 'under'} a quarter of the {_gigabytes(available_bytes)} available"
+        )
+    if settings.loss_chunk_rows is not None:
+        rows = settings.loss_chunk_rows
+        reasons["loss_chunk_rows"] = "as asked"
+    else:
+        fitting = max(1, LOSS_CHUNK_BYTES // (4 * traits.vocabulary_size))
+        rows = min(4_096, 1 << (fitting.bit_length() - 1))
+        reasons["loss_chunk_rows"] = f"at most {LOSS_CHUNK_BYTES >> 20} MiB of logits at a time"
+    return Plan(
+        layout=choice.layout,
+        micro_batch_tokens=tokens,
+        gradient_checkpointing=checkpointing,
+        loss_chunk_rows=rows,
+        attention=choice.attention,
+        parameter_dtype=parameter_dtype,
+        compute_dtype=compute_dtype,
+        num_threads=num_threads,
+        device=str(device),
+        reasons=reasons,
+    )
+
+
+def write_plan(plan: Plan, path: str | os.PathLike[str]) -> None:
+    """Write a plan as JSON, fields sorted as declared."""
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(dataclasses.asdict(plan), file, indent=2, ensure_ascii=False)
+        file.write("\n")
+
+
+def read_plan(path: str | os.PathLike[str]) -> Plan:
+    """Read what `write_plan` wrote."""
+    with open(path, encoding="utf-8") as file:
+        fields = json.load(file)
+    return Plan(**{**fields, "layout": Layout(fields["layout"])})
+
+
+def _gigabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.1f} GB"

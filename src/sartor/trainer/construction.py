@@ -1,0 +1,362 @@
+"""What a trainer is made of: tokenizer, model, adapter, and the special tokens that they must agree on.
+
+What is changed here on model and tokenizer is what trl changes: the eos token of model and generation config, a pad
+token, tags.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from transformers import PreTrainedTokenizerBase, set_seed
+from transformers.trainer_utils import IntervalStrategy
+
+from sartor.config import Settings, SFTConfig, resolve
+from sartor.errors import ConfigurationError, ModelError, SartorError
+from sartor.report.card import dataset_hub_id
+from sartor.trainer.preparation import Preparation, skips_preparation
+
+T = TypeVar("T")
+
+TAGS = ("trl", "sft", "sartor")
+"""Model tags, trl's own among them: the Hub's filters for SFT models look for these."""
+
+_EMBEDDING_MULTIPLE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a trainer is made of."""
+
+    settings: Settings
+    model: Any
+    tokenizer: Any
+    preparation: Preparation
+    train_dataset: Any
+    eval_dataset: Any
+    dataset_id: str | None
+    """The Hub id that the training data came from."""
+
+
+def build(
+    model: Any,
+    args: SFTConfig,
+    *,
+    train_dataset: Any,
+    eval_dataset: Any,
+    processing_class: Any,
+    quantization_config: Any,
+    peft_config: Any,
+    formatting_func: Callable[[Any], str] | None,
+    has_collator: bool,
+) -> Parts:
+    """Make the parts, in an order in which everything cheap is checked before a model given by name is loaded.
+
+    Raises:
+        SartorError: one, or a ConfigurationError that lists all that was found.
+    """
+    problems = Problems()
+    settings = problems.collect(lambda: resolve(args))
+    problems.collect(lambda: _check_evaluation(args, eval_dataset))
+    if train_dataset is None:
+        problems.add(ConfigurationError("`train_dataset` is required: pass rows, or the path of a file of them."))
+    if isinstance(model, str):
+        problems.collect(lambda: check_model(model, args))
+    tokenizer = problems.collect(lambda: _tokenizer(model, args, processing_class))
+    problems.raise_any()
+    assert settings is not None
+    assert tokenizer is not None
+    added: list[str] = []
+    eos_before = tokenizer.eos_token
+    preparation = Preparation(
+        tokenizer,
+        settings.data,
+        settings.eval_data,
+        formatting_func=formatting_func,
+        skips=skips_preparation(args.dataset_kwargs),
+        has_collator=has_collator,
+    )
+    if args.chat_template_path is not None:
+        added = problems.collect(lambda: apply_template(tokenizer, str(args.chat_template_path))) or []
+    problems.collect(lambda: set_eos(tokenizer, args.eos_token))
+    train = problems.collect(lambda: preparation.prepare(train_dataset, "train"))
+    evaluation = problems.collect(lambda: preparation.prepare_evaluation(eval_dataset))
+    problems.collect(lambda: set_pad(tokenizer, args.pad_token))
+    problems.raise_any()
+    set_seed(args.seed)  # adapters are initialised at random
+    if isinstance(model, str):
+        model = load_model(model, args, quantization_config)
+    elif quantization_config is not None or args.model_init_kwargs is not None:
+        raise ConfigurationError(
+            "quantization_config and model_init_kwargs are for a model given by name; this one is loaded already."
+        )
+    check_device_map(model)
+    fit_embeddings(model, tokenizer, added)
+    if peft_config is not None:
+        model = wrap_adapter(model, peft_config, added, tokenizer)
+    new_eos = args.eos_token is not None or tokenizer.eos_token != eos_before
+    align_model(model, tokenizer, new_eos=new_eos)
+    return Parts(settings, model, tokenizer, preparation, train, evaluation, _hub_id(train_dataset))
+
+
+class Problems:
+    """User errors, collected so that they can be told at once."""
+
+    def __init__(self) -> None:
+        self._found: list[SartorError] = []
+
+    def add(self, error: SartorError) -> None:
+        """One more."""
+        self._found.append(error)
+
+    def collect(self, action: Callable[[], T]) -> T | None:
+        """What `action` returns, or None where it raises a user error, which is kept."""
+        try:
+            return action()
+        except SartorError as error:
+            self._found.append(error)
+            return None
+
+    def raise_any(self) -> None:
+        """Raise what was found: a single error as it is."""
+        if len(self._found) == 1:
+            raise self._found[0]
+        if self._found:
+            raise ConfigurationError([str(error) for error in self._found])
+
+
+def _check_evaluation(args: SFTConfig, eval_dataset: Any) -> None:
+    strategy = IntervalStrategy(args.eval_strategy).value
+    if strategy != "no" and eval_dataset is None:
+        raise ConfigurationError(f"eval_strategy={strategy!r} needs eval_dataset: pass one, or set eval_strategy='no'.")
+
+
+def _tokenizer(model: Any, args: SFTConfig, processing_class: Any) -> Any:
+    """The one that was passed, else the model's own."""
+    if processing_class is None:
+        name = model if isinstance(model, str) else model.config._name_or_path
+        if not name:
+            raise ConfigurationError(
+                "processing_class is required for a model that was built in code: pass its tokenizer."
+            )
+        return load_tokenizer(name, args)
+    if not isinstance(processing_class, PreTrainedTokenizerBase):
+        raise ConfigurationError(
+            f"processing_class must be a tokenizer, not {type(processing_class).__name__}: models of images or "
+            "sound are not supported."
+        )
+    return processing_class
+
+
+def _hub_id(dataset: Any) -> str | None:
+    return dataset_hub_id(dataset) if hasattr(dataset, "info") else None
+
+
+def model_init_kwargs(args: SFTConfig, quantization_config: Any = None) -> dict[str, Any]:
+    """Keyword arguments for `from_pretrained`.
+
+    The user's, `trust_remote_code`, and the dtype the weights were published in.
+    """
+    keywords = dict(args.model_init_kwargs or {}) if not isinstance(args.model_init_kwargs, str) else {}
+    if quantization_config is not None:
+        if "quantization_config" in keywords:
+            raise ConfigurationError(
+                "quantization_config is given both to the trainer and in model_init_kwargs: give it once, to the "
+                "trainer."
+            )
+        keywords["quantization_config"] = quantization_config
+    keywords.setdefault("trust_remote_code", args.trust_remote_code)
+    keywords.setdefault("dtype", "auto")
+    return keywords
+
+
+def load_tokenizer(name: str, args: SFTConfig) -> Any:
+    """The tokenizer that belongs to a model's id or folder.
+
+    Raises:
+        ModelError: there is none, or it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    keywords = model_init_kwargs(args)
+    try:
+        return AutoTokenizer.from_pretrained(
+            name, revision=keywords.get("revision"), trust_remote_code=args.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(f"no tokenizer can be loaded from {name!r}: {_first_line(error)}") from error
+
+
+def load_model(name: str, args: SFTConfig, quantization_config: Any = None) -> Any:
+    """A causal language model by Hub id or folder; the folder of an adapter gives its base with the adapter, trainable.
+
+    Raises:
+        ModelError: it is not there, or not a causal language model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    keywords = model_init_kwargs(args, quantization_config)
+    try:
+        if os.path.isfile(os.path.join(name, "adapter_config.json")):
+            from peft import AutoPeftModelForCausalLM
+
+            return AutoPeftModelForCausalLM.from_pretrained(name, is_trainable=True, **keywords)
+        return AutoModelForCausalLM.from_pretrained(name, **keywords)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"no model can be loaded from {name!r}: {_first_line(error)}") from error
+
+
+def check_model(name: str, args: SFTConfig) -> None:
+    """Look whether a model is there and of the right kind, without loading its weights.
+
+    Raises:
+        ModelError: it is not.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if os.path.isfile(os.path.join(name, "adapter_config.json")):
+        return
+    keywords = model_init_kwargs(args)
+    try:
+        config = AutoConfig.from_pretrained(
+            name, revision=keywords.get("revision"), trust_remote_code=args.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(f"no model can be loaded from {name!r}: {_first_line(error)}") from error
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not args.trust_remote_code:
+        raise ModelError(f"{name!r} is a {config.model_type} model, which is no causal language model.")
+
+
+def check_device_map(model: Any) -> None:
+    """Refuse a model that was spread over several devices, or offloaded."""
+    devices = {str(device) for device in (getattr(model, "hf_device_map", None) or {}).values()}
+    if len(devices) > 1 or devices & {"disk", "meta"}:
+        raise ModelError(
+            f"the model was loaded over {', '.join(sorted(devices))}: training over several devices, or with "
+            "weights offloaded, is "
+            "not supported yet. Load it without device_map, or with device_map={'': 0}."
+        )
+
+
+def apply_template(tokenizer: Any, path: str) -> list[str]:
+    """Take the chat template of a .jinja file, a folder or a Hub id.
+
+    Returns tokens that were added to the vocabulary.
+    """
+    if os.path.isfile(path) and path.endswith((".jinja", ".j2")):
+        with open(path, encoding="utf-8") as file:
+            tokenizer.chat_template = file.read()
+        return []
+    from transformers import AutoTokenizer
+
+    try:
+        source = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"chat_template_path={path!r} is neither a .jinja file nor a folder or Hub id with a tokenizer: "
+            f"{_first_line(error)}"
+        ) from error
+    if source.chat_template is None:
+        raise ConfigurationError(f"chat_template_path={path!r}: the tokenizer there has no chat template.")
+    tokenizer.chat_template = source.chat_template
+    added = [token for token in source.added_tokens_decoder.values() if token.content not in tokenizer.get_vocab()]
+    tokenizer.add_tokens(added)
+    tokenizer.eos_token = source.eos_token
+    return [token.content for token in added]
+
+
+def fit_embeddings(model: Any, tokenizer: Any, added: list[str]) -> None:
+    """Give new tokens rows in the embeddings."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    if added and len(tokenizer) > rows:
+        model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=_EMBEDDING_MULTIPLE)
+
+
+def set_eos(tokenizer: Any, eos_token: str | None) -> None:
+    """`SFTConfig.eos_token` becomes the tokenizer's.
+
+    Raises:
+        ConfigurationError: it is not in the vocabulary.
+    """
+    if eos_token is None:
+        return
+    if eos_token not in tokenizer.get_vocab():
+        raise ConfigurationError(
+            f"eos_token={eos_token!r} is not in the tokenizer's vocabulary: choose a token that is, or add it first."
+        )
+    tokenizer.eos_token = eos_token
+
+
+def set_pad(tokenizer: Any, pad_token: str | None) -> None:
+    """`SFTConfig.pad_token`, the tokenizer's own, or its eos, in this order.
+
+    Raises:
+        ConfigurationError: the one asked for is not in the vocabulary, or there is none at all.
+    """
+    chosen = pad_token or tokenizer.pad_token or tokenizer.eos_token
+    if chosen is None:
+        raise ConfigurationError("the tokenizer has neither a pad nor an eos token: set eos_token or pad_token.")
+    if chosen not in tokenizer.get_vocab():
+        raise ConfigurationError(f"pad_token={chosen!r} is not in the tokenizer's vocabulary: choose a token that is.")
+    tokenizer.pad_token = chosen
+
+
+def align_model(model: Any, tokenizer: Any, *, new_eos: bool) -> None:
+    """Mirror eos and pad on the model's configurations, as trl does.
+
+    The generation config may list several eos tokens, each of which ends an answer: a new one is put first, the
+    others stay.
+    """
+    config = model.config.get_text_config()
+    if new_eos:
+        config.eos_token_id = tokenizer.eos_token_id
+        listed = model.generation_config.eos_token_id
+        listed = [] if listed is None else [listed] if isinstance(listed, int) else list(listed)
+        if tokenizer.eos_token_id not in listed:
+            model.generation_config.eos_token_id = [tokenizer.eos_token_id, *listed]
+    config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+
+
+def wrap_adapter(model: Any, peft_config: Any, added_tokens: list[str], tokenizer: Any) -> Any:
+    """A model with the adapter that `peft_config` describes.
+
+    Raises:
+        ConfigurationError: it is no `PeftConfig`, or the model already is a `PeftModel`.
+    """
+    from peft import PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+
+    if not isinstance(peft_config, PeftConfig):
+        raise ConfigurationError(
+            f"peft_config must be a peft.PeftConfig (peft.LoraConfig, say), not {type(peft_config).__name__}."
+        )
+    if isinstance(model, PeftModel):
+        raise ConfigurationError(
+            "the model already is a PeftModel, and peft_config is given too: leave peft_config out to train the "
+            "adapter that is "
+            "there, or merge it first (model.merge_and_unload())."
+        )
+    if added_tokens:
+        _train_added_tokens(peft_config, tokenizer.convert_tokens_to_ids(added_tokens))
+    if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    return get_peft_model(model, peft_config)
+
+
+def _train_added_tokens(peft_config: Any, token_ids: list[int]) -> None:
+    """New tokens have untrained embeddings: an adapter must train their rows, and the head."""
+    indices = dict(peft_config.trainable_token_indices or {})
+    indices["embed_tokens"] = [*indices.get("embed_tokens", []), *token_ids]
+    peft_config.trainable_token_indices = indices
+    saved = list(peft_config.modules_to_save or [])
+    peft_config.modules_to_save = saved if "lm_head" in saved else [*saved, "lm_head"]
+
+
+def _first_line(error: BaseException) -> str:
+    """The first sentence of a library's many-lined message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

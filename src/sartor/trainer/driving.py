@@ -1,0 +1,243 @@
+"""From the loop's events to Trainer's callbacks, logs, evaluations and checkpoints, in Trainer's order.
+
+In: a trainer whose run is set up, and the loop.  Out: the run's `TrainOutput`.  The loop computes; this module reacts.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+from transformers.trainer_callback import ExportableState, TrainerState
+from transformers.trainer_utils import SaveStrategy, TrainOutput, speed_metrics
+
+from sartor.records import LossSums, StepResult
+from sartor.run import loop
+from sartor.run.loop import Reply
+from sartor.trainer import saving
+from sartor.trainer.journal import Journal
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from sartor.trainer.sft_trainer import SFTTrainer
+
+
+class Window:
+    """Sums over the steps since the last log."""
+
+    def __init__(self) -> None:
+        self.loss = 0.0
+        """Sum of the steps' mean losses, each weighted by its tokens within the step: what Trainer logs."""
+        self.sums: LossSums | None = None
+
+    def add(self, result: StepResult) -> None:
+        """Count a step."""
+        self.loss += float(result.sums.loss_sum) / result.sums.num_targets
+        self.sums = result.sums if self.sums is None else self.sums + result.sums
+
+    def metrics(self) -> dict[str, float]:
+        """trl's metrics, weighted by tokens."""
+        if self.sums is None:
+            return {}
+        return {
+            "entropy": float(self.sums.entropy_sum) / self.sums.num_targets,
+            "mean_token_accuracy": float(self.sums.num_correct) / self.sums.num_targets,
+        }
+
+
+class Drive:
+    """One `train()`."""
+
+    def __init__(
+        self,
+        trainer: SFTTrainer,
+        *,
+        journal: Journal,
+        steps_in_epoch: int,
+        num_train_samples: float,
+        ignore_keys_for_eval: list[str] | None,
+        measures_targets: bool,
+    ) -> None:
+        self.trainer = trainer
+        self.journal = journal
+        self.steps_in_epoch = steps_in_epoch
+        self.num_train_samples = num_train_samples
+        self.ignore_keys = ignore_keys_for_eval
+        self.measures_targets = measures_targets
+        self.epoch = 0
+        self.window = Window()
+        self.last_logged = 0
+        self.total_loss = 0.0
+        self.grad_norm: float | None = None
+        self.learning_rate: float | None = None
+        self.start_time = time.time()
+        self.last_saved = 0
+
+    def run(self, events: Generator[loop.Event, Reply, None]) -> TrainOutput:
+        """Drive a run from its first event to its last log."""
+        trainer = self.trainer
+        self._call("on_train_begin")
+        if trainer.args.eval_on_start:
+            self._evaluate(steps_schedule=False)
+        try:
+            event = next(events, None)
+            while event is not None:
+                reply = self._react(event)
+                try:
+                    event = events.send(reply)
+                except StopIteration:
+                    break
+        finally:
+            events.close()
+        return self._finish()
+
+    def _react(self, event: loop.Event) -> Reply:
+        trainer = self.trainer
+        match event:
+            case loop.EpochBegin(epoch):
+                self.epoch = epoch
+                self._call("on_epoch_begin")
+            case loop.StepBegin():
+                self.journal.step_begins()
+                self._call("on_step_begin")
+            case loop.SubstepEnd():
+                self._call("on_substep_end")
+            case loop.PreOptimizerStep():
+                self._call("on_pre_optimizer_step")
+            case loop.OptimizerStepped():
+                self._call("on_optimizer_step")
+            case loop.StepEnd():
+                self._step_end(event)
+            case loop.EpochEnd(num_device_batches):
+                if num_device_batches == 0:
+                    trainer.say(
+                        f"the data set gave no row in epoch {self.epoch}: training stops at step "
+                        f"{trainer.state.global_step}."
+                    )
+                    trainer.control.should_training_stop = True
+                self._call("on_epoch_end")
+                self._log_evaluate_save()
+        return self._reply(event)
+
+    def _reply(self, event: loop.Event) -> Reply:
+        """What callbacks decided.
+
+        Before a step's end a wish to stop the epoch or the run is not looked at, as in Trainer.
+        """
+        control = self.trainer.control
+        if not isinstance(event, loop.SubstepEnd | loop.StepEnd | loop.EpochEnd):
+            return Reply.GO_ON
+        if control.should_training_stop:
+            return Reply.STOP_TRAINING
+        if control.should_epoch_stop and not isinstance(event, loop.EpochEnd):
+            return Reply.STOP_EPOCH
+        return Reply.GO_ON
+
+    def _step_end(self, event: loop.StepEnd) -> None:
+        trainer, result = self.trainer, event.result
+        self.window.add(result)
+        self.grad_norm = result.grad_norm
+        self.learning_rate = event.learning_rate
+        trainer.count_tokens(result.num_tokens)
+        self.journal.step_ends(result.num_tokens, trainer.flops_of_last_batch)
+        trainer.state.global_step += 1
+        trainer.state.epoch = self.epoch + event.num_device_batches / self.steps_in_epoch
+        self._call("on_step_end")
+        self._log_evaluate_save()
+
+    def _log_evaluate_save(self) -> None:
+        trainer = self.trainer
+        control = trainer.control
+        if control.should_log and trainer.state.global_step > self.last_logged:
+            self._log()
+        if control.should_evaluate:
+            metrics = self._evaluate()
+            is_best = trainer._determine_best_metric(metrics=metrics, trial=None)
+            if trainer.args.save_strategy == SaveStrategy.BEST:
+                trainer.control.should_save = is_best
+        if trainer.control.should_save:
+            self.save()
+
+    def save(self) -> None:
+        """A checkpoint, and the event for it."""
+        self.trainer._save_checkpoint(self.trainer.model, None)
+        self.last_saved = self.trainer.state.global_step
+        self._call("on_save")
+
+    def _log(self) -> None:
+        trainer = self.trainer
+        logs: dict[str, float] = {"loss": self.window.loss / (trainer.state.global_step - self.last_logged)}
+        if self.grad_norm is not None:
+            logs["grad_norm"] = self.grad_norm
+        if self.learning_rate is not None:
+            logs["learning_rate"] = self.learning_rate
+        self.total_loss += self.window.loss
+        self.last_logged = trainer.state.global_step
+        trainer.store_flos()
+        trainer.pending_metrics = self._pending()
+        self.window = Window()
+        trainer.log(logs, self.start_time)
+
+    def _pending(self) -> dict[str, float]:
+        """What `log` adds to the user-visible keys, in trl's order."""
+        if self.window.sums is None:
+            return {}
+        metrics = self.window.metrics() if self.measures_targets else {}
+        return {**metrics, "num_tokens": float(self.trainer.total_train_tokens)}
+
+    def _evaluate(self, *, steps_schedule: bool = True) -> dict[str, float]:
+        metrics: dict[str, float] = self.trainer._evaluate(None, self.ignore_keys, skip_scheduler=not steps_schedule)
+        return metrics
+
+    def _finish(self) -> TrainOutput:
+        trainer = self.trainer
+        state = trainer.state
+        self.total_loss += self.window.loss
+        train_loss = self.total_loss / max(state.global_step, 0.001)
+        metrics = speed_metrics(
+            "train",
+            self.start_time,
+            num_samples=self.num_train_samples * state.global_step / max(state.max_steps, 1),
+            num_steps=state.global_step,
+        )
+        trainer.store_flos()
+        metrics["total_flos"] = state.total_flos
+        metrics["train_loss"] = train_loss
+        trainer._memory_tracker.stop_and_update_metrics(metrics)
+        trainer.pending_metrics = self._pending()
+        trainer.log(metrics)
+        if trainer.args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            trainer._load_best_model()
+        saving.drop_all_but_best(trainer)
+        self._call("on_train_end")
+        trainer._finish_current_push()
+        return TrainOutput(state.global_step, train_loss, metrics)
+
+    def _call(self, event: str) -> None:
+        trainer = self.trainer
+        handler = getattr(trainer.callback_handler, event)
+        trainer.control = handler(trainer.args, trainer.state, trainer.control)
+
+
+def fresh_state(trainer: Any, max_steps: int, num_train_epochs: int) -> TrainerState:
+    """A new `TrainerState`, as Trainer makes one at the start of `train()`."""
+    state = TrainerState(
+        stateful_callbacks=[
+            callback
+            for callback in [*trainer.callback_handler.callbacks, trainer.control]
+            if isinstance(callback, ExportableState)
+        ]
+    )
+    state.is_hyper_param_search = False
+    state.train_batch_size = trainer._train_batch_size
+    state.compute_steps(trainer.args, max_steps)
+    trainer.state = state
+    state.init_training_references(trainer, max_steps, num_train_epochs, None)
+    return state
+
+
+def num_batches(num_examples: int, batch_size: int, *, drop_last: bool) -> int:
+    """Device batches of a data set."""
+    return num_examples // batch_size if drop_last else math.ceil(num_examples / batch_size)

@@ -1,0 +1,52 @@
+"""`metrics.jsonl` and the figures that only a run knows: tokens per second, peak memory, share of the device's rate."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from sartor.memory.device import peak_bytes
+from sartor.report.metrics import MetricsFile
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Journal:
+    """Counts tokens and time between logs, and appends one line per log."""
+
+    def __init__(self, path: str, device: torch.device, peak_flops: float | None) -> None:
+        self._file = MetricsFile(path)
+        self._device = device
+        self._peak_flops = peak_flops
+        self._tokens = 0
+        self._flops = 0.0
+        self._seconds = 0.0
+        self._started: float | None = None
+
+    def step_begins(self) -> None:
+        """Start the clock of a step: evaluation and saving are not in it."""
+        self._started = time.perf_counter()
+
+    def step_ends(self, num_tokens: int, flops: float) -> None:
+        """Count a step."""
+        if self._started is not None:
+            self._seconds += time.perf_counter() - self._started
+        self._started = None
+        self._tokens += num_tokens
+        self._flops += flops
+
+    def write(self, step: int, logs: dict[str, Any]) -> None:
+        """Append what was logged, and what was measured since the last log."""
+        record: dict[str, Any] = {"step": step, **logs}
+        if "loss" in logs and self._seconds > 0:
+            record["tokens_per_second"] = self._tokens / self._seconds
+            record["peak_memory_bytes"] = peak_bytes(self._device)
+            if self._peak_flops:
+                record["model_flops_utilization"] = self._flops / self._seconds / self._peak_flops
+            self._tokens, self._flops, self._seconds = 0, 0.0, 0.0
+        self._file.write(record)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
