@@ -166,6 +166,7 @@ def fine_tuning_config(output_dir: str, seed: int, settings: FineTuning | None =
         bf16=False,  # at this size the conversions cost more than bf16 products save
         seed=seed,
         logging_steps=20,
+        disable_tqdm=True,
         save_strategy="no",
         report_to="none",
         use_cpu=True,

@@ -61,6 +61,29 @@ class Screen:
         self._exchange(self.questions[at], {"base": before_texts[at]})
         self._say("It goes on as its textbook would, and never comes to an end of its own.")
 
+    def data(self, dataset: Any, tokenizer: Any) -> None:
+        """How long the conversations are, and what of one of them is trained."""
+        from sartor.data.inspect import coloured, example_of, length_histogram, lengths_of, plain
+
+        self._title("2. The conversations")
+        self._say("Tokens of each, the chat template's included:")
+        self._plain(length_histogram(lengths_of(dataset), min(self.console.width, 100)))
+        example = example_of(dataset, 0)
+        if self.console.is_terminal and not self.console.no_color:
+            self._say("What the model is trained to write is bright; what it only reads is dim:")
+            self.console.print(coloured(example, tokenizer))
+        else:
+            self._say("What the model is trained to write stands between ⟦ and ⟧; the rest it only reads:")
+            self._plain(plain(example, tokenizer))
+
+    def training(self, args: Any) -> None:
+        """What is about to run."""
+        self._title("3. Fine-tuning")
+        self._say(
+            f"All weights, {args.num_train_epochs:g} epochs, {args.per_device_train_batch_size} conversations a step, "
+            f"learning rate {args.learning_rate:g} falling to 0, about a minute on two cores:"
+        )
+
     def answers(self, before_texts: Sequence[str], after_texts: Sequence[str]) -> None:
         """The same questions before and after."""
         self._title("4. The same questions, before and after")

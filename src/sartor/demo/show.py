@@ -10,7 +10,7 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO, cast
 
 from sartor.demo.ask import write_answers
 from sartor.demo.conversations import to_messages
@@ -69,10 +69,11 @@ def choose_folder(asked: Path | None) -> tuple[Path, str]:
 def run(*, seed: int, folder: Path, console: Console, note: str = "") -> Outcome:
     """Show it all on `console`; `seed` is that of the fine-tuning (row order), the world is the bundled one."""
     from datasets import Dataset
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PrinterCallback
 
     from sartor import SFTTrainer
     from sartor.chat.sample import Speaker, load
+    from sartor.report.progress import TrainingProgress
 
     bundled = json.loads((assets() / RECIPE_FILE).read_text(encoding="utf-8"))
     rows = [json.loads(line) for line in (assets() / CONVERSATIONS_FILE).read_text(encoding="utf-8").splitlines()]
@@ -84,15 +85,22 @@ def run(*, seed: int, folder: Path, console: Console, note: str = "") -> Outcome
     before_texts = write_answers(base, screen.questions)
     screen.base(before_texts)
 
+    progress = TrainingProgress(stream=cast("TextIO", console.file))
     trainer = SFTTrainer(
         model=base.model,
         args=fine_tuning_config(str(folder), seed),
         train_dataset=Dataset.from_list([{"messages": to_messages(row)} for row in rows]),
         processing_class=AutoTokenizer.from_pretrained(assets() / BASE_FOLDER),
+        callbacks=[progress],
     )
-    screen.data(trainer)
+    trainer.remove_callback(PrinterCallback)  # it comes with disable_tqdm, and prints what `progress` shows
+    screen.data(trainer.train_dataset, trainer.processing_class)
+    screen.training(trainer.args)
     started = time.monotonic()
-    trainer.train()
+    try:
+        trainer.train()
+    finally:
+        progress.close()
     seconds = time.monotonic() - started
     trainer.save_model(str(folder))
 
