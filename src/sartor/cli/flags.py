@@ -16,8 +16,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sartor.errors import ConfigurationError
-
 _TRUE = ("true", "yes", "on", "1")
 _FALSE = ("false", "no", "off", "0")
 _NONE = ("none", "null")
@@ -56,12 +54,8 @@ class Given:
     negated: bool = False
 
 
-def parse(givens: Iterable[Given], flags: Sequence[Flag]) -> dict[str, Any]:
-    """The values of those options that were given, by name.
-
-    Raises:
-        ConfigurationError: unknown names, values that cannot be read; all of them.
-    """
+def parse(givens: Iterable[Given], flags: Sequence[Flag]) -> tuple[dict[str, Any], list[str]]:
+    """(values of those options that were given, by name; a sentence per unknown name or value that cannot be read)."""
     by_key = keys_of(flags)
     values: dict[str, Any] = {}
     started: set[str] = set()
@@ -83,9 +77,7 @@ def parse(givens: Iterable[Given], flags: Sequence[Flag]) -> dict[str, Any]:
             value = [*values[flag.name], *value]
         started.add(source)
         values[flag.name] = value
-    if problems:
-        raise ConfigurationError(problems)
-    return values
+    return values, problems
 
 
 def tokens(argv: Sequence[str], flags: Sequence[Flag]) -> tuple[list[Given], list[str]]:
@@ -112,7 +104,8 @@ def tokens(argv: Sequence[str], flags: Sequence[Flag]) -> tuple[list[Given], lis
         following = _following(argv[position:])
         # Of an unknown option nobody knows how many values it takes: all that follow, or they would be told as errors
         # too.
-        count = len(following) if flag is None or flag.kind == "list" else _wanted(flag, following, negated)
+        many = flag is None or flag.kind == "list"
+        count = len(following) if many else 0 if negated else min(1, len(following))
         givens.append(Given(key, tuple(following[:count]), negated=negated))
         position += count
     return givens, rest
@@ -223,14 +216,6 @@ def _following(argv: Sequence[str]) -> list[str]:
             break
         values.append(text)
     return values
-
-
-def _wanted(flag: Flag, following: Sequence[str], negated: bool) -> int:
-    """How many of the texts that follow belong to the option."""
-    if flag.kind != "bool":
-        return min(1, len(following))
-    is_value = bool(following) and following[0].lower() in (*_TRUE, *_FALSE, *(_NONE if flag.optional else ()))
-    return int(is_value and not negated)
 
 
 def _is_flag(text: str) -> bool:

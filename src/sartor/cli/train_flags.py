@@ -57,11 +57,8 @@ def read(argv: Sequence[str]) -> Request:
         except ConfigurationError as error:
             problems += error.problems
     options = [*from_files, *(given for given in givens if given.key != "config")]
-    try:
-        values = parse(options, FLAGS)
-    except ConfigurationError as error:
-        raise ConfigurationError([*problems, *error.problems]) from None
-    problems += [*_own_problems(values, options), *_evaluation_problems(values)]
+    values, unreadable = parse(options, FLAGS)
+    problems += [*unreadable, *_own_problems(values, options), *_evaluation_problems(values)]
     own_names = {flag.name for flag in OWN_FLAGS}
     fields = {name: value for name, value in values.items() if name not in own_names}
     own = {name: value for name, value in values.items() if name in own_names}
@@ -107,7 +104,7 @@ def _own_problems(values: Mapping[str, Any], givens: Sequence[Given]) -> list[st
         if idle:
             problems.append(f"--{', --'.join(idle)} only with --use_peft: add it, or leave them out")
     for given in givens:
-        if given.key.replace("-", "_") == "warmup_ratio" and not values["warmup_steps"] < 1:
+        if given.key.replace("-", "_") == "warmup_ratio" and values.get("warmup_steps", 0) >= 1:
             problems.append(f"--warmup_ratio {given.texts[0]} is no share of the steps: it must be less than 1")
     return problems
 

@@ -205,10 +205,13 @@ def contradictions(args: Any) -> dict[str, str]:
             f"weights each "
             "target by its own probability: set one of them only"
         )
-    for name in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
-        unknown = sorted(set(_mapping(getattr(args, name))) - {"use_reentrant"})
-        if unknown and name not in problems:
-            problems[name] = f"{name}: {', '.join(unknown)} cannot be set: layers are recomputed whole; leave it out"
+    # Both names hold the same value once a configuration is constructed.
+    unknown = sorted(set(_mapping(args.gradient_checkpointing_kwargs)) - {"use_reentrant"})
+    if unknown:
+        problems["gradient_checkpointing_kwargs"] = (
+            f"gradient_checkpointing_kwargs: {', '.join(unknown)} cannot be set: layers are recomputed whole; leave "
+            f"it out"
+        )
     unknown = sorted(set(_mapping(args.dataset_kwargs)) - {"skip_prepare_dataset"})
     if unknown:
         problems["dataset_kwargs"] = (

@@ -279,10 +279,12 @@ class SFTConfig(TrainingArguments, metaclass=OldNames):
         It refuses bf16 on a CPU, and would hand precision to accelerate; here both are permissions that the engine
         acts on.
         """
-        held = {name: getattr(self, name) for name in _PRECISION}
+        held = {name: getattr(self, name) for name in (*_PRECISION, "ddp_backend")}
         checkpointing = self.activation_checkpointing
         for name in _PRECISION:
             setattr(self, name, False)
+        # With a backend given accelerate would look for a group of processes, also for one.
+        self.ddp_backend = None
         try:
             super().__post_init__()
             problems |= self._device_problems()
