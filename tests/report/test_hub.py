@@ -374,3 +374,25 @@ def test_the_licence_of_the_base_is_read_from_its_page(hub: HubServer) -> None:
     assert pushing.base_model_license("someone/bare") is None
     assert pushing.base_model_license("someone/missing") is None
     assert pushing.base_model_license(os.getcwd()) is None
+
+
+def test_a_data_set_from_the_hub_carries_its_name_as_it_is_spelt_through_map_and_filter(
+    hub_server: HubServer, hub_environment: dict[str, str], tmp_path: Path
+) -> None:
+    for name in ("Someone/RickScience-v2", "Someone/other"):
+        hub_server.put(name, {"train.jsonl": b'{"text": "%s"}\n{"text": "b"}\n' % name.encode()}, kind="datasets")
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+    script = (
+        "import sys\n"
+        "from datasets import Dataset, load_dataset\n"
+        "from sartor.report.card import dataset_hub_id\n"
+        "load_dataset('Someone/other', split='train')\n"
+        "rows = load_dataset('Someone/RickScience-v2', split='train')\n"
+        "changed = rows.map(lambda row: {'n': 1}).filter(lambda row: row['text'] == 'b').shuffle(seed=0)\n"
+        "local = load_dataset('json', data_files=sys.argv[1], split='train')\n"
+        "for data in (rows, changed, local, Dataset.from_list([{'a': 1}])): print(dataset_hub_id(data))\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "rows.jsonl")]
+    done = subprocess.run(command, env=hub_environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["Someone/RickScience-v2", "Someone/RickScience-v2", "None", "None"]

@@ -8,7 +8,6 @@ named, only the last part of a local path; and nothing is claimed that is not in
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -23,7 +22,7 @@ from sartor.report.licenses import license_metadata
 from sartor.report.staging import CARD, is_hub_id, is_repository_id, public_name
 
 if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
+    from datasets import Dataset
     from peft import PeftConfig
 
 HYPERPARAMETERS = (
@@ -197,11 +196,24 @@ def adapter_facts(config: PeftConfig) -> Adapter:
     )
 
 
-def dataset_hub_id(dataset: Dataset | IterableDataset) -> str | None:
-    """The Hub id that a data set was loaded from, also after `map` and `filter`; None where it came from elsewhere."""
-    for url in dataset.info.download_checksums or {}:
-        if match := re.match(r"hf://datasets/([\w.-]+(?:/[\w.-]+)?)@", url, re.ASCII):
-            return match[1]
+def dataset_hub_id(dataset: Dataset) -> str | None:
+    """The Hub id that a data set was loaded from, also after `map` and `filter`; None where that is not certain.
+
+    A Dataset does not keep its id.  Its file lies under `<cache>/<owner>___<name>/<configuration>/<version>/<commit>/`
+    with the name in lower case; the spelling is that of the download with the same owner and commit.
+    """
+    from datasets import config
+    from huggingface_hub import constants
+
+    for entry in dataset.cache_files:
+        path, cache = Path(entry["filename"]).resolve(), Path(config.HF_DATASETS_CACHE).resolve()
+        parts = path.relative_to(cache).parts if path.is_relative_to(cache) else ()
+        if len(parts) == 5 and "___" in parts[0]:
+            owner, commit = parts[0].partition("___")[0], parts[3]
+            downloads = Path(constants.HF_HUB_CACHE).glob(f"datasets--{owner}--*/snapshots/{commit}")
+            names = {folder.parent.parent.name.removeprefix(f"datasets--{owner}--") for folder in downloads}
+            if len(names) == 1:
+                return f"{owner}/{names.pop()}"
     return None
 
 
