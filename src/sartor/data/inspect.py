@@ -1,0 +1,188 @@
+"""Shows prepared data: lengths as a histogram, what was counted, and which tokens are trained.
+
+What comes in: prepared data, lengths, a summary or one example.  What goes out: text for a terminal.  What it keeps
+true: lengths are those of the ids that are trained on, and every token is shown, special tokens and line ends too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sartor.errors import DataError
+from sartor.records import IGNORE_INDEX, DataSummary, Example
+
+if TYPE_CHECKING:
+    import datasets
+    import rich.text
+
+TRAINED_STYLE = "bold green"
+UNTRAINED_STYLE = "dim"
+SPECIAL_STYLE = "reverse"
+NEWLINE_MARK = "↵"
+TRAINED_MARKS = ("⟦", "⟧")
+"""What encloses trained text where there are no colours."""
+BLOCKS = " ▏▎▍▌▋▊▉█"
+
+
+def lengths_of(dataset: datasets.Dataset) -> NDArray[np.int64]:
+    """Tokens of each row of a prepared data set, read off the table without loading the ids.
+
+    Raises:
+        DataError: the data set is not prepared, or is a stream.
+    """
+    import datasets
+    import pyarrow.compute
+
+    if not isinstance(dataset, datasets.Dataset) or "input_ids" not in dataset.column_names:
+        raise DataError("Lengths can be read from a prepared Dataset with input_ids; prepare the data first.")
+    column = dataset.with_format("arrow")[:]["input_ids"]
+    return pyarrow.compute.list_value_length(column).to_numpy().astype(np.int64)
+
+
+def example_of(dataset: datasets.Dataset, number: int) -> Example:
+    """Row `number` of a prepared data set."""
+    row = dataset[number]
+    return Example(row["input_ids"], row["labels"], tuple(row.get("seq_lengths") or ()))
+
+
+def length_histogram(
+    lengths: Sequence[int] | NDArray[np.int64], width: int = 72, *, num_bars: int = 12, max_length: int | None = None
+) -> str:
+    """A histogram of lengths for a terminal of `width` columns, with the quantiles below it.
+
+    Bars are of equal width in tokens.  With `max_length`, says how many rows are longer.
+
+    Worked example: lengths 3, 3, 9 in two bars are `3-6 | 2` and `7-10 | 1`.
+    """
+    counts = np.asarray(lengths, dtype=np.int64)
+    if not len(counts):
+        return "no rows"
+    shortest, longest = int(counts.min()), int(counts.max())
+    step = max(1, -(-(longest - shortest + 1) // num_bars))
+    edges = np.arange(shortest, longest + step + 1, step)
+    rows = np.histogram(counts, edges)[0]
+    last = len(str(int(edges[-1]) - 1))
+    labels = [f"{start:>{last}}-{start + step - 1:<{last}}" for start in edges[:-1].tolist()]
+    room = max(8, width - len(labels[0]) - len(f"{int(rows.max()):,}") - 2)
+    lines = [
+        f"{label} {_bar(count / int(rows.max()), room)} {count:,}"
+        for label, count in zip(labels, rows.tolist(), strict=True)
+    ]
+    quantiles = {share: int(np.quantile(counts, share, method="higher")) for share in (0.5, 0.9, 0.99)}
+    lines.append(
+        f"tokens: mean {counts.mean():,.0f}, median {quantiles[0.5]:,}, 90 % up to {quantiles[0.9]:,}, "
+        f"99 % up to {quantiles[0.99]:,}, longest {longest:,}"
+    )
+    if max_length is not None:
+        num_longer = int(np.count_nonzero(counts > max_length))
+        lines.append(f"longer than max_length={max_length:,}: {num_longer:,} of {len(counts):,} rows")
+    return "\n".join(lines)
+
+
+def _bar(share: float, columns: int) -> str:
+    """A bar in eighths of a character; a share above 0 is never invisible."""
+    eighths = round(share * columns * 8)
+    if share > 0:
+        eighths = max(1, eighths)
+    whole, rest = divmod(eighths, 8)
+    return "█" * whole + (BLOCKS[rest] if rest else "")
+
+
+def describe(summary: DataSummary) -> str:
+    """The few lines that open a run: format, counts, what was cut or dropped, and what is worth knowing."""
+    if not summary.num_examples:
+        lines = [f"{summary.name}: a stream of {summary.format} rows"]
+    else:
+        rows, examples = f"{summary.num_rows:,} rows of {summary.format}", f"{summary.num_examples:,} examples"
+        counts = rows if summary.num_rows == summary.num_examples else f"{rows}, {examples}"
+        share = summary.num_targets / max(1, summary.num_tokens)
+        lines = [
+            f"{summary.name}: {counts}; {summary.num_tokens:,} tokens, of which {summary.num_targets:,} are trained "
+            f"({share:.0%}); longest {summary.longest_tokens:,}"
+        ]
+    if summary.num_truncated_rows:
+        lines.append(
+            f"  cut: {summary.num_truncated_rows:,} rows lost {summary.num_truncated_tokens:,} tokens, "
+            f"{summary.num_truncated_targets:,} of them trained ones"
+        )
+    if summary.num_dropped_rows:
+        lines.append(f"  dropped: {summary.num_dropped_rows:,} rows of which nothing that is trained was left")
+    lines.extend(f"  {note}" for note in summary.notes)
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Neighbouring tokens of one kind, as text."""
+
+    text: str
+    is_target: bool
+    is_special: bool
+
+
+def segments(example: Example, tokenizer: Any) -> list[Segment]:
+    """The example's text in pieces that are trained or not, and special or not; joined they are the whole text.
+
+    A character of several tokens, some trained and some not, is shown with the last of them.
+    """
+    special = set(tokenizer.all_special_ids)
+    kinds = [
+        (label != IGNORE_INDEX, token in special)
+        for token, label in zip(example.input_ids, example.labels, strict=True)
+    ]
+    pieces, start = [], 0
+    for end in range(1, len(kinds) + 1):
+        if end == len(kinds) or kinds[end] != kinds[start]:
+            pieces.append(Segment(_text_between(tokenizer, example.input_ids, start, end), *kinds[start]))
+            start = end
+    return pieces
+
+
+def _text_between(tokenizer: Any, ids: Sequence[int], start: int, end: int) -> str:
+    """Text of tokens as it reads in its place: decoding them alone may lose a leading space."""
+    before, until = (_decode(tokenizer, ids[:bound]) for bound in (start, end))
+    before = before.rstrip("\ufffd")  # the first bytes of a character whose rest follows
+    if end < len(ids):
+        until = until.rstrip("\ufffd")
+    return until[len(before) :] if until.startswith(before) else _decode(tokenizer, ids[start:end])
+
+
+def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
+    return tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def coloured(example: Example, tokenizer: Any) -> rich.text.Text:
+    """The example's text for a terminal with colours: trained tokens bright, others dim, special tokens on a ground."""
+    from rich.text import Text
+
+    text = Text()
+    for segment in segments(example, tokenizer):
+        style = TRAINED_STYLE if segment.is_target else UNTRAINED_STYLE
+        text.append(_visible(segment.text), f"{style} {SPECIAL_STYLE}" if segment.is_special else style)
+    return text
+
+
+def plain(example: Example, tokenizer: Any) -> str:
+    """The same without colours: what is trained stands between ⟦ and ⟧."""
+    return "".join(_enclosed(segments(example, tokenizer)))
+
+
+def _enclosed(pieces: Iterable[Segment]) -> Iterable[str]:
+    is_open = False
+    for segment in pieces:
+        if segment.is_target != is_open:
+            yield TRAINED_MARKS[0] if segment.is_target else TRAINED_MARKS[1]
+            is_open = segment.is_target
+        yield _visible(segment.text)
+    if is_open:
+        yield TRAINED_MARKS[1]
+
+
+def _visible(text: str) -> str:
+    """Line ends with a mark, so that one sees whether they are trained."""
+    return text.replace("\n", f"{NEWLINE_MARK}\n")

@@ -1,0 +1,188 @@
+"""Every line of a file becomes a row or a named problem; what is not there is told with what is near it."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset, DatasetDict
+
+from sartor.data.files import WHERE_COLUMN
+from sartor.data.sources import load
+from sartor.errors import DataError, HubError
+
+ROWS = [{"text": "one"}, {"text": "two\nlines"}, {"text": "drei, größer"}]
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def lines(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def write_csv(path: Path) -> Path:
+    return write(path, 'text\none\n"two\nlines"\n"drei, größer"\n')
+
+
+def write_parquet(path: Path) -> Path:
+    Dataset.from_list(ROWS).to_parquet(path)
+    return path
+
+
+WRITERS = {
+    "a.jsonl": lambda path: write(path, lines(ROWS)),
+    "a.ndjson": lambda path: write(path, "\n\n" + lines(ROWS).rstrip("\n")),
+    "a.jsonl.gz": lambda path: write(path, gzip.compress(lines(ROWS).encode())),
+    "mark.jsonl": lambda path: write(path, b"\xef\xbb\xbf" + lines(ROWS).encode()),
+    "list.json": lambda path: write(path, json.dumps(ROWS, indent=1)),
+    "lines.json": lambda path: write(path, lines(ROWS)),
+    "a.csv": write_csv,
+    "a.parquet": write_parquet,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_each_kind_of_file_gives_the_same_rows_in_order(name: str, tmp_path: Path) -> None:
+    dataset = load(WRITERS[name](tmp_path / name))
+    assert dataset.remove_columns(WHERE_COLUMN).to_list() == ROWS
+
+
+def test_rows_know_their_line_after_filtering_and_shuffling(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", "\n" + lines(ROWS))
+    dataset = load(str(path)).filter(lambda row: row["text"] != "one").shuffle(seed=0)
+    places = {row["text"]: row[WHERE_COLUMN] for row in dataset}
+    assert places == {"two\nlines": "a.jsonl, line 3", "drei, größer": "a.jsonl, line 4"}
+
+
+def test_a_csv_row_of_several_lines_is_placed_at_its_first(tmp_path: Path) -> None:
+    assert load(write_csv(tmp_path / "a.csv"))[WHERE_COLUMN][:] == ["a.csv, line 2", "a.csv, line 3", "a.csv, line 5"]
+
+
+def test_csv_values_stay_text(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "question,answer\nsum?,072\n")
+    assert load(path)[0]["answer"] == "072"
+
+
+def test_all_bad_lines_are_in_one_error_with_the_first_of_each_kind(tmp_path: Path) -> None:
+    good = json.dumps({"text": "fine"})
+    content = "\n".join([good, '{"text": "ha', good, "[1, 2]", '{"text" 5}', "7", good, '{"text": "half']).encode()
+    path = write(tmp_path / "bad.jsonl", content.replace(b"7\n", b'{"text": "\xff"}\n'))
+    with pytest.raises(DataError) as caught:
+        load(path)
+    message = str(caught.value)
+    assert "5 of 8 rows cannot be used" in message
+    assert "not JSON (2 times, first in bad.jsonl, line 2)" in message
+    assert '{"text": "ha' in message
+    assert "not an object (bad.jsonl, line 4): it is a list" in message
+    assert "not UTF-8 (bad.jsonl, line 6): byte 11" in message
+    assert "the last line ends in the middle (bad.jsonl, line 8)" in message
+
+
+def test_columns_of_any_row_are_kept_and_mixed_types_stay_as_they_are() -> None:
+    dataset = load([{"text": "a"}, {"text": 5, "extra": [1]}])
+    assert dataset.to_list() == [{"text": "a", "extra": None}, {"text": 5, "extra": [1]}]
+
+
+def test_objects_do_not_get_keys_that_only_other_rows_have() -> None:
+    rows = [{"tools": [{"x": 1}]}, {"tools": [{"y": {"z": 2}}]}]
+    assert load(rows).to_list() == rows
+
+
+def test_a_row_of_a_list_that_is_no_dict_is_named() -> None:
+    with pytest.raises(DataError, match=r"1 of 2 rows.*\n.*eval data, row 1\): it is a str"):
+        load([{"text": "a"}, "b"], name="eval")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"data": [{"text": "a"}]}', r"one object, not a list.*under 'data'"),
+        ("[1, {}]", r"list\.json, row 0\): it is a number"),
+        ('[{"text": "a"},\n {"text" "b"}]', r"line 2: not JSON: Expecting ':' delimiter at column 10"),
+        ("", r"line 1: not JSON"),
+        ("5", r"holds a number"),
+    ],
+)
+def test_a_json_file_that_is_no_list_of_objects_is_explained(content: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"(?s){said}"):
+        load(write(tmp_path / "list.json", content))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("a,b\n1,2\n1,2,3\n", r"a\.csv, line 3\): it has 3 values; the header has 2"),
+        ("a,a\n1,2\n", r"line 1: the header has 'a' more than once"),
+        ('a\n"open\n', r"not CSV: unexpected end of data"),
+        ("a\n", "no rows"),
+    ],
+)
+def test_a_broken_csv_file_names_its_line(content: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"(?s){said}"):
+        load(write(tmp_path / "a.csv", content))
+
+
+def test_files_that_are_damaged_or_empty_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="not a Parquet file"):
+        load(write(tmp_path / "a.parquet", "no"))
+    with pytest.raises(DataError, match="cannot be read"):
+        load(write(tmp_path / "a.jsonl.gz", gzip.compress(lines(ROWS).encode())[:-9]))
+    with pytest.raises(DataError, match="no kind that can be read"):
+        load(write(tmp_path / "a.txt", "text"))
+    with pytest.raises(DataError, match="has no rows"):
+        load(write(tmp_path / "a.jsonl", "\n"))
+
+
+def test_a_missing_file_is_told_with_what_is_near_it(tmp_path: Path) -> None:
+    write(tmp_path / "training.jsonl", lines(ROWS))
+    write(tmp_path / "other.csv", "a\n1\n")
+    with pytest.raises(DataError, match=r"Did you mean .*training\.jsonl\?"):
+        load(tmp_path / "trainin.jsonl")
+    with pytest.raises(DataError, match=r"its data files: other\.csv, training\.jsonl"):
+        load(str(tmp_path / "zzz.parquet"))
+    with pytest.raises(DataError, match=r"the folder .*nowhere does not exist"):
+        load(tmp_path / "nowhere" / "a.jsonl")
+    with pytest.raises(DataError, match=r"is a folder\. Give one of its files: other\.csv, training\.jsonl"):
+        load(tmp_path)
+
+
+def test_splits_are_chosen_by_name_or_listed() -> None:
+    one, two = Dataset.from_list(ROWS[:1]), Dataset.from_list(ROWS[1:])
+    assert load(DatasetDict(test=one)) is one
+    assert load(DatasetDict(train=one, test=two)) is one
+    assert load(DatasetDict(train=one, test=two), split="test") is two
+    with pytest.raises(DataError, match=r"splits 'a', 'b'\. Say which one to use as eval data"):
+        load(DatasetDict(a=one, b=two), name="eval")
+    with pytest.raises(DataError, match=r"no split 'c'\. The data set has 'a', 'b'"):
+        load(DatasetDict(a=one, b=two), split="c")
+
+
+def test_data_sets_in_memory_are_taken_as_they_are() -> None:
+    dataset = Dataset.from_list(ROWS)
+    assert load(dataset) is dataset
+    stream = dataset.to_iterable_dataset()
+    assert load(stream) is stream
+    with pytest.raises(DataError, match=r"an? int is no source of rows"):
+        load(5)
+
+
+def test_a_file_has_no_splits_or_configurations(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", lines(ROWS))
+    assert len(load(path, split="train")) == 3
+    with pytest.raises(DataError, match="split='test' does not apply to the file"):
+        load(path, split="test")
+    with pytest.raises(DataError, match="config='main' does not apply to the file"):
+        load(path, config="main")
+
+
+def test_a_hub_that_cannot_be_reached_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr("datasets.load_dataset", unreachable)
+    with pytest.raises(HubError, match=r"'someone/some' cannot be fetched: no route to host\. Check the network"):
+        load("someone/some")
