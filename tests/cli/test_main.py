@@ -1,0 +1,84 @@
+"""The entry point: fast help, suggestions, exit codes, no traceback for what the user can mend."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sartor.cli import main as entry
+from sartor.cli import train
+from sartor.errors import DataError
+
+LIMIT_S = 0.3
+HEAVY = ("torch", "transformers", "datasets", "matplotlib", "rich", "numpy", "yaml")
+
+
+def test_help_of_every_command_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in ([], ["--help"], ["-h"]):
+        assert entry.main(argv) == 0
+        text = capsys.readouterr().out
+        assert all(f"  {command} " in text for command in entry.COMMANDS)
+
+
+def test_a_misspelt_command_gets_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
+    assert entry.main(["trian"]) == 2
+    assert "did you mean `sartor train`?" in capsys.readouterr().err
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert entry.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("sartor ")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [(DataError("row 3 is broken"), 2, "sartor train: row 3 is broken"), (KeyboardInterrupt(), 130, "interrupted")],
+)
+def test_errors_become_a_message_and_an_exit_code(
+    error: BaseException, code: int, text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(argv: list[str]) -> int:
+        raise error
+
+    monkeypatch.setattr(train, "run", fail)
+    assert entry.main(["train"]) == code
+    captured = capsys.readouterr()
+    assert text in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(argv: list[str]) -> int:
+        raise RuntimeError("defect")
+
+    monkeypatch.setattr(train, "run", fail)
+    with pytest.raises(RuntimeError, match="defect"):
+        entry.main(["train"])
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["train", "--help"]])
+def test_help_loads_nothing_heavy_and_is_quick(argv: list[str]) -> None:
+    code = (
+        "import sys; from sartor.cli.main import main; main(sys.argv[1:]);"
+        f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
+    )
+    # The best of several: other work on the machine must not fail this.
+    best = float("inf")
+    for _ in range(5):
+        begin = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=True)
+        best = min(best, time.perf_counter() - begin)
+        assert done.stderr.strip() == "[]"
+    assert best < LIMIT_S
+
+
+def test_the_console_script_exits_with_the_code() -> None:
+    script = Path(sys.executable).with_name("sartor")
+    if not script.exists():
+        pytest.skip("the package is not installed with its console script")
+    done = subprocess.run([script, "train", "--pakcing"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "did you mean --packing?" in done.stderr
+    assert "Traceback" not in done.stderr
