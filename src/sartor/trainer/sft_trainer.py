@@ -21,6 +21,7 @@ from sartor.engine.precision import Masters
 from sartor.engine.step import Engine
 from sartor.engine.traits import base_model
 from sartor.errors import ConfigurationError
+from sartor.memory.allocator import retaining
 from sartor.records import Plan
 from sartor.run.loop import OptimizerBatch, loop
 from sartor.run.stepper import EngineStepper, Updater, count_targets
@@ -172,6 +173,7 @@ class SFTTrainer(Trainer):
         align_special_tokens(self.model, self.processing_class)
         longest = 0 if self._is_stream() else Examples(self.train_dataset).longest_document()
         with ExitStack() as stack:
+            stack.enter_context(retaining(wanted=self.args.device.type == "cpu"))
             engine = stack.enter_context(engine_for(self, longest_tokens=longest, trains=True))
             self.plan = engine.plan
             drive, events = self._start(engine, ignore_keys_for_eval)
