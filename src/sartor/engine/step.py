@@ -222,20 +222,25 @@ class Engine:
 @contextmanager
 def _recomputation(inner: Any, wanted: bool) -> Iterator[None]:
     """Activation checkpointing per layer on or off, and as it was afterwards."""
-    was_on = bool(inner.is_gradient_checkpointing)
-    if wanted:
-        if not inner.supports_gradient_checkpointing:
-            raise ModelError(
-                f"{type(inner).__name__} cannot recompute activations; set gradient_checkpointing=False "
-                "(more memory is needed then)."
-            )
-        inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    elif was_on:
-        inner.gradient_checkpointing_disable()
+    was_on = bool(inner.is_activation_checkpointing)
+    if wanted and not inner.supports_gradient_checkpointing:
+        raise ModelError(
+            f"{type(inner).__name__} cannot recompute activations; set gradient_checkpointing=False "
+            "(more memory is needed then)."
+        )
+    _set_recomputation(inner, wanted)
     try:
         yield
     finally:
-        if wanted and not was_on:
-            inner.gradient_checkpointing_disable()
-        elif was_on and not wanted:
-            inner.gradient_checkpointing_enable()
+        _set_recomputation(inner, was_on)
+
+
+def _set_recomputation(inner: Any, wanted: bool) -> None:
+    if not wanted:
+        if inner.is_activation_checkpointing:
+            inner.activation_checkpointing_disable()
+        return
+    inner.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    # transformers also makes the embeddings' output require gradients, which only reentrant checkpointing needs: with
+    # an adapter it would cost a backward pass through the first layers, and the hook would outlive the run.
+    inner.disable_input_require_grads()

@@ -112,15 +112,17 @@ def decoder(model: nn.Module) -> nn.Module:
         ModelError: the model has no such part.
     """
     inner = base_model(model)
-    found = inner.get_decoder() if hasattr(inner, "get_decoder") else None
-    if found is None or found is inner:
-        found = getattr(inner, getattr(inner, "base_model_prefix", ""), None)
-    if found is None or found is inner:
-        raise ModelError(
-            f"{type(inner).__name__} is not a causal language model of decoder and head; "
-            "load it with AutoModelForCausalLM."
-        )
-    return found
+    found = [
+        inner.get_decoder() if hasattr(inner, "get_decoder") else None,
+        getattr(inner, getattr(inner, "base_model_prefix", ""), None),
+        getattr(inner, "model", None),  # Llama 4 has another prefix than attribute
+    ]
+    for candidate in found:
+        if candidate is not None and candidate is not inner:
+            return candidate
+    raise ModelError(
+        f"{type(inner).__name__} is not a causal language model of decoder and head; load it with AutoModelForCausalLM."
+    )
 
 
 def output_head(model: nn.Module) -> nn.Module:
