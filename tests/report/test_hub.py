@@ -162,6 +162,20 @@ def test_a_push_that_does_not_block_gives_a_future_with_the_commit(hub: HubServe
     assert not list(run_folder.glob(".push-*"))
 
 
+def test_saving_again_while_a_push_waits_does_not_change_what_is_pushed(
+    hub: HubServer, run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sartor.report.staging._COPIED_BELOW_BYTES", 0)  # so that the weights are linked
+    weights = (run_folder / "model.safetensors").read_bytes()
+    gate = block_background_jobs()
+    future = pushing.push_folder(run_folder, REPOSITORY, token=TOKEN, blocking=False)
+    make_model(run_folder, seed=3)
+    gate.set()
+    future.result(timeout=30)
+    assert (run_folder / "model.safetensors").read_bytes() != weights
+    assert hub.files(REPOSITORY)["model.safetensors"] == weights
+
+
 def test_a_failed_push_in_the_background_raises_the_explained_error_from_its_future(
     hub: HubServer, run_folder: Path
 ) -> None:
@@ -390,9 +404,10 @@ def test_a_data_set_from_the_hub_carries_its_name_as_it_is_spelt_through_map_and
         "rows = load_dataset('Someone/RickScience-v2', split='train')\n"
         "changed = rows.map(lambda row: {'n': 1}).filter(lambda row: row['text'] == 'b').shuffle(seed=0)\n"
         "local = load_dataset('json', data_files=sys.argv[1], split='train')\n"
-        "for data in (rows, changed, local, Dataset.from_list([{'a': 1}])): print(dataset_hub_id(data))\n"
+        "streamed = load_dataset('Someone/other', split='train', streaming=True)\n"
+        "for data in (rows, changed, local, streamed, Dataset.from_list([{'a': 1}])): print(dataset_hub_id(data))\n"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "rows.jsonl")]
     done = subprocess.run(command, env=hub_environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["Someone/RickScience-v2", "Someone/RickScience-v2", "None", "None"]
+    assert done.stdout.split() == ["Someone/RickScience-v2"] * 2 + ["None"] * 3

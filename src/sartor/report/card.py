@@ -22,7 +22,7 @@ from sartor.report.licenses import license_metadata
 from sartor.report.staging import CARD, is_hub_id, is_repository_id, public_name
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
     from peft import PeftConfig
 
 HYPERPARAMETERS = (
@@ -196,15 +196,17 @@ def adapter_facts(config: PeftConfig) -> Adapter:
     )
 
 
-def dataset_hub_id(dataset: Dataset) -> str | None:
+def dataset_hub_id(dataset: Dataset | IterableDataset) -> str | None:
     """The Hub id that a data set was loaded from, also after `map` and `filter`; None where that is not certain.
 
     A Dataset does not keep its id.  Its file lies under `<cache>/<owner>___<name>/<configuration>/<version>/<commit>/`
     with the name in lower case; the spelling is that of the download with the same owner and commit.
     """
-    from datasets import config
+    from datasets import Dataset, config
     from huggingface_hub import constants
 
+    if not isinstance(dataset, Dataset):  # a stream has no file of its own
+        return None
     for entry in dataset.cache_files:
         path, cache = Path(entry["filename"]).resolve(), Path(config.HF_DATASETS_CACHE).resolve()
         parts = path.relative_to(cache).parts if path.is_relative_to(cache) else ()

@@ -89,8 +89,9 @@ def push_folder(
     """Upload a run folder's model, tokenizer, card and metrics as one commit; nothing else leaves.
 
     With `blocking=False` the files are chosen and checked now, uploaded in the background in the order of the calls,
-    and a Future is returned; its `result()` raises what a blocking push would have raised.  Do not save a model into
-    `folder` before it is done.  `token=None` uses the one of this machine (`hf auth login`, HF_TOKEN).
+    and a Future is returned; its `result()` raises what a blocking push would have raised.  What is saved into
+    `folder` meanwhile does not change the push: safetensors writes a new file and renames it.  `token=None` uses the
+    one of this machine (`hf auth login`, HF_TOKEN).
 
     Raises:
         HubError: the Hub refused, cannot be reached, or a file contains the token.
