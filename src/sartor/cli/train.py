@@ -117,12 +117,13 @@ def short_warnings() -> Iterator[None]:
 
 def _train(request: Request, folder: Path) -> None:
     args, train_rows, eval_rows = _check(request, folder)
+    from transformers.utils.logging import disable_progress_bar
+
     from sartor.report.progress import TrainingProgress
     from sartor.trainer import SFTTrainer
 
+    disable_progress_bar()  # bars of a second for loading and saving, between our lines
     progress = TrainingProgress(live=False if args.disable_tqdm else None)
-    # Ours shows what theirs would; without it transformers would print the raw dicts.
-    args.disable_tqdm = True
     trainer = SFTTrainer(
         model=request.model,
         args=args,
@@ -131,7 +132,7 @@ def _train(request: Request, folder: Path) -> None:
         peft_config=_peft_config(request),
         callbacks=[progress],
     )
-    _without_printer(trainer)
+    _remove_other_progress(trainer)
     try:
         trainer.train()
     finally:
@@ -212,9 +213,11 @@ def _peft_config(request: Request) -> Any:
     )
 
 
-def _without_printer(trainer: Any) -> None:
-    from transformers.trainer_callback import PrinterCallback
+def _remove_other_progress(trainer: Any) -> None:
+    """Take out the bar, or the printed dicts, that transformers adds to every trainer: ours shows the same."""
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+    trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
 
 
