@@ -78,6 +78,11 @@ class Engine:
         """
         if micro.num_targets == 0 and not self.balance_coefficient:
             return no_sums(self.device)
+        # A caller's autocast would reach the backward pass too; what is to be cast is cast by us.
+        with autocast(self.device, torch.float32):
+            return self._backward(micro, batch_targets, batch_tokens, loss_scale)
+
+    def _backward(self, micro: MicroBatch, batch_targets: int, batch_tokens: int, loss_scale: float) -> LossSums:
         self._adds_noise = True
         try:
             output = self._decode(micro)
@@ -104,8 +109,9 @@ class Engine:
         """Sums of one micro-batch without gradients, noise or balance loss."""
         if micro.num_targets == 0:
             return no_sums(self.device)
-        output = self._decode(micro)
-        return self._loss(layout.target_hidden(output.last_hidden_state, micro, self.plan.layout), micro, None)[0]
+        with autocast(self.device, torch.float32):
+            output = self._decode(micro)
+            return self._loss(layout.target_hidden(output.last_hidden_state, micro, self.plan.layout), micro, None)[0]
 
     @torch.no_grad()
     def check_head(self) -> None:
@@ -134,7 +140,7 @@ class Engine:
             )
 
     def check_lengths(self, longest_tokens: int) -> None:
-        """Refuse documents whose rotary frequencies would depend on what stands beside them.
+        """Refuse, before the first step, documents whose rotary frequencies would depend on what stands beside them.
 
         Args:
             longest_tokens: of the whole data set.
@@ -142,13 +148,8 @@ class Engine:
         Raises:
             ModelError: with what to set.
         """
-        limit = self.traits.rope_switch_tokens
-        if limit is not None and longest_tokens > limit:
-            raise ModelError(
-                f"{self.traits.model_type} changes its rotary frequencies for everything in a micro-batch when one "
-                f"document is longer than {limit} tokens; the longest here has {longest_tokens}. "
-                f"Set max_length={limit} or less."
-            )
+        if self.plan.micro_batch_tokens > 1:
+            _check_rotary(self.traits, longest_tokens)
 
     def gradient_norm(self, max_norm: float, inverse_scale: float = 1.0) -> float:
         """Euclidean norm of all gradients before clipping; gradients are clipped to `max_norm` where it is positive.
@@ -170,6 +171,8 @@ class Engine:
         return float(norm)
 
     def _decode(self, micro: MicroBatch) -> Any:
+        if len(micro.document_lengths) > 1:
+            _check_rotary(self.traits, max(micro.document_lengths))
         inputs = layout.model_inputs(micro, self.plan.layout, self.traits)
         if self.balance_coefficient:
             inputs["output_router_logits"] = True
@@ -182,16 +185,15 @@ class Engine:
     ) -> tuple[LossSums, torch.Tensor | None]:
         # a float64 model, which tests use as reference, keeps its dtype
         compute_dtype = hidden_NH.dtype if hidden_NH.dtype == torch.float64 else self.compute_dtype
-        with autocast(self.device, torch.float32):  # no autocast of the caller's: the loss casts what is to be cast
-            return linear_cross_entropy(
-                hidden_NH,
-                output_head(self.model),
-                micro.targets_N,
-                self.form,
-                grad_scale=grad_scale,
-                chunk_rows=self.plan.loss_chunk_rows,
-                compute_dtype=compute_dtype,
-            )
+        return linear_cross_entropy(
+            hidden_NH,
+            output_head(self.model),
+            micro.targets_N,
+            self.form,
+            grad_scale=grad_scale,
+            chunk_rows=self.plan.loss_chunk_rows,
+            compute_dtype=compute_dtype,
+        )
 
     def _balance(self, output: Any, micro: MicroBatch) -> torch.Tensor:
         """The load-balancing loss over the micro-batch's tokens; padding is no token."""
@@ -216,6 +218,16 @@ class Engine:
             alpha=float(self.settings.neftune_noise_alpha or 0.0),
             seed=self.settings.seed,
             step=self.step_number,
+        )
+
+
+def _check_rotary(traits: ModelTraits, longest_tokens: int) -> None:
+    limit = traits.rope_switch_tokens
+    if limit is not None and longest_tokens > limit:
+        raise ModelError(
+            f"{traits.model_type} changes its rotary frequencies for everything in a micro-batch when one document is "
+            f"longer than {limit} tokens; the longest here has {longest_tokens}. Set max_length={limit} or less, or "
+            "micro_batch_tokens=1 without packing, which takes one document at a time."
         )
 
 
