@@ -426,6 +426,17 @@ def test_copies_are_equal_and_checked(kind: type[SFTConfig]) -> None:
         dataclasses.replace(args, max_length=-1)
 
 
+@pytest.mark.parametrize("kind", [TrainingArguments, trl.SFTConfig])
+def test_the_constructed_arguments_of_the_other_libraries_are_accepted(kind: type[TrainingArguments]) -> None:
+    theirs = kind(output_dir="unused", use_cpu=True, eval_strategy="steps", bf16=False)
+    values = {entry.name: getattr(theirs, entry.name) for entry in dataclasses.fields(theirs)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        args = SFTConfig(**values)
+        assert resolve(args).notes == ()
+    assert args.logging_steps == theirs.logging_steps
+
+
 def test_the_signature_shows_the_fields() -> None:
     assert list(inspect.signature(SFTConfig).parameters) == [entry.name for entry in dataclasses.fields(SFTConfig)]
     assert "flavour" in inspect.signature(OwnConfig).parameters
@@ -506,6 +517,6 @@ def test_the_written_configuration_is_json_without_tokens() -> None:
     written = json.loads(json.dumps(resolved_configuration(args)))
     assert "hf_secret" not in json.dumps(written)
     assert written["eos_token"] == "<|im_end|>"
-    assert written["model_init_kwargs"] == {"dtype": "torch.bfloat16"}
+    assert written["model_init_kwargs"] == {"dtype": "bfloat16"}
     assert written["lr_scheduler_type"] == "linear"
     assert set(written) == {entry.name for entry in dataclasses.fields(SFTConfig)} - {"hub_token"}

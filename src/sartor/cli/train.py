@@ -92,8 +92,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
             raise
         raise RunFolderError(
             f"no space is left on the disk of output_dir {folder}. {_what_is_left(folder)} Free some space, or save "
-            f"less: "
-            "--save_strategy no, --save_total_limit 1"
+            "less: --save_strategy no, --save_total_limit 1"
         ) from error
 
 

@@ -202,8 +202,7 @@ def contradictions(args: Any) -> dict[str, str]:
     if _name(args.loss_type) == "dft" and args.label_smoothing_factor:
         problems["label_smoothing_factor"] = (
             f"label_smoothing_factor={args.label_smoothing_factor!r} cannot be used with loss_type='dft', which "
-            f"weights each "
-            "target by its own probability: set one of them only"
+            "weights each target by its own probability: set one of them only"
         )
     # Both names hold the same value once a configuration is constructed.
     unknown = sorted(set(_mapping(args.gradient_checkpointing_kwargs)) - {"use_reentrant"})

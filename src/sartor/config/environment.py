@@ -31,16 +31,14 @@ def environment_problems(environment: Mapping[str, str] | None = None) -> list[s
     for name in _WORLD_SIZE:
         if _integer(variables.get(name), 1) > 1:
             problems.append(
-                f"the environment variable {name}={variables[name]} says that several processes train together, "
-                f"which is "
-                "not supported yet: start one process, without torchrun or accelerate launch"
+                f"the environment variable {name}={variables[name]} says that several processes train together, which "
+                "is not supported yet: start one process, without torchrun or accelerate launch"
             )
     for name in _RANK:
         if _integer(variables.get(name), 0) > 0 and not problems:
             problems.append(
-                f"the environment variable {name}={variables[name]} says that this is one of several processes, "
-                f"which is "
-                "not supported yet: start one process, without torchrun or accelerate launch"
+                f"the environment variable {name}={variables[name]} says that this is one of several processes, which "
+                "is not supported yet: start one process, without torchrun or accelerate launch"
             )
     for name, what in _SWITCHES.items():
         if is_true(variables.get(name)):
@@ -65,8 +63,7 @@ def precision_problem(bf16: bool, fp16: bool, environment: Mapping[str, str] | N
         return None
     return (
         f"the environment variable ACCELERATE_MIXED_PRECISION={asked} contradicts bf16={bf16}, fp16={fp16}, which "
-        f"decide "
-        f"here: unset it, or set {asked}=True"
+        f"decide here: unset it, or set {asked}=True"
         if asked in ("bf16", "fp16")
         else f"the environment variable ACCELERATE_MIXED_PRECISION={asked} is not supported: unset it, and use bf16 "
         f"or fp16"

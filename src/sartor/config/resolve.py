@@ -106,4 +106,4 @@ def _as_json(value: Any) -> Any:
         return [_as_json(content) for content in value]
     if hasattr(value, "to_dict"):  # accelerate's and quantization settings
         return _as_json(value.to_dict())
-    return str(value)
+    return str(value).removeprefix("torch.")  # torch.bfloat16 is bfloat16 in transformers' own files

@@ -262,8 +262,7 @@ class SFTConfig(TrainingArguments, metaclass=OldNames):
         if total % size:
             return {
                 "total_batch_size": f"total_batch_size={total} is not a multiple of "
-                f"per_device_train_batch_size={size}: "
-                "change one of them"
+                f"per_device_train_batch_size={size}: change one of them"
             }
         if steps not in (1, total // size):
             return {
@@ -304,8 +303,7 @@ class SFTConfig(TrainingArguments, metaclass=OldNames):
         if self.n_gpu > 1:
             return {
                 "device": f"this process sees {self.n_gpu} GPUs, and Sartor trains on one: pick it with the "
-                f"environment "
-                "variable CUDA_VISIBLE_DEVICES, such as CUDA_VISIBLE_DEVICES=0"
+                "environment variable CUDA_VISIBLE_DEVICES, such as CUDA_VISIBLE_DEVICES=0"
             }
         return {}
 

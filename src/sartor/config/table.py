@@ -35,9 +35,9 @@ OWN_FIELDS = ("micro_batch_tokens", "total_batch_size", "loss_chunk_rows", "stri
 _HONOURED_AS_IN_TRL = (
     # length, batches, optimizer and schedule
     "output_dir per_device_train_batch_size num_train_epochs max_steps learning_rate lr_scheduler_type "
-    "lr_scheduler_kwargs "
-    "warmup_steps optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon gradient_accumulation_steps max_grad_norm "
-    "tf32 neftune_noise_alpha torch_empty_cache_steps full_determinism seed data_seed use_cpu "
+    "lr_scheduler_kwargs warmup_steps optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon "
+    "gradient_accumulation_steps max_grad_norm tf32 neftune_noise_alpha torch_empty_cache_steps full_determinism "
+    "seed data_seed use_cpu "
     # logging
     "logging_strategy logging_steps logging_first_step logging_nan_inf_filter include_num_input_tokens_seen log_level "
     "disable_tqdm report_to run_name project trackio_space_id trackio_bucket_id trackio_static_space_id "
@@ -50,17 +50,15 @@ _HONOURED_AS_IN_TRL = (
     "hub_always_push hub_revision load_best_model_at_end metric_for_best_model greater_is_better "
     # data and loss
     "dataloader_drop_last remove_unused_columns model_init_kwargs trust_remote_code chat_template_path "
-    "dataset_text_field "
-    "dataset_num_proc eos_token max_length truncation_mode shuffle_dataset packing packing_strategy eval_packing "
-    "completion_only_loss assistant_only_loss pad_token"
+    "dataset_text_field dataset_num_proc eos_token max_length truncation_mode shuffle_dataset packing "
+    "packing_strategy eval_packing completion_only_loss assistant_only_loss pad_token"
 )
 
 _HONOURED_WITH_REMARK = {
     "optim": "Optimizers that torch and transformers build alone, and those of bitsandbytes, torchao and "
-    "torch-optimi where "
-    "the package is installed. Refused: GaLore and APOLLO (they need `optim_target_modules`), LOMO (it steps inside "
-    "the "
-    "backward pass), schedule-free ones (their weights differ between training and evaluation).",
+    "torch-optimi where the package is installed. Refused: GaLore and APOLLO (they need `optim_target_modules`), "
+    "LOMO (it steps inside the backward pass), schedule-free ones (their weights differ between training and "
+    "evaluation).",
     "bf16": "Permission, not a demand: what is computed in depends on the device (bf16 where the hardware has it, else "
     "fp32). `strict_precision=True` makes it a demand. No error on a CPU.",
     "fp16": "Permission, not a demand, as `bf16`.",
@@ -77,8 +75,7 @@ _HONOURED_WITH_REMARK = {
     "padding_free": "Documents are laid end to end, whatever this says.",
     "loss_type": "`nll` or `dft`; `chunked_nll` is the old name of `nll`.",
     "train_sampling_strategy": "`random`, `sequential` or `group_by_length`; `batch_rebalance` is refused: it needs "
-    "several "
-    "processes.",
+    "several processes.",
     # our own
     **dict.fromkeys(OWN_FIELDS, "Sartor's own."),
 }
@@ -102,8 +99,7 @@ _REFUSED = {
     "use_liger_kernel": _LIGER,
     "liger_kernel_config": _LIGER,
     "optim_target_modules": "optimizers that act on some modules alone (GaLore, APOLLO) are not supported: use "
-    "`adamw_torch_fused`, "
-    "or `peft_config` to train few parameters",
+    "`adamw_torch_fused`, or `peft_config` to train few parameters",
     "enable_jit_checkpoint": "saving on SIGTERM is not supported yet: use `save_strategy` and `save_steps`",
     "debug": "its hooks are not installed here: use `torch.autograd.set_detect_anomaly(True)`",
     "label_names": "labels are always the column `labels`: leave it out, or give ['labels']",
