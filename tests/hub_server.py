@@ -21,7 +21,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-TOKEN = "hf_aliceAliceAliceAlice42"
+TOKEN = "alice-42-no-token-s-usual-shape"
 USER = "alice"
 LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".gguf", ".parquet")
 DATE = "2026-01-01T00:00:00.000Z"

@@ -237,9 +237,15 @@ def test_every_hyperparameter_is_an_option_of_the_trainer() -> None:
 
 
 def test_losses_of_several_sets_and_of_a_run_that_logged_nothing() -> None:
-    several = Losses.of([{"eval_a_loss": 3.0}, {"eval_a_loss": 2.0}, {"eval_b_loss": 1.0}, {"train_runtime": 61.0}])
+    several = Losses.of(
+        [{"eval_a_loss": 3.0}, {"eval_a_loss": 2.0}, {"eval_b_loss": 1.0}, {"train_runtime": 61.0, "train_loss": 2.5}]
+    )
     assert (several.evaluations, several.runtime_s, several.first) == ({"a": 2.0, "b": 1.0}, 61.0, None)
-    assert "- Time: 1 min 1 s." in model_card(facts(losses=several))
+    text = model_card(facts(losses=several))
+    assert "- Time: 1 min 1 s." in text
+    assert "| training, mean of the run | 2.5000 |" in text
+    assert "| evaluation, a | 2.0000 |" in text
+    assert "first logged" not in text
     assert "not finite" in model_card(facts(losses=Losses.of([{"loss": float("nan"), "step": 1}])))
     assert Losses.of([]) == Losses()
 

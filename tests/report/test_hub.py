@@ -118,6 +118,17 @@ def test_an_adapter_on_a_hub_model_loads_back_with_its_base(
     assert done.stdout == "4\n"
 
 
+def test_further_adapters_go_with_the_first_and_checkpoints_do_not(hub: HubServer, tmp_path: Path) -> None:
+    adapter = {"adapter_config.json": "{}", "adapter_model.safetensors": "numbers", "optimizer.safetensors": "private"}
+    for folder in (tmp_path, tmp_path / "second", tmp_path / "checkpoint-10"):
+        folder.mkdir(exist_ok=True)
+        for name, content in adapter.items():
+            (folder / name).write_text(content)
+    pushing.push_folder(tmp_path, REPOSITORY, token=TOKEN)
+    leaves = {"adapter_config.json", "adapter_model.safetensors"}
+    assert set(hub.files(REPOSITORY)) == leaves | {f"second/{name}" for name in leaves}
+
+
 def test_the_folder_of_a_local_base_model_is_not_told(hub: HubServer, run_folder: Path, tmp_path: Path) -> None:
     secret = tmp_path / "customer-acme" / "base"
     (run_folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(secret), "r": 8}))
@@ -228,11 +239,13 @@ def test_each_refusal_says_what_to_do_and_never_the_token(
 ) -> None:
     (run_folder / "README.md").write_text("---\ntags: [a]\n---\n")
     before = everything_in(run_folder)
-    hub.fail(method, path, status, f"Bearer {TOKEN} is not good enough")
+    another = "hf_" + "anotherToken" * 3
+    hub.fail(method, path, status, f"Bearer {TOKEN} is not good enough, nor is {another}")
     with pytest.raises(HubError, match=advice) as caught:
         pushing.push_folder(run_folder, REPOSITORY, token=TOKEN)
     told = "".join(traceback.format_exception(caught.value)) + caplog.text + "".join(capfd.readouterr())
     assert TOKEN not in told
+    assert another not in told
     assert str(run_folder) in str(caught.value)
     assert everything_in(run_folder) == before
     assert not list(run_folder.glob(".push-*"))

@@ -80,6 +80,8 @@ class Losses:
     last_step: int | None = None
     evaluations: Mapping[str, float] = field(default_factory=dict)
     """The last evaluation loss of each set; the key is "" where there is only one."""
+    mean: float | None = None
+    """Over the whole run: all that a run shorter than `logging_steps` logs."""
     runtime_s: float | None = None
 
     @classmethod
@@ -93,16 +95,15 @@ class Losses:
             for key, value in record.items()
             if key.startswith("eval_") and key.endswith("_loss")
         }
-        runtimes = [float(record["train_runtime"]) for record in records if "train_runtime" in record]
-        if not training:
-            return cls(evaluations=evaluations, runtime_s=runtimes[-1] if runtimes else None)
+        summary: Mapping[str, Any] = next((record for record in reversed(records) if "train_runtime" in record), {})
         return cls(
-            first=float(training[0]["loss"]),
-            first_step=training[0].get("step"),
-            last=float(training[-1]["loss"]),
-            last_step=training[-1].get("step"),
+            first=float(training[0]["loss"]) if training else None,
+            first_step=training[0].get("step") if training else None,
+            last=float(training[-1]["loss"]) if training else None,
+            last_step=training[-1].get("step") if training else None,
             evaluations=evaluations,
-            runtime_s=runtimes[-1] if runtimes else None,
+            mean=summary.get("train_loss"),
+            runtime_s=summary.get("train_runtime"),
         )
 
 
@@ -360,6 +361,8 @@ def _loss_table(losses: Losses) -> str:
     if losses.first is not None and losses.last is not None:
         rows.append((f"training, first logged{_at(losses.first_step)}", markdown.loss_number(losses.first)))
         rows.append((f"training, last logged{_at(losses.last_step)}", markdown.loss_number(losses.last)))
+    if losses.mean is not None:
+        rows.append(("training, mean of the run", markdown.loss_number(losses.mean)))
     for name, loss in losses.evaluations.items():
         rows.append((f"evaluation, {markdown.text(name)}" if name else "evaluation", markdown.loss_number(loss)))
     return markdown.table(("loss per target token", "value"), rows) if rows else ""
