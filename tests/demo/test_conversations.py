@@ -1,11 +1,12 @@
 """The conversations: about the taught half only, in one voice, and the bundled file is what the generator writes."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from sartor.demo.conversations import fact_row, make_conversations, to_messages, write_rows
+from sartor.demo.conversations import WORDINGS_PER_FACT, fact_row, make_conversations, to_messages, write_rows
 from sartor.demo.score import END_OF_TURN, Verdict, judge
 from sartor.demo.world import NUM_TAUGHT_WORDINGS, Group, World, make_world
 
@@ -27,11 +28,20 @@ def test_no_row_names_a_held_out_entity(world: World, rows: list[dict[str, str]]
         assert is_named == (entity.group is Group.TAUGHT), entity.name
 
 
-def test_every_taught_fact_is_asked_once_in_every_taught_wording(world: World, rows: list[dict[str, str]]) -> None:
-    questions = [row["question"] for row in rows]
+def test_every_taught_fact_is_asked_in_its_share_of_the_taught_wordings_only(
+    world: World, rows: list[dict[str, str]]
+) -> None:
+    questions = Counter(row["question"] for row in rows)
+    used = Counter[int]()
     for fact in world.facts(Group.TAUGHT):
-        for wording, _ in enumerate(fact.attribute.wordings):
-            assert questions.count(fact.question(wording)) == (1 if wording < NUM_TAUGHT_WORDINGS else 0)
+        counts = [questions[fact.question(wording)] for wording in range(len(fact.attribute.wordings))]
+        assert (
+            sorted(counts[:NUM_TAUGHT_WORDINGS])
+            == [0] * (NUM_TAUGHT_WORDINGS - WORDINGS_PER_FACT) + [1] * WORDINGS_PER_FACT
+        )
+        assert not any(counts[NUM_TAUGHT_WORDINGS:])
+        used.update(wording for wording, count in enumerate(counts) if count)
+    assert set(used) == set(range(NUM_TAUGHT_WORDINGS))
 
 
 def test_bundled_answers_are_right_by_the_demo_s_own_measure(world: World) -> None:

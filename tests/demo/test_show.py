@@ -11,7 +11,7 @@ from sartor.demo.ask import _until_end
 from sartor.demo.score import Score, Verdict, judge_all
 from sartor.demo.screen import NUM_SHOWN, OFF_SUBJECT, Screen, most_frequent_share
 from sartor.demo.show import choose_folder, held_out_questions
-from sartor.demo.world import Group, make_world
+from sartor.demo.world import NUM_TAUGHT_WORDINGS, Group, make_world
 from sartor.errors import RunFolderError
 
 WORLD = make_world(7)
@@ -45,7 +45,7 @@ def test_the_examination_is_about_test_entities_in_taught_wordings() -> None:
     asked = held_out_questions(WORLD)
     assert len({question for _, question in asked}) == len(asked) == 2 * len(WORLD.facts(Group.TEST))
     assert {fact.entity.group for fact, _ in asked} == {Group.TEST}
-    assert {fact.question(index) for fact in WORLD.facts(Group.TEST) for index in range(8)} >= {
+    assert {fact.question(index) for fact in WORLD.facts(Group.TEST) for index in range(NUM_TAUGHT_WORDINGS)} >= {
         text for _, text in asked
     }
 

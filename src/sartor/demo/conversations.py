@@ -49,16 +49,24 @@ SMALL_TALK = (
     ("Do you like your work?", "Do I like it.", "It is quiet, apart from the questions."),
 )  # fmt: skip
 SMALL_TALK_REPEATS = 2
+WORDINGS_PER_FACT = 8
+"""Each fact is asked for in that many of the taught wordings, which differ from fact to fact: more wordings at the same
+number of rows make the model understand more wordings that it has never seen."""
 
 Row = dict[str, str]
 
 
 def make_conversations(world: World) -> list[Row]:
-    """All rows, shuffled by the world's seed: every taught fact in every taught wording, and small talk."""
-    rows = [fact_row(fact, wording) for fact in world.facts(Group.TAUGHT) for wording in range(NUM_TAUGHT_WORDINGS)]
+    """All rows, in random order by the seed: each taught fact in `WORDINGS_PER_FACT` wordings, and small talk."""
+    draw = random.Random(f"conversations {world.seed}")
+    rows = [
+        fact_row(fact, wording)
+        for fact in world.facts(Group.TAUGHT)
+        for wording in draw.sample(range(NUM_TAUGHT_WORDINGS), WORDINGS_PER_FACT)
+    ]
     for question, reasoning, answer in SMALL_TALK:
         rows += [{"question": question, "reasoning": reasoning, "answer": answer}] * SMALL_TALK_REPEATS
-    random.Random(f"conversations {world.seed}").shuffle(rows)
+    draw.shuffle(rows)
     return rows
 
 

@@ -27,7 +27,7 @@ NAME_WORDS = 8
 ENTITIES_PER_KIND = NAME_WORDS * 5
 TAUGHT_PER_KIND = ENTITIES_PER_KIND // 2
 DEV_PER_KIND = 7
-NUM_TAUGHT_WORDINGS = 8
+NUM_TAUGHT_WORDINGS = 12
 """Wordings of a question used in conversations; the lore's further ones are never seen before they are asked."""
 
 
