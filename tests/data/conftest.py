@@ -1,6 +1,7 @@
 """A tokenizer that is made here, and the published one of GPT-NeoX where its file is at hand."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,12 @@ CORPUS = [
 ]
 
 
-def make_small_tokenizer() -> Any:
-    """A byte-level BPE tokenizer of 400 entries, without chat template; eos is <|endoftext|>."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+def make_small_tokenizer(*, begins_texts: bool = False) -> Any:
+    """A byte-level BPE tokenizer of 400 entries, without chat template; eos is <|endoftext|>.
+
+    With `begins_texts` it puts <|endoftext|> before every text, as the tokenizers of Llama and Gemma do with theirs.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     bpe = Tokenizer(models.BPE())
@@ -38,6 +42,9 @@ def make_small_tokenizer() -> Any:
         CORPUS,
         trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
     )
+    if begins_texts:
+        begin = ("<|endoftext|>", bpe.token_to_id("<|endoftext|>"))
+        bpe.post_processor = processors.TemplateProcessing(single="<|endoftext|> $A", special_tokens=[begin])
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe, eos_token="<|endoftext|>", additional_special_tokens=["<|im_start|>", "<|im_end|>"]
     )
@@ -59,11 +66,11 @@ def tokenizer() -> Any:
     return make_small_tokenizer()
 
 
-@pytest.fixture(params=["small", "neox"])
+@pytest.fixture(params=["begins texts", "neox"])
 def make_tokenizer(request: pytest.FixtureRequest) -> MakeTokenizer:
     """Makes a fresh tokenizer at each call: preparing data may set its template."""
-    if request.param == "small":
-        return make_small_tokenizer
+    if request.param == "begins texts":
+        return partial(make_small_tokenizer, begins_texts=True)
     if not NEOX.is_file():
         pytest.skip(f"{NEOX} is not there")
     return make_neox_tokenizer

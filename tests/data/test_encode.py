@@ -99,6 +99,9 @@ def test_formatting_func_makes_the_text_that_is_trained(tokenizer: Any) -> None:
     assert trained(prepared, tokenizer) == "Hi Yo<|endoftext|>"
     with pytest.raises(DataError, match="must be one str for each row"):
         ready(rows, tokenizer, formatting_func=lambda row: [row["q"]])
+    with pytest.raises(KeyError) as caught:
+        ready(rows, tokenizer, formatting_func=lambda row: row["question"])
+    assert caught.value.__notes__ == ['formatting_func raised this for train data, row 0: {"q": "Hi", "a": "Yo"}']
     with pytest.raises(ConfigurationError, match="completion_only_loss cannot apply"):
         ready([{"prompt": "a", "completion": "b"}], tokenizer, formatting_func=str)
 

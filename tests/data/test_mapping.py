@@ -2,7 +2,7 @@
 
 import pytest
 
-from sartor.data.mapping import check_columns, columns_of, fill, parse_mapping, suggest
+from sartor.data.mapping import check_mapping, columns_of, fill, parse_mapping, suggest
 from sartor.errors import ConfigurationError
 
 
@@ -50,7 +50,13 @@ def test_a_mapping_without_an_answer_is_refused() -> None:
 
 def test_a_missing_column_is_told_with_the_columns_there_are() -> None:
     with pytest.raises(ConfigurationError, match=r"'questoin'.*columns are question, answer\. Did you mean question\?"):
-        check_columns((("user", "{questoin}"), ("assistant", "{answer}")), ["question", "answer"])
+        check_mapping((("user", "{questoin}"), ("assistant", "{answer}")), ["question", "answer"])
+
+
+@pytest.mark.parametrize("pairs", [(("bot", "{a}"),), (("user", "{a"), ("assistant", "{a}")), (("user", "{a}"),)])
+def test_a_mapping_that_was_not_parsed_here_is_checked_too(pairs: tuple[tuple[str, str], ...]) -> None:
+    with pytest.raises(ConfigurationError, match="--map"):
+        check_mapping(pairs, ["a"])
 
 
 @pytest.mark.parametrize(

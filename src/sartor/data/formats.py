@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sartor.data.files import WHERE_COLUMN
-from sartor.data.mapping import ROLES, Pairs, check_columns, columns_of, fill, suggest
-from sartor.data.problems import ProblemLog
+from sartor.data.mapping import ROLES, Pairs, check_mapping, columns_of, fill, suggest
+from sartor.data.problems import ProblemLog, excerpt
 from sartor.errors import ConfigurationError, DataError
 from sartor.records import DataSettings, RowFormat
 
@@ -107,7 +107,7 @@ def detect(
             )
         reading = Reading(RowFormat.TEXT, "formatting_func's result", formatting_func=formatting_func)
     elif settings.mapping:
-        check_columns(settings.mapping, [column for column in columns if column != WHERE_COLUMN])
+        check_mapping(settings.mapping, [column for column in columns if column != WHERE_COLUMN])
         reading = Reading(RowFormat.MESSAGES, "messages", mapping=settings.mapping)
     else:
         reading = _by_columns(columns, first_row, settings, name)
@@ -216,7 +216,12 @@ class RowCheck:
 
     def formatted(self, formatting_func: Callable[[dict[str, Any]], str]) -> TrainingRow | None:
         """The text that the user's function makes of the row."""
-        text = formatting_func({column: value for column, value in self._row.items() if column != WHERE_COLUMN})
+        columns = {column: value for column, value in self._row.items() if column != WHERE_COLUMN}
+        try:
+            text = formatting_func(columns)
+        except Exception as error:
+            error.add_note(f"formatting_func raised this for {self._where}: {excerpt(columns)}")
+            raise
         if not isinstance(text, str):
             self._note("formatting_func's result", f"it is a {type(text).__name__}; it must be one str for each row.")
             return None

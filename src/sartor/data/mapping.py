@@ -36,23 +36,30 @@ def parse_mapping(entries: Iterable[str]) -> Pairs:
     problems: list[str] = []
     for entry in entries:
         role, equals, template = entry.partition("=")
-        role = role.strip()
-        if not equals:
-            problems.append(f'--map {entry!r} has no "=". Write it as role=template, such as user="{{question}}".')
-        elif role not in ROLES:
-            close = difflib.get_close_matches(role, ROLES, n=1)
-            hint = f"Did you mean {close[0]}?" if close else f"Roles are {', '.join(ROLES)}."
-            problems.append(f"--map {entry!r}: {role!r} is no role. {hint}")
+        if equals:
+            pairs.append((role.strip(), template))
         else:
-            problem = _template_problem(template)
-            if problem:
-                problems.append(f"--map {entry!r}: {problem}")
-            pairs.append((role, template))
-    if pairs and not problems and all(role != "assistant" for role, _ in pairs):
-        problems.append('--map has no assistant: say what the answers are, such as --map assistant="{answer}".')
+            problems.append(f'--map {entry!r} has no "=". Write it as role=template, such as user="{{question}}".')
+    problems.extend(_problems_of(pairs))
     if problems:
         raise ConfigurationError(problems)
     return tuple(pairs)
+
+
+def _problems_of(pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """Everything that is wrong with a mapping, whatever the data."""
+    problems: list[str] = []
+    for role, template in pairs:
+        if role not in ROLES:
+            close = difflib.get_close_matches(role, ROLES, n=1)
+            hint = f"Did you mean {close[0]}?" if close else f"Roles are {', '.join(ROLES)}."
+            problems.append(f"--map {role}={template!r}: {role!r} is no role. {hint}")
+        problem = _template_problem(template)
+        if problem:
+            problems.append(f"--map {role}={template!r}: {problem}")
+    if pairs and not problems and all(role != "assistant" for role, _ in pairs):
+        problems.append('--map has no assistant: say what the answers are, such as --map assistant="{answer}".')
+    return problems
 
 
 def _template_problem(template: str) -> str:
@@ -77,12 +84,15 @@ def columns_of(pairs: Pairs) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def check_columns(pairs: Pairs, columns: Sequence[str]) -> None:
-    """See that every column the templates name exists.
+def check_mapping(pairs: Pairs, columns: Sequence[str]) -> None:
+    """See that a mapping is sound, and that every column its templates name exists.
 
     Raises:
-        ConfigurationError: lists the columns there are.
+        ConfigurationError: what is wrong with it, or the columns there are.
     """
+    problems = _problems_of(pairs)
+    if problems:
+        raise ConfigurationError(problems)
     missing = [name for name in columns_of(pairs) if name not in columns]
     if missing:
         close = [match for name in missing for match in difflib.get_close_matches(name, columns, n=1)]
