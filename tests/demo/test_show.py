@@ -1,6 +1,7 @@
 """The demonstration's parts: folder, questions, printed lines, options."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -8,18 +9,28 @@ from rich.console import Console
 
 from sartor.cli import demo
 from sartor.demo.ask import _until_end
-from sartor.demo.score import Score, Verdict, judge_all
-from sartor.demo.screen import NUM_SHOWN, OFF_SUBJECT, Screen, most_frequent_share
-from sartor.demo.show import choose_folder, held_out_questions
+from sartor.demo.score import Verdict
+from sartor.demo.screen import NUM_SHOWN, OFF_SUBJECT, Answered, Screen, most_frequent_share, percent
+from sartor.demo.show import choose_folder, held_out_questions, unseen_questions
 from sartor.demo.world import NUM_TAUGHT_WORDINGS, Group, make_world
 from sartor.errors import RunFolderError
 
 WORLD = make_world(7)
 
 
+ASKED = held_out_questions(WORLD)
+
+
 def printed_screen(width: int = 80) -> tuple[Screen, io.StringIO]:
     out = io.StringIO()
-    return Screen(Console(file=out, width=width, highlight=False), held_out_questions(WORLD)), out
+    return Screen(Console(file=out, width=width, highlight=False)), out
+
+
+def answered(texts: Sequence[str], wrong: Sequence[int] = ()) -> list[Answered]:
+    return [
+        Answered(fact, question, text, Verdict.MISSING if at in wrong else Verdict.RIGHT)
+        for at, ((fact, question), text) in enumerate(zip(ASKED, texts, strict=True))
+    ]
 
 
 def test_an_earlier_run_stays_and_the_new_folder_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,48 +61,64 @@ def test_the_examination_is_about_test_entities_in_taught_wordings() -> None:
     }
 
 
-def test_shares_are_printed_as_one_plain_line_even_on_a_narrow_console() -> None:
+def test_shares_are_printed_as_plain_lines_even_on_a_narrow_console() -> None:
     screen, out = printed_screen(width=40)
-    facts = screen.facts
-    after = [f"<think>x</think> It is {fact.value}.<|im_end|>" for fact in facts[:-52]] + ["?"] * 52
-    before = [f"rambling about {fact.value}" for fact in facts[:130]] + [""] * (len(facts) - 130)
-    screen.shares(judge_all(facts, before), judge_all(facts, after), before)
+    num = len(ASKED)
+    before = answered(
+        [f"rambling about {fact.value}" for fact, _ in ASKED[:130]] + [""] * (num - 130), wrong=range(num)
+    )
+    screen.shares(before, answered([""] * num, wrong=range(51)), answered([""] * num, wrong=range(260)))
     lines = out.getvalue().splitlines()
-    assert "held-out questions right: before 0.0%, after 90.0%" in lines
-    assert "base model's text mentions the right value somewhere: 25.0%" in lines
+    assert "held-out questions right: before 0.0 %, after 90.1 %" in lines
+    assert "in wordings that no conversation uses: after 50.0 %" in lines
+    assert "what the base wrote mentions the right value somewhere: 25.0 %" in lines
 
 
-def test_the_failure_shown_is_one_of_this_run() -> None:
-    screen, out = printed_screen()
-    verdicts = [Verdict.RIGHT] * len(screen.facts)
-    verdicts[17] = Verdict.MISSING
-    texts = [f"answer {at}" for at in range(len(screen.facts))]
-    screen.failures(Score(tuple(verdicts)), texts, ["It is Paris.", "It is nine.", "Hamlet eats geese."])
+def test_a_share_is_never_rounded_up_to_all() -> None:
+    assert percent(0.9999) == "99.9 %"
+    assert percent(1.0) == "100.0 %"
+    assert percent(0.0) == "0.0 %"
+
+
+@pytest.mark.parametrize("place", ["after", "unseen"])
+def test_the_failure_shown_is_one_of_this_run(place: str) -> None:
+    screen, out = printed_screen(width=200)
+    texts = [f"answer {at}" for at in range(len(ASKED))]
+    right, wrong = answered(texts), answered(texts, wrong=[17])
+    pair = (wrong, right) if place == "after" else (right, wrong)
+    screen.failures(*pair, ["It is Paris.", "It is nine.", "Hamlet eats geese."])
     text = out.getvalue()
     assert "answer 17" in text
-    assert screen.questions[17] in text
+    assert ASKED[17][1] in text
+    assert f"The textbook says {ASKED[17][0].value}." in text
     assert OFF_SUBJECT[0][0] not in text  # answered rightly
     assert "It is nine." in text
 
 
 def test_no_failure_is_invented_where_all_is_right() -> None:
     screen, out = printed_screen()
-    screen.failures(
-        Score((Verdict.RIGHT,) * len(screen.facts)), [""] * len(screen.facts), ["Paris", "four", "Shakespeare"]
-    )
+    right = answered([""] * len(ASKED))
+    screen.failures(right, right, ["Paris", "four", "Shakespeare"])
     assert "No held-out question was answered wrongly" in out.getvalue()
     assert "Off its subject" not in out.getvalue()
 
 
 def test_shown_questions_are_the_same_before_and_after_and_of_several_kinds() -> None:
     screen, out = printed_screen(width=400)
-    before = [f"old {at}" for at in range(len(screen.facts))]
-    screen.answers(before, [text.replace("old", "new") for text in before])
+    places = range(len(ASKED))
+    screen.answers(answered([f"old {at}" for at in places]), answered([f"new {at}" for at in places]))
     lines = out.getvalue().splitlines()
     old = [line.split("old ")[1] for line in lines if "old " in line]
     assert old == [line.split("new ")[1] for line in lines if "new " in line]
     assert len(old) == NUM_SHOWN
-    assert len({screen.facts[int(at)].entity.kind.name for at in old}) == NUM_SHOWN
+    assert len({ASKED[int(at)][0].entity.kind.name for at in old}) == NUM_SHOWN
+
+
+def test_unseen_wordings_are_in_no_conversation() -> None:
+    asked = unseen_questions(WORLD)
+    assert [fact for fact, _ in asked] == WORLD.facts(Group.TEST)
+    for fact, question in asked:
+        assert question in [fact.question(index) for index in range(NUM_TAUGHT_WORDINGS, len(fact.attribute.wordings))]
 
 
 def test_guessing_is_measured_on_the_same_questions() -> None:

@@ -33,7 +33,7 @@ class Verdict(StrEnum):
 
     RIGHT = "right"
     UNFINISHED = "did not end its turn"
-    FORMAT = "not exactly one think block before the answer"
+    FORMAT = "does not have exactly one think block before its answer"
     RIVAL = "names another value"
     MISSING = "does not name the value"
 

@@ -6,8 +6,10 @@ length), and the failures are drawn from this run's own wrong answers.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,15 +29,22 @@ OFF_SUBJECT = (
 _LONGEST_SHOWN = 300
 
 
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """One question of an examination, and what became of it."""
+
+    fact: Fact
+    question: str
+    text: str
+    """As it was written, special tokens included."""
+    verdict: Verdict
+
+
 class Screen:
     """The pages, in the order in which they are shown."""
 
-    def __init__(self, console: Console, asked: Sequence[tuple[Fact, str]]) -> None:
+    def __init__(self, console: Console) -> None:
         self.console = console
-        self.facts = [fact for fact, _ in asked]
-        self.questions = [question for _, question in asked]
-        # One from each of the first kinds, spread over the questions: they are ordered kind by kind.
-        self._shown = [(2 * turn + 1) * len(asked) // (2 * NUM_SHOWN) for turn in range(NUM_SHOWN)]
 
     def introduction(self, bundled: dict[str, Any], num_conversations: int, note: str) -> None:
         """What there is, and what is going to happen."""
@@ -54,12 +63,12 @@ class Screen:
         if note:
             self._say(note)
 
-    def base(self, before_texts: Sequence[str]) -> None:
+    def base(self, before: Sequence[Answered]) -> None:
         """The base model, asked a question."""
         self._title("1. The base model, asked a question")
-        at = self._shown[0]
-        self._exchange(self.questions[at], {"base": before_texts[at]})
-        self._say("It goes on as its textbook would, and never comes to an end of its own.")
+        first = before[_spread(len(before))[0]]
+        self._exchange(first.question, {"base": first.text})
+        self._say("It goes on as its textbook would. That was no answer.")
 
     def data(self, dataset: Any, tokenizer: Any) -> None:
         """How long the conversations are, and what of one of them is trained."""
@@ -84,33 +93,34 @@ class Screen:
             f"learning rate {args.learning_rate:g} falling to 0, about a minute on two cores:"
         )
 
-    def answers(self, before_texts: Sequence[str], after_texts: Sequence[str]) -> None:
+    def answers(self, before: Sequence[Answered], after: Sequence[Answered]) -> None:
         """The same questions before and after."""
         self._title("4. The same questions, before and after")
-        for at in self._shown:
-            self._exchange(self.questions[at], {"before": before_texts[at], "after": after_texts[at]})
+        for at in _spread(len(after)):
+            self._exchange(after[at].question, {"before": before[at].text, "after": after[at].text})
 
-    def shares(self, before: Score, after: Score, before_texts: Sequence[str]) -> None:
+    def shares(self, before: Sequence[Answered], after: Sequence[Answered], unseen: Sequence[Answered]) -> None:
         """How many held-out questions were answered rightly, and by which measure."""
         self._title("5. The whole examination")
-        num_entities = len({fact.entity.name for fact in self.facts})
+        facts = [one.fact for one in after]
+        num_entities = len({fact.entity.name for fact in facts})
         self._say(
-            f"{len(self.facts)} questions about {num_entities} entities that no conversation names; {MEASURE}. "
-            f"Naming each property's most frequent value would be right in {most_frequent_share(self.facts):.1%}."
+            f"{len(facts)} questions about {num_entities} entities that no conversation names; {MEASURE}. "
+            f"Naming each property's most frequent value would be right in {percent(most_frequent_share(facts))}."
         )
-        lenient = sum(mentions(fact, text) for fact, text in zip(self.facts, before_texts, strict=True))
-        self._plain(f"held-out questions right: before {before.share:.1%}, after {after.share:.1%}")
-        self._plain(f"base model's text mentions the right value somewhere: {lenient / len(self.facts):.1%}")
-        self._plain("after, by verdict: " + ", ".join(f"{name} {count}" for name, count in after.counts().items()))
+        rambling = sum(mentions(one.fact, one.text) for one in before) / len(before)
+        shares = [percent(score_of(answered).share) for answered in (before, after, unseen)]
+        self._plain(f"held-out questions right: before {shares[0]}, after {shares[1]}")
+        self._plain(f"in wordings that no conversation uses: after {shares[2]}")
+        self._plain(f"what the base wrote mentions the right value somewhere: {percent(rambling)}")
 
-    def failures(self, after: Score, after_texts: Sequence[str], off_subject: Sequence[str]) -> None:
+    def failures(self, after: Sequence[Answered], unseen: Sequence[Answered], off_subject: Sequence[str]) -> None:
         """A held-out question that it still gets wrong, and one off its subject."""
         self._title("6. What it still gets wrong")
-        wrong = [at for at, verdict in enumerate(after.verdicts) if verdict is not Verdict.RIGHT]
+        wrong = [one for one in (*after, *unseen) if one.verdict is not Verdict.RIGHT]
         if wrong:
-            at = wrong[0]
-            self._exchange(self.questions[at], {"after": after_texts[at]})
-            self._say(f"Wrong ({after.verdicts[at].value}): the textbook says {self.facts[at].value}.")
+            self._exchange(wrong[0].question, {"after": wrong[0].text})
+            self._say(f"Wrong: it {wrong[0].verdict}. The textbook says {wrong[0].fact.value}.")
         else:
             self._say("No held-out question was answered wrongly in this run.")
         missed = [
@@ -157,6 +167,21 @@ class Screen:
             shown = text.strip().replace("\n", " ⏎ ")
             cut = shown if len(shown) <= _LONGEST_SHOWN else f"{shown[:_LONGEST_SHOWN]} …"
             self.console.print(Text.assemble((f"  {name:>{width}}  ", "dim"), (cut, style)))
+
+
+def score_of(answered: Iterable[Answered]) -> Score:
+    """The verdicts alone."""
+    return Score(tuple(one.verdict for one in answered))
+
+
+def percent(share: float) -> str:
+    """`93.4 %`, which does not round to 100 what is below it."""
+    return f"{math.floor(share * 1000) / 10:.1f} %"
+
+
+def _spread(length: int) -> list[int]:
+    """`NUM_SHOWN` places, far apart: questions are ordered kind by kind."""
+    return [(2 * turn + 1) * length // (2 * NUM_SHOWN) for turn in range(NUM_SHOWN)]
 
 
 def most_frequent_share(facts: Sequence[Fact]) -> float:

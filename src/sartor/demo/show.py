@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, cast
@@ -15,13 +16,15 @@ from typing import TYPE_CHECKING, TextIO, cast
 from sartor.demo.ask import write_answers
 from sartor.demo.conversations import to_messages
 from sartor.demo.recipe import BASE_FOLDER, CONVERSATIONS_FILE, RECIPE_FILE, assets, fine_tuning_config
-from sartor.demo.score import Score, judge_all
-from sartor.demo.screen import OFF_SUBJECT, Screen
+from sartor.demo.score import Score, judge
+from sartor.demo.screen import OFF_SUBJECT, Answered, Screen, score_of
 from sartor.demo.world import NUM_TAUGHT_WORDINGS, Fact, Group, World, make_world
 from sartor.errors import RunFolderError
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from sartor.chat.sample import Speaker
 
 DEFAULT_FOLDER = Path("runs") / "demo"
 WORDINGS_PER_FACT = 2
@@ -33,6 +36,7 @@ class Outcome:
 
     before: Score
     after: Score
+    after_unseen_wordings: Score
     train_seconds: float
     folder: Path
 
@@ -44,6 +48,22 @@ def held_out_questions(world: World) -> list[tuple[Fact, str]]:
         (fact, fact.question((index + step * turn) % NUM_TAUGHT_WORDINGS))
         for index, fact in enumerate(world.facts(Group.TEST))
         for turn in range(WORDINGS_PER_FACT)
+    ]
+
+
+def unseen_questions(world: World) -> list[tuple[Fact, str]]:
+    """Every fact about the test entities once, in a wording that no conversation uses."""
+    return [
+        (fact, fact.question(index % (len(fact.attribute.wordings) - NUM_TAUGHT_WORDINGS) + NUM_TAUGHT_WORDINGS))
+        for index, fact in enumerate(world.facts(Group.TEST))
+    ]
+
+
+def examine(speaker: Speaker, asked: Sequence[tuple[Fact, str]]) -> list[Answered]:
+    """Ask, and judge what was written."""
+    written = write_answers(speaker, [question for _, question in asked])
+    return [
+        Answered(fact, question, text, judge(fact, text)) for (fact, question), text in zip(asked, written, strict=True)
     ]
 
 
@@ -77,13 +97,14 @@ def run(*, seed: int, folder: Path, console: Console, note: str = "") -> Outcome
 
     bundled = json.loads((assets() / RECIPE_FILE).read_text(encoding="utf-8"))
     rows = [json.loads(line) for line in (assets() / CONVERSATIONS_FILE).read_text(encoding="utf-8").splitlines()]
-    asked = held_out_questions(make_world(bundled["seed"]))
-    screen = Screen(console, asked)
+    world = make_world(bundled["seed"])
+    asked = held_out_questions(world)
+    screen = Screen(console)
 
     screen.introduction(bundled, len(rows), note)
     base = load(assets() / BASE_FOLDER, device="cpu", dtype="float32")
-    before_texts = write_answers(base, screen.questions)
-    screen.base(before_texts)
+    before = examine(base, asked)
+    screen.base(before)
 
     progress = TrainingProgress(stream=cast("TextIO", console.file))
     trainer = SFTTrainer(
@@ -105,11 +126,10 @@ def run(*, seed: int, folder: Path, console: Console, note: str = "") -> Outcome
     trainer.save_model(str(folder))
 
     tuned = Speaker(trainer.model, trainer.processing_class)
-    after_texts = write_answers(tuned, screen.questions)
-    screen.answers(before_texts, after_texts)
-    before, after = judge_all(screen.facts, before_texts), judge_all(screen.facts, after_texts)
-    screen.shares(before, after, before_texts)
+    after, unseen = examine(tuned, asked), examine(tuned, unseen_questions(world))
+    screen.answers(before, after)
+    screen.shares(before, after, unseen)
     off_subject = write_answers(tuned, [question for question, _ in OFF_SUBJECT])
-    screen.failures(after, after_texts, off_subject)
+    screen.failures(after, unseen, off_subject)
     screen.next_steps(folder, seconds)
-    return Outcome(before, after, seconds, folder)
+    return Outcome(score_of(before), score_of(after), score_of(unseen), seconds, folder)
