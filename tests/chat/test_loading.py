@@ -127,6 +127,20 @@ class TestFoldersThatHoldNoModel:
         with pytest.raises(ModelError, match="Nor is there a folder"):
             load(tmp_path / "a" / "b")
 
+    def test_a_name_that_may_be_an_id_is_suggested_a_folder_too(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import transformers.utils
+
+        def refuse(*_: object, **__: object) -> None:
+            raise OSError("not on the Hub")
+
+        monkeypatch.setattr(transformers.utils, "find_adapter_config_file", refuse)
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "output").mkdir()
+        with pytest.raises(ModelError, match=r"ouptut cannot be loaded: not on the Hub\. Did you mean output\?"):
+            load("ouptut")
+
     def test_a_file_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "model.gguf").touch()
         with pytest.raises(ModelError, match="is a file"):

@@ -102,7 +102,7 @@ def test_sampling_options_reach_the_model(speaker: Speaker) -> None:
     assert speaker.answer(user("hi"), hot) != greedy
     narrowed = SamplingOptions(temperature=50.0, top_k=1, max_new_tokens=30, seed=1)
     assert speaker.answer(user("hi"), narrowed) == greedy
-    nucleus = SamplingOptions(temperature=1.0, top_p=1e-6, max_new_tokens=30, seed=1)
+    nucleus = SamplingOptions(temperature=50.0, top_p=1e-6, max_new_tokens=30, seed=1)
     assert speaker.answer(user("hi"), nucleus) == greedy
     unrepeated = SamplingOptions(greedy=True, repetition_penalty=100.0, max_new_tokens=12)
     assert speaker.answer(user("sing"), SamplingOptions(greedy=True, max_new_tokens=12)) == "la " * 4
@@ -163,6 +163,9 @@ def test_every_end_token_of_model_and_tokenizer_ends_an_answer(learned_model: An
     assert speaker.answer(user("name?"), GREEDY) == "unkno"
     assert speaker.answer(user("hi"), GREEDY) == "<think>é?</think> na 😀!"
     assert speaker.answers([user("name?"), user("hi")], GREEDY) == ["unkno", "<think>é?</think> na 😀!"]
+    prompt = speaker.read(user("name?"), GREEDY)
+    output_BL = speaker.generate(torch.tensor([prompt.input_ids]), 40, GREEDY)
+    assert output_BL[0, len(prompt.input_ids) :].tolist() == tokenizer("unknow")["input_ids"], "the model went on"
     model.generation_config.eos_token_id = letter
     assert speaker.end_ids == (letter, tokenizer.eos_token_id)
 

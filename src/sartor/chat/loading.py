@@ -171,7 +171,8 @@ def _adapter_config(source: str, access: _Access) -> dict[str, Any] | None:
     if folder.exists():
         raise ModelError(f"{source} is a file: give the folder of a model (the one with config.json), or a Hub id.")
     if _looks_like_path(source):
-        raise ModelError(f"there is no folder {source}.{_near_folders(folder)}")
+        without_parent = "" if folder.parent.is_dir() else f" Nor is there a folder {folder.parent}."
+        raise ModelError(f"there is no folder {source}.{without_parent}{_near_folders(folder)}")
     from transformers.utils import find_adapter_config_file
 
     with _loading(source):
@@ -214,7 +215,7 @@ def _near_folders(path: Path) -> str:
     """For a folder that does not exist: names beside it that resemble its own."""
     parent = path.parent
     if not parent.is_dir():
-        return f" Nor is there a folder {parent}."
+        return ""
     near = difflib.get_close_matches(path.name, [e.name for e in parent.iterdir() if e.is_dir()], n=3)
     return f" Did you mean {' or '.join(str(parent / name) for name in near)}?" if near else ""
 
@@ -307,10 +308,12 @@ def _loading(source: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-        reason = str(error).strip() or type(error).__name__
+        reason = str(error).strip().rstrip(".") or type(error).__name__
         if "trust_remote_code" in reason:
             raise ModelError(
                 f"{source} needs code of its own, which is not run unless you trust it: "
                 "read it, then give --trust-remote-code."
             ) from error
-        raise ModelError(f"{source} cannot be loaded: {reason}") from error
+        # `owner/name` may have been meant as a folder as well.
+        near = "" if Path(source).exists() else _near_folders(Path(source))
+        raise ModelError(f"{source} cannot be loaded: {reason}.{near}") from error
