@@ -196,6 +196,78 @@ def _losses(printed: str) -> tuple[float, float]:
     return float(found[1]), float(found[2])
 
 
+@pytest.fixture(scope="module")
+def tiny_weights(tmp_path_factory):
+    """A random Llama that has ChatML's marks but, as a base model, no chat template."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    bpe.train_from_iterator(
+        (f"{c.question} {c.reasoning} {c.answer}" for c in TRAIN),
+        trainers.BpeTrainer(
+            vocab_size=600,
+            special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    folder = tmp_path_factory.mktemp("tiny")
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return RealWeights(folder, "tiny", "made for this test")
+
+
+def test_the_flow_trains_saves_and_tells_what_changed(tiny_weights, tmp_path, monkeypatch, capsys):
+    from transformers import AutoTokenizer
+
+    monkeypatch.setattr(real, "LEARNING_RATE", 1e-2)
+    folder = tmp_path / "model"
+    assert real.run(folder, 1, weights=tiny_weights) == 0
+
+    printed, shown = capsys.readouterr()
+    before, after = _losses(printed)
+    assert before == pytest.approx(math.log(600), abs=0.2)
+    assert after < before - 1
+    assert "Weights: tiny: made for this test." in printed
+    assert "90 to train on and 16 held out" in printed
+    for question in real.QUESTIONS:
+        assert printed.count(question) == 1
+    assert printed.count("  tiny, as it came:\n") == printed.count("  fine-tuned:\n") == 3
+    assert re.search(r"training: [\d,]+ tokens in \d+\.\d minutes, \d+ tokens/s", printed)
+    assert f"sartor chat {folder}" in printed
+    assert "step 75/75" in shown
+    assert "{'loss'" not in printed
+    assert (folder / "model.safetensors").is_file()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.eos_token == "<|im_end|>"
+    assert tokenizer.chat_template
+
+
+def test_an_answer_that_was_cut_says_so(tiny_weights, monkeypatch):
+    from sartor.chat.sample import load
+
+    monkeypatch.setattr(real, "MAX_ANSWER_TOKENS", 3)
+    speaker = load(tiny_weights.path)
+    assert real._answer(speaker, "Why?").endswith(" [cut at 3 tokens]")
+
+
 @pytest.mark.slow
 def test_real_weights_learn_the_voice(tmp_path, capsys):
     try:
