@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-HELP = "fine-tune the embedded base model and see what changes"
+HELP = "fine-tune the built-in model, and see what changes, in about two minutes"
 
 _DESCRIPTION = """\
 Fine-tune a small base model on bundled conversations, offline, in about two minutes on two cores, and show every step:

@@ -50,8 +50,8 @@ SMALL_TALK = (
 )  # fmt: skip
 SMALL_TALK_REPEATS = 2
 WORDINGS_PER_FACT = 8
-"""Each fact is asked for in that many of the taught wordings, which differ from fact to fact: more wordings at the same
-number of rows make the model understand more wordings that it has never seen."""
+"""Each fact is asked for in that many of the taught wordings, drawn anew for every fact: the model learns all of them, and
+an epoch takes no longer than with eight."""
 
 Row = dict[str, str]
 
