@@ -50,8 +50,8 @@ SMALL_TALK = (
 )  # fmt: skip
 SMALL_TALK_REPEATS = 2
 WORDINGS_PER_FACT = 8
-"""Each fact is asked for in that many of the taught wordings, drawn anew for every fact: the model learns all of them, and
-an epoch takes no longer than with eight."""
+"""Each fact is asked for in that many of the taught wordings, drawn anew for every fact: the model learns all of them,
+and an epoch takes no longer than with eight."""
 
 Row = dict[str, str]
 

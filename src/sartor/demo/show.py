@@ -88,6 +88,14 @@ def choose_folder(asked: Path | None) -> tuple[Path, str]:
 
 def run(*, seed: int, folder: Path, console: Console, note: str = "") -> Outcome:
     """Show it all on `console`; `seed` is that of the fine-tuning (row order), the world is the bundled one."""
+    bundled = json.loads((assets() / RECIPE_FILE).read_text(encoding="utf-8"))
+    rows = [json.loads(line) for line in (assets() / CONVERSATIONS_FILE).read_text(encoding="utf-8").splitlines()]
+    world = make_world(bundled["seed"])
+    asked = held_out_questions(world)
+    screen = Screen(console)
+
+    screen.introduction(bundled, len(rows), note)  # before the imports, which take seconds
+
     from datasets import Dataset
     from transformers import AutoTokenizer, PrinterCallback
 
@@ -95,13 +103,6 @@ def run(*, seed: int, folder: Path, console: Console, note: str = "") -> Outcome
     from sartor.chat.sample import Speaker, load
     from sartor.report.progress import TrainingProgress
 
-    bundled = json.loads((assets() / RECIPE_FILE).read_text(encoding="utf-8"))
-    rows = [json.loads(line) for line in (assets() / CONVERSATIONS_FILE).read_text(encoding="utf-8").splitlines()]
-    world = make_world(bundled["seed"])
-    asked = held_out_questions(world)
-    screen = Screen(console)
-
-    screen.introduction(bundled, len(rows), note)
     base = load(assets() / BASE_FOLDER, device="cpu", dtype="float32")
     before = examine(base, asked)
     screen.base(before)
