@@ -67,6 +67,10 @@ def test_padded_cut_by_hand() -> None:
     assert cut_padded([2, 9, 3, 10], 20) == [[3, 1], [2, 0]]
 
 
+def test_padded_cut_counts_a_packed_blocks_documents() -> None:
+    assert cut_padded([5, 5, 4], 20, [3, 2, 2]) == [[0], [1, 2]]
+
+
 def test_documents_end_to_end_with_targets_shifted_once() -> None:
     micro = make_micro_batch([Example([7, 8, 9], [7, 8, 9]), Example([4, 5], [IGNORE_INDEX, 5])], [10, 11])
 

@@ -109,6 +109,14 @@ ARCHITECTURES: dict[str, Architecture] = {
         "FalconConfig", {"alibi": False, "new_decoder_architecture": False}, lora=("query_key_value", "dense")
     ),
     "bloom": Architecture("BloomConfig", {"n_head": 4, "n_layer": 2}, without=_DROP[1:], lora=("query_key_value",)),
+    "llama4": Architecture(
+        "Llama4TextConfig",
+        {
+            "head_dim": 8, "attention_chunk_size": 4, "num_local_experts": 2, "num_experts_per_tok": 1,
+            "intermediate_size_mlp": 48, "moe_layers": [1], "no_rope_layers": [1, 1, 0], "num_hidden_layers": 3,
+            "layer_types": ["chunked_attention", "chunked_attention", "full_attention"],
+        },
+    ),
     "mamba2": Architecture(
         "Mamba2Config",
         {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 2, "expand": 2, "chunk_size": 4},

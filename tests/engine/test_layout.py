@@ -27,6 +27,7 @@ CHOSEN = {
         "qwen2, window", "qwen3", "qwen3_moe", "mixtral", "mistral", "gemma3", "gpt2", "phi3", "olmo2", "olmo3",
         "cohere", "granite", "smollm3",
     ),
+    "FLAT_POSITIONS": ("llama4",),
     "FLAT_MASK": ("falcon",),
     "PADDED": ("llama, eager", "gemma2", "gpt_oss", "bloom", "mamba2", "lfm2"),
 }  # fmt: skip
@@ -174,24 +175,9 @@ def test_running_restores_the_callers_recomputation() -> None:
     assert model.is_activation_checkpointing
 
 
-def test_chunks_along_the_row_get_a_row_per_document() -> None:
-    """The probe's documents are too short to see a chunk end; documents below are not."""
-    import transformers
-
-    config = transformers.Llama4TextConfig(
-        vocab_size=67, hidden_size=32, intermediate_size=48, intermediate_size_mlp=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=8, attention_chunk_size=8, num_local_experts=2,
-        max_position_embeddings=64, moe_layers=[], no_rope_layers=[1, 1], pad_token_id=0,
-        layer_types=["chunked_attention", "chunked_attention"],
-    )  # fmt: skip
-    model = transformers.AutoModelForCausalLM.from_config(config)
-    traits = read_traits(model)
-
-    assert candidates(traits) == (Layout.PADDED,)
-    assert choose_layout(model, traits).layout is Layout.PADDED
-
-
 def test_masks_that_cannot_be_drawn_are_not_tried() -> None:
+    """Explicit masks know of no chunks (Llama 4) and of no convolution (LFM2)."""
+    assert Layout.FLAT_MASK not in candidates(read_traits(make("llama4")))
     assert Layout.FLAT_MASK not in candidates(read_traits(make("lfm2")))
     assert Layout.FLAT_MASK in candidates(read_traits(make("gemma3")))
 

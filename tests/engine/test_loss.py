@@ -110,7 +110,7 @@ def test_smoothing_equals_transformers_label_smoother() -> None:
 
     sums, _ = run(hidden, module, targets, LossForm(label_smoothing=0.15), 3)
 
-    assert float(sums.loss_sum) / NUM == pytest.approx(float(theirs), rel=1e-6)  # theirs sums in float32
+    assert float(sums.loss_sum) / NUM == pytest.approx(float(theirs.detach()), rel=1e-6)  # theirs sums in float32
 
 
 def test_dft_equals_trl() -> None:
@@ -122,7 +122,7 @@ def test_dft_equals_trl() -> None:
 
     sums, _ = run(hidden, module, targets, LossForm(dft=True), 3)
 
-    assert float(sums.loss_sum) == pytest.approx(float(theirs), rel=1e-13)
+    assert float(sums.loss_sum) == pytest.approx(float(theirs.detach()), rel=1e-13)
 
 
 def test_gradients_are_added_to_what_is_there() -> None:
@@ -190,14 +190,14 @@ def test_in_bf16_only_the_heads_product_is_rounded(called: bool) -> None:
 
 
 def test_bf16_gradients_are_near_float32() -> None:
-    """Measured: 0.3 % in the hidden states' and the weight's gradient; bfloat16 has a relative step of 0.4 %."""
+    """Measured: 0.5 % in both gradients, 0.01 % in the loss; bfloat16 has a relative step of 0.8 %."""
     module = head(bias=True, dtype=torch.float32)
     hidden, targets = batch(torch.float32)
     truth = plain(hidden, module, targets, LossForm())
 
     sums, grad_hidden = run(hidden, module, targets, LossForm(), 3, compute_dtype=torch.bfloat16)
 
-    assert float(sums.loss_sum) == pytest.approx(truth["loss"], rel=3e-3)
+    assert float(sums.loss_sum) == pytest.approx(truth["loss"], rel=1e-3)
     assert grad_hidden is not None
     assert module.weight.grad is not None
     assert module.weight.grad.dtype == torch.float32

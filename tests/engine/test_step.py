@@ -96,7 +96,7 @@ def test_loss_scale_is_undone_exactly() -> None:
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_oss"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_gradients_are_near_float32(name: str, dtype: str) -> None:
-    """Measured: 0.2 % in float16, 1.3 % in bfloat16, of the norm of all gradients together."""
+    """Measured: 0.2 % in float16, 1.4 % in bfloat16, of the norm of all gradients together."""
     model = make(name)
     _, plain = accumulate(engine(model), documents(), 3)
 
@@ -107,7 +107,7 @@ def test_half_precision_gradients_are_near_float32(name: str, dtype: str) -> Non
 
     whole = torch.stack([gradient.norm() for gradient in plain.values()]).norm()
     difference = torch.stack([(found[key] - plain[key]).norm() for key in plain]).norm() / whole
-    assert 1e-6 < float(difference) < (5e-3 if dtype == "float16" else 4e-2)
+    assert 1e-6 < float(difference) < (5e-3 if dtype == "float16" else 3e-2)
     assert all(gradient.dtype == torch.float32 for gradient in found.values())
 
 

@@ -53,6 +53,16 @@ def test_an_adapter_has_the_traits_of_what_it_wraps() -> None:
     assert read_traits(wrapped).honoured_by_own_attention == plain.honoured_by_own_attention
 
 
+def test_a_head_that_an_adapter_saves_is_its_trained_copy_while_it_is_active() -> None:
+    wrapped = with_lora(make("llama"), "llama, head saved")
+    head = output_head(wrapped)
+
+    assert type(head) is torch.nn.Linear
+    assert head.weight.requires_grad
+    with wrapped.disable_adapter():
+        assert output_head(wrapped) is not head
+
+
 def test_weights_of_layers_are_counted_without_embeddings_and_head() -> None:
     model = make("llama")
     counted = sum(p.numel() for p in model.model.layers.parameters() if p.dim() > 1)

@@ -46,16 +46,27 @@ def _greedy(lengths: Sequence[int], micro_batch_tokens: int) -> list[list[int]]:
     return groups
 
 
-def cut_padded(lengths: Sequence[int], micro_batch_tokens: int) -> list[list[int]]:
+def cut_padded(
+    lengths: Sequence[int], micro_batch_tokens: int, num_documents: Sequence[int] | None = None
+) -> list[list[int]]:
     """Cut for padded rows: documents of similar length together, rows x longest at most `micro_batch_tokens`.
+
+    Args:
+        lengths: of each example's longest document.
+        micro_batch_tokens: a single example may be larger; it goes alone.
+        num_documents: rows that each example makes: a packed block makes one per document.  None: one each.
 
     Example: lengths [2, 9, 3, 10] with 20 gives [[3, 1], [2, 0]]: 20 and 6 padded tokens.
     """
+    rows = num_documents if num_documents is not None else [1] * len(lengths)
     groups: list[list[int]] = []
+    filled = 0
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if not groups or (len(groups[-1]) + 1) * lengths[groups[-1][0]] > micro_batch_tokens:
+        if not groups or (filled + rows[index]) * lengths[groups[-1][0]] > micro_batch_tokens:
             groups.append([])
+            filled = 0
         groups[-1].append(index)
+        filled += rows[index]
     return groups
 
 

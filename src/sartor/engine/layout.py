@@ -118,11 +118,9 @@ def candidates(traits: ModelTraits) -> tuple[Layout, ...]:
     """Layouts worth trying, from the fastest on.
 
     A flat row costs T x T scores wherever the mask is explicit, which `eager` attention holds in memory for every head:
-    there padding is cheaper.  What a short probe cannot see is left out here: chunks counted along the row, and kinds
-    of masks that `_block_mask` cannot draw.
+    there padding is cheaper.  Masks that `_block_mask` cannot draw are left out here, since documents as short as the
+    probe's may not show it: Llama 4's chunks are thousands of tokens long.
     """
-    if traits.chunk_tokens is not None:
-        return (Layout.PADDED,)
     flat: tuple[Layout, ...] = (Layout.FLAT_POSITIONS,)
     if traits.has_drawn_mask:
         flat = (*flat, Layout.FLAT_MASK)

@@ -76,8 +76,6 @@ class ModelTraits:
     """heads x head width: attention costs 12 FLOP each per layer, token and token attended to, before causality."""
     has_drawn_mask: bool = True
     """Whether every layer's mask is one that `layout` can draw: causal, or causal within the window."""
-    chunk_tokens: int | None = None
-    """Where attention stays within chunks of the *row* (Llama 4), their length: it needs a row per document."""
     rope_switch_tokens: int | None = None
     """Where rotary frequencies depend on the longest document of a micro-batch (`longrope`, `dynamic`): the length at
     which they switch.  Documents up to it are exact beside any others; None: the frequencies never change."""
@@ -126,7 +124,10 @@ def decoder(model: nn.Module) -> nn.Module:
 
 
 def output_head(model: nn.Module) -> nn.Module:
-    """The module that maps hidden states to logits (possibly wrapped by peft).
+    """The module that maps hidden states to logits.
+
+    Where an adapter trains a copy of the head (`modules_to_save=["lm_head"]`) it is that copy, a plain matrix; where
+    an adapter adds to the head, it is peft's layer around both.
 
     Raises:
         ModelError: the model has none.
@@ -134,7 +135,16 @@ def output_head(model: nn.Module) -> nn.Module:
     head = base_model(model).get_output_embeddings()
     if head is None:
         raise ModelError(f"{type(base_model(model)).__name__} has no output head; load it with AutoModelForCausalLM.")
-    return head
+    return _trained_copy(head) if is_adapter(model) else head
+
+
+def _trained_copy(head: nn.Module) -> nn.Module:
+    """The copy that peft's wrapper would call, as long as an adapter is active; else the module as it is."""
+    from peft.utils import ModulesToSaveWrapper
+
+    if not isinstance(head, ModulesToSaveWrapper) or head.disable_adapters or not head.active_adapters:
+        return head
+    return head.modules_to_save[head.active_adapters[0]]
 
 
 @contextmanager
@@ -189,7 +199,6 @@ def read_traits(model: nn.Module) -> ModelTraits:
         ),
         num_attention_features=heads * head_width,
         has_drawn_mask=_DRAWN_LAYER_TYPES.issuperset(layer_types),
-        chunk_tokens=_chunk_tokens(config, layer_types),
         rope_switch_tokens=_rope_switch_tokens(config),
     )
 
@@ -211,12 +220,6 @@ def _sliding_window(config: Any, layer_types: tuple[str, ...]) -> int | None:
     if layer_types and not any("sliding" in kind for kind in layer_types):
         return None
     return int(window)
-
-
-def _chunk_tokens(config: Any, layer_types: tuple[str, ...]) -> int | None:
-    """Chunks are counted from the beginning of the row, so the second document of a flat row would be cut elsewhere."""
-    chunk = getattr(config, "attention_chunk_size", None)
-    return int(chunk) if chunk and any("chunked" in kind for kind in layer_types) else None
 
 
 def _rope_switch_tokens(config: Any) -> int | None:
