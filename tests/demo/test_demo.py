@@ -15,7 +15,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """Output and model folder of one run with standard output in a pipe, as a script would have it."""
     place = tmp_path_factory.mktemp("demo")
     command = [sys.executable, "-m", "sartor.cli.main", "demo", "--seed", "3"]
-    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(place / "hub"), "OMP_WAIT_POLICY": "PASSIVE"}
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(place / "hub"), "OMP_WAIT_POLICY": "PASSIVE", "COLUMNS": "400"}
     result = subprocess.run(
         command, cwd=place, env={**os.environ, **offline}, capture_output=True, text=True, timeout=580, check=False
     )

@@ -26,7 +26,8 @@ OFF_SUBJECT = (
     ("Who wrote Hamlet?", "Shakespeare"),
 )
 """Questions for which neither book nor conversations prepare, and a word that any right answer has."""
-_LONGEST_SHOWN = 300
+LONGEST_SHOWN = 300
+"""Characters of an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +137,14 @@ class Screen:
         """How to go on."""
         self._title("How to go on")
         self._plain(f"fine-tuning took {seconds:.0f} s; the model is in {folder}")
-        self._plain(f"  sartor chat {folder}                           talk to it")
-        self._plain("  sartor demo --real                                  the same with a real model's weights")
-        self._plain("  sartor train --model MODEL --data rows.jsonl        your own conversations")
+        commands = {
+            f"sartor chat {folder}": "talk to it",
+            "sartor demo --real": "the same on a real model's weights, in a few minutes",
+            "sartor train --model MODEL --data rows.jsonl": "your model, your conversations",
+        }
+        width = max(map(len, commands))
+        for command, purpose in commands.items():
+            self._plain(f"  {command:<{width}}  {purpose}")
 
     def _title(self, text: str) -> None:
         from rich.text import Text
@@ -159,14 +165,18 @@ class Screen:
         self.console.print(Text(text), soft_wrap=True)
 
     def _exchange(self, question: str, answers: dict[str, str]) -> None:
+        """A question and what was written, line ends and special tokens visible."""
+        from rich.table import Table
         from rich.text import Text
 
-        width = max(len(name) for name in ("question", *answers))
-        lines = [("question", question, "bold cyan"), *((name, text, "") for name, text in answers.items())]
-        for name, text, style in lines:
+        table = Table.grid(padding=(0, 2))
+        table.add_column(justify="right", style="dim", no_wrap=True)
+        table.add_column(overflow="fold")
+        table.add_row("  question", Text(question, style="bold cyan"))
+        for name, text in answers.items():
             shown = text.strip().replace("\n", " ⏎ ")
-            cut = shown if len(shown) <= _LONGEST_SHOWN else f"{shown[:_LONGEST_SHOWN]} …"
-            self.console.print(Text.assemble((f"  {name:>{width}}  ", "dim"), (cut, style)))
+            table.add_row(name, Text(shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]} …"))
+        self.console.print(table)
 
 
 def score_of(answered: Iterable[Answered]) -> Score:
