@@ -1,0 +1,144 @@
+"""The shape of the source: sizes, exports, no pickle, and one place that asks models questions.
+
+Which room may import which is held by import-linter (pyproject.toml), which `make check` runs.
+"""
+
+import ast
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "sartor"
+MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 80
+
+LARGE_WITH_REASON: dict[str, str] = {}
+"""What may be larger, and why: `trainer/x.py`, or `trainer/x.py:function`.  Keep it short."""
+
+ASKS_MODELS: dict[str, str] = {
+    "engine/traits.py": "the place for it: one frozen record of everything the engine needs to know",
+    "chat/": "stands alone, so it cannot ask traits; it asks only how long a context is, and about tokens that end",
+    "trainer/": "before there are traits: what must not be trained at all (device maps, quantized weights), and names "
+    "for card and folder",
+}
+"""Where `getattr` and `hasattr` look at a model or its configuration, and why."""
+
+_MODELS = {"model", "inner", "config", "decoder", "decoder_module", "head", "base", "module"}
+_PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+_FILES = sorted(SOURCE.rglob("*.py"))
+
+
+def name_of(file: Path) -> str:
+    return file.relative_to(SOURCE).as_posix()
+
+
+def tree_of(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
+
+
+def functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function without its docstring."""
+    assert function.end_lineno is not None
+    lines = function.end_lineno - function.lineno + 1
+    first = function.body[0]
+    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+        assert first.end_lineno is not None
+        lines -= first.end_lineno - first.lineno + 1
+    return lines
+
+
+def test_files_and_functions_stay_small_or_have_a_reason() -> None:
+    large = {}
+    for file in _FILES:
+        lines = len(file.read_text(encoding="utf-8").splitlines())
+        if lines > MAX_FILE_LINES:
+            large[name_of(file)] = lines
+        for function in functions(tree_of(file)):
+            if code_lines(function) > MAX_FUNCTION_LINES:
+                large[f"{name_of(file)}:{function.name}"] = code_lines(function)
+    without_reason = {name: lines for name, lines in large.items() if name not in LARGE_WITH_REASON}
+    assert not without_reason, "split it where it falls apart by itself, or name the reason in LARGE_WITH_REASON"
+    assert set(LARGE_WITH_REASON) <= set(large), "these are small again: take them out"
+
+
+@pytest.mark.parametrize(
+    "file", [file for file in _FILES if "__all__" in file.read_text(encoding="utf-8")], ids=name_of
+)
+def test_all_lists_exactly_the_public_names(file: Path) -> None:
+    module = importlib.import_module(
+        ".".join(["sartor", *file.relative_to(SOURCE).with_suffix("").parts]).removesuffix(".__init__")
+    )
+    listed: list[str] = module.__all__
+    assert sorted(listed) == listed or sorted(listed, key=str.lower) == listed
+    for name in listed:
+        assert hasattr(module, name), name
+    # a package's public names are what its __init__ imports or defines; a module's are what it defines
+    defined = {node.name for node in tree_of(file).body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    if file.name == "__init__.py":
+        for node in tree_of(file).body:
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sartor"):
+                defined |= {alias.asname or alias.name for alias in node.names}
+    public = {name for name in defined if not name.startswith("_")}
+    assert public <= set(listed)
+
+
+def test_every_public_name_of_the_package_can_be_imported_and_is_listed() -> None:
+    import sartor
+
+    assert dir(sartor) == sorted(sartor.__all__)
+    assert {"SFTConfig", "SFTTrainer"} <= set(sartor.__all__)
+    with pytest.raises(AttributeError, match="SFTTrainerr"):
+        sartor.SFTTrainerr  # noqa: B018
+
+
+def test_nothing_reads_or_writes_pickle() -> None:
+    found = []
+    for file in _FILES:
+        for node in ast.walk(tree_of(file)):
+            if isinstance(node, ast.Import):
+                imported = {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported = {(node.module or "").split(".")[0]}
+            else:
+                imported = set()
+            is_torchs = isinstance(node, ast.Attribute) and ast.unparse(node) in {"torch.save", "torch.load"}
+            if imported & _PICKLES or is_torchs:
+                found.append(f"{name_of(file)}:{node.lineno}")
+            if isinstance(node, ast.keyword) and node.arg == "weights_only":
+                found.append(f"{name_of(file)}:{node.value.lineno}")
+    assert not found
+
+
+def test_models_are_asked_questions_in_one_place() -> None:
+    asking: dict[str, list[str]] = {}
+    for file in _FILES:
+        for node in ast.walk(tree_of(file)):
+            is_probe = (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id in {"getattr", "hasattr"}
+            )
+            if is_probe and _is_model(node.args[0]):
+                place = next((place for place in ASKS_MODELS if name_of(file).startswith(place)), None)
+                asking.setdefault(place or f"{name_of(file)}:{node.lineno}", []).append(ast.unparse(node))
+    assert asking.keys() <= ASKS_MODELS.keys(), "ask in engine/traits.py, and hand out a field of ModelTraits"
+    assert len(asking["trainer/"]) <= 8, "the list of exceptions is meant to stay short"
+
+
+def _is_model(node: ast.expr) -> bool:
+    """Whether an expression looks like a model, or its configuration: its last name says so."""
+    if isinstance(node, ast.Call):
+        return "get_text_config" in ast.unparse(node) or "get_base_model" in ast.unparse(node)
+    last = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+    return last in _MODELS
+
+
+def test_there_is_no_module_for_this_and_that() -> None:
+    assert not [name_of(file) for file in _FILES if file.stem in {"utils", "util", "helpers", "misc", "common"}]
