@@ -1,22 +1,21 @@
 """The training loop, as a generator of events.
 
 In: epochs, a source of optimizer batches, and a stepper that computes.  Out: events, in the order in which
-    transformers' Trainer
-calls its callbacks.  Whoever drives the generator answers an event with a `Reply`; the loop itself logs nothing, saves
-nothing and knows no limits: "enough steps" is a reply too.
+transformers' Trainer calls its callbacks.  Whoever drives the generator answers an event with a `Reply`; the loop
+itself logs nothing, saves nothing and knows no limits: "enough steps" is a reply too.
 
 One optimizer batch:
 
-    StepBegin, <gradients of the whole batch>, SubstepEnd x (device batches - 1), PreOptimizerStep, <update>,
-    OptimizerStep, <schedule>, StepEnd
+    StepBegin, <gradients of the whole batch>, SubstepEnd x (device batches - 1), <clip>, PreOptimizerStep, <update>,
+    OptimizerStepped, <schedule>, StepEnd
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Protocol
+from typing import Any, Protocol
 
 from sartor.records import Example, StepResult
 
@@ -32,12 +31,14 @@ class OptimizerBatch:
     """Examples of each device batch; they add up to the number of examples."""
     is_complete: bool = True
     """False for what is left when a stream ends inside an accumulation: it is not stepped on."""
+    rows: tuple[Mapping[str, Any], ...] = ()
+    """The examples as the data set gave them, with all their columns, where a user's own collator wants them."""
 
-    def device_batches(self) -> Iterable[tuple[Example, ...]]:
-        """The examples of each device batch in turn."""
+    def device_batches(self) -> Iterator[slice]:
+        """Where each device batch lies in `examples`, `keys` and `rows`: sizes (2, 1) are slices 0:2 and 2:3."""
         start = 0
         for size in self.device_batch_sizes:
-            yield self.examples[start : start + size]
+            yield slice(start, start + size)
             start += size
 
 
@@ -139,7 +140,8 @@ def loop(
         for batch in batches(epoch):
             yield StepBegin()
             result = stepper.gradients(batch)
-            for _ in range(len(batch.device_batch_sizes) - batch.is_complete):
+            num_substeps = len(batch.device_batch_sizes) - (1 if batch.is_complete else 0)
+            for _ in range(num_substeps):
                 seen += 1
                 reply = yield SubstepEnd()
                 if reply is not Reply.GO_ON:

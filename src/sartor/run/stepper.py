@@ -1,19 +1,16 @@
 """The stepper that drives the engine: cuts, gradients, clipping, update, schedule.
 
 In: optimizer batches of examples.  Out: step results.  What it keeps true: gradients are of the sum over the batch's
-    targets divided by
-their number, whatever the cut; an interrupt waits for an update to be whole.
+targets divided by their number, whatever the cut.
 """
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from sartor.batching.cut import cut_flat, cut_padded, make_micro_batch
@@ -42,7 +39,9 @@ class EngineStepper:
         num_tokens = sum(len(example.input_ids) for example in batch.examples)
         if num_targets == 0:
             raise DataError(
-                f"an optimizer batch has no target at all: {_rows(batch.keys)}. Nothing in it can be trained."
+                f"an optimizer batch has no target at all: {_rows(batch.keys)}. Nothing in it can be trained: drop "
+                "rows "
+                "without targets, or make the batch larger."
             )
         engine.step_number = self._updater.num_updates
         engine.model.train()
@@ -56,11 +55,7 @@ class EngineStepper:
             num_micro_batches += 1
         assert total is not None
         if not torch.isfinite(total.loss_sum):
-            raise NonFiniteError(
-                f"the loss of step {engine.step_number + 1} is {float(total.loss_sum)}: {_rows(batch.keys)}. Look "
-                "at these rows "
-                "(`sartor train` names files and lines when reading), lower learning_rate, or set max_grad_norm."
-            )
+            raise not_finite(engine.step_number + 1, float(total.loss_sum), batch.keys)
         return StepResult(total, None, num_tokens, num_micro_batches)
 
     def clip(self, result: StepResult) -> StepResult:
@@ -98,17 +93,15 @@ class Updater:
         self._steps_on_metrics = steps_on_metrics
         scaled = engine.compute_dtype == torch.float16
         self._scaler = torch.amp.GradScaler(engine.device.type) if scaled else None
+        if self._scaler is not None:
+            self._scaler.scale(torch.ones((), device=engine.device))  # it sets up its first scale when first used
         self._was_skipped = False
         self.num_updates = 0
 
     @property
     def loss_scale(self) -> float:
         """What losses are multiplied by before their backward pass: 1 but in float16."""
-        if self._scaler is None:
-            return 1.0
-        if self._scaler._scale is None:
-            self._scaler.scale(torch.ones((), device=self._engine.device))  # makes the scaler set its first scale
-        return float(self._scaler.get_scale())
+        return 1.0 if self._scaler is None else float(self._scaler.get_scale())
 
     def clip(self) -> float:
         """Unscale, measure the norm, clip."""
@@ -118,14 +111,13 @@ class Updater:
 
     def update(self) -> None:
         """One optimizer step; in float16 it is skipped where gradients overflowed, and the scale is lowered."""
-        with uninterrupted():
-            if self._scaler is None:
-                self._optimizer.step()
-            else:
-                before = self._scaler.get_scale()
-                self._scaler.step(self._optimizer)
-                self._scaler.update()
-                self._was_skipped = self._scaler.get_scale() < before
+        if self._scaler is None:
+            self._optimizer.step()
+        else:
+            before = self._scaler.get_scale()
+            self._scaler.step(self._optimizer)
+            self._scaler.update()
+            self._was_skipped = self._scaler.get_scale() < before
         self.num_updates += 1
 
     def schedule(self) -> float:
@@ -149,12 +141,11 @@ class Updater:
 
 def count_targets(example: Example) -> int:
     """Trained tokens of an example: labels that are not ignored, but for each document's first."""
-    starts = {0}
-    position = 0
-    for length in example.seq_lengths:
-        starts.add(position)
-        position += length
-    return sum(1 for index, label in enumerate(example.labels) if label != IGNORE_INDEX and index not in starts)
+    is_target = np.asarray(example.labels) != IGNORE_INDEX
+    starts = np.cumsum((0, *example.seq_lengths[:-1]))
+    if len(is_target):
+        is_target[starts] = False  # nothing within the document predicts its first token
+    return int(np.count_nonzero(is_target))
 
 
 def micro_batches(engine: Engine, examples: Sequence[Example], keys: Sequence[int]) -> Iterator[MicroBatch]:
@@ -168,24 +159,18 @@ def micro_batches(engine: Engine, examples: Sequence[Example], keys: Sequence[in
         yield make_micro_batch([examples[index] for index in group], [keys[index] for index in group], engine.device)
 
 
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C back for the length of a block, so that an update is done as a whole or not at all."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    pressed: list[tuple[int, Any]] = []
-    before = signal.getsignal(signal.SIGINT)
-    if before is None:  # installed by something that is not Python: leave it alone
-        yield
-        return
-    signal.signal(signal.SIGINT, lambda number, frame: pressed.append((number, frame)))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if pressed and callable(before):
-        before(*pressed[0])
+def not_finite(step: int, loss: float, keys: Sequence[int]) -> NonFiniteError:
+    """The error of a step whose loss is not finite, naming its rows.
+
+    Args:
+        step: counted from 1.
+        loss: what it was.
+        keys: the rows of its batch.
+    """
+    return NonFiniteError(
+        f"the loss of step {step} is {loss}: {_rows(keys)}. Look at these rows, lower learning_rate, or set "
+        "max_grad_norm."
+    )
 
 
 def _rows(keys: Sequence[int]) -> str:

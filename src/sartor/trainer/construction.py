@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase, set_seed
-from transformers.trainer_utils import IntervalStrategy
 
 from sartor.config import Settings, SFTConfig, resolve
 from sartor.errors import ConfigurationError, ModelError, SartorError
 from sartor.report.card import dataset_hub_id
+from sartor.trainer.checks import Given, problems_of
 from sartor.trainer.preparation import Preparation, skips_preparation
+from sartor.trainer.saving import check_folder
 
 T = TypeVar("T")
 
@@ -42,27 +43,25 @@ class Parts:
 
 
 def build(
-    model: Any,
+    given: Given,
     args: SFTConfig,
     *,
-    train_dataset: Any,
-    eval_dataset: Any,
     processing_class: Any,
-    quantization_config: Any,
     peft_config: Any,
     formatting_func: Callable[[Any], str] | None,
-    has_collator: bool,
 ) -> Parts:
     """Make the parts, in an order in which everything cheap is checked before a model given by name is loaded.
 
     Raises:
         SartorError: one, or a ConfigurationError that lists all that was found.
     """
+    model = given.model
     problems = Problems()
     settings = problems.collect(lambda: resolve(args))
-    problems.collect(lambda: _check_evaluation(args, eval_dataset))
-    if train_dataset is None:
-        problems.add(ConfigurationError("`train_dataset` is required: pass rows, or the path of a file of them."))
+    for problem in problems_of(args, given):
+        problems.add(ConfigurationError(problem))
+    problems.collect(lambda: check_folder(args.output_dir))
+    problems.collect(lambda: check_peft_config(model, peft_config))
     if isinstance(model, str):
         problems.collect(lambda: check_model(model, args))
     tokenizer = problems.collect(lambda: _tokenizer(model, args, processing_class))
@@ -77,29 +76,25 @@ def build(
         settings.eval_data,
         formatting_func=formatting_func,
         skips=skips_preparation(args.dataset_kwargs),
-        has_collator=has_collator,
+        has_collator=given.data_collator is not None,
     )
     if args.chat_template_path is not None:
         added = problems.collect(lambda: apply_template(tokenizer, str(args.chat_template_path))) or []
     problems.collect(lambda: set_eos(tokenizer, args.eos_token))
-    train = problems.collect(lambda: preparation.prepare(train_dataset, "train"))
-    evaluation = problems.collect(lambda: preparation.prepare_evaluation(eval_dataset))
+    train = problems.collect(lambda: preparation.prepare(given.train_dataset, "train"))
+    evaluation = problems.collect(lambda: preparation.prepare_evaluation(given.eval_dataset))
     problems.collect(lambda: set_pad(tokenizer, args.pad_token))
     problems.raise_any()
     set_seed(args.seed)  # adapters are initialised at random
     if isinstance(model, str):
-        model = load_model(model, args, quantization_config)
-    elif quantization_config is not None or args.model_init_kwargs is not None:
-        raise ConfigurationError(
-            "quantization_config and model_init_kwargs are for a model given by name; this one is loaded already."
-        )
+        model = load_model(model, args, given.quantization_config)
     check_device_map(model)
     fit_embeddings(model, tokenizer, added)
     if peft_config is not None:
         model = wrap_adapter(model, peft_config, added, tokenizer)
     new_eos = args.eos_token is not None or tokenizer.eos_token != eos_before
     align_model(model, tokenizer, new_eos=new_eos)
-    return Parts(settings, model, tokenizer, preparation, train, evaluation, _hub_id(train_dataset))
+    return Parts(settings, model, tokenizer, preparation, train, evaluation, _hub_id(given.train_dataset))
 
 
 class Problems:
@@ -126,12 +121,6 @@ class Problems:
             raise self._found[0]
         if self._found:
             raise ConfigurationError([str(error) for error in self._found])
-
-
-def _check_evaluation(args: SFTConfig, eval_dataset: Any) -> None:
-    strategy = IntervalStrategy(args.eval_strategy).value
-    if strategy != "no" and eval_dataset is None:
-        raise ConfigurationError(f"eval_strategy={strategy!r} needs eval_dataset: pass one, or set eval_strategy='no'.")
 
 
 def _tokenizer(model: Any, args: SFTConfig, processing_class: Any) -> Any:
@@ -182,12 +171,36 @@ def load_tokenizer(name: str, args: SFTConfig) -> Any:
     from transformers import AutoTokenizer
 
     keywords = model_init_kwargs(args)
+    if is_adapter_folder(name) and not os.path.isfile(os.path.join(name, "tokenizer_config.json")):
+        name = _base_of(name)
     try:
         return AutoTokenizer.from_pretrained(
             name, revision=keywords.get("revision"), trust_remote_code=args.trust_remote_code
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"no tokenizer can be loaded from {name!r}: {_first_line(error)}") from error
+
+
+def is_adapter_folder(name: str) -> bool:
+    """Whether a folder holds an adapter and not a model."""
+    return os.path.isfile(os.path.join(name, "adapter_config.json"))
+
+
+def _base_of(folder: str) -> str:
+    """The model that an adapter was trained on.
+
+    Raises:
+        ModelError: its configuration does not say, or cannot be read.
+    """
+    from peft import PeftConfig
+
+    try:
+        base = PeftConfig.from_pretrained(folder).base_model_name_or_path
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"the adapter in {folder!r} cannot be read: {_first_line(error)}") from error
+    if not base:
+        raise ModelError(f"the adapter in {folder!r} does not say which model it belongs to: load both, and pass them.")
+    return str(base)
 
 
 def load_model(name: str, args: SFTConfig, quantization_config: Any = None) -> Any:
@@ -200,7 +213,7 @@ def load_model(name: str, args: SFTConfig, quantization_config: Any = None) -> A
 
     keywords = model_init_kwargs(args, quantization_config)
     try:
-        if os.path.isfile(os.path.join(name, "adapter_config.json")):
+        if is_adapter_folder(name):
             from peft import AutoPeftModelForCausalLM
 
             return AutoPeftModelForCausalLM.from_pretrained(name, is_trainable=True, **keywords)
@@ -218,8 +231,8 @@ def check_model(name: str, args: SFTConfig) -> None:
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    if os.path.isfile(os.path.join(name, "adapter_config.json")):
-        return
+    if is_adapter_folder(name):
+        name = _base_of(name)
     keywords = model_init_kwargs(args)
     try:
         config = AutoConfig.from_pretrained(
@@ -322,24 +335,31 @@ def align_model(model: Any, tokenizer: Any, *, new_eos: bool) -> None:
     model.generation_config.pad_token_id = tokenizer.pad_token_id
 
 
-def wrap_adapter(model: Any, peft_config: Any, added_tokens: list[str], tokenizer: Any) -> Any:
-    """A model with the adapter that `peft_config` describes.
+def check_peft_config(model: Any, peft_config: Any) -> None:
+    """See that an adapter can be put on the model.
 
     Raises:
-        ConfigurationError: it is no `PeftConfig`, or the model already is a `PeftModel`.
+        ConfigurationError: it is no `PeftConfig`, or the model already is a `PeftModel`, or the folder of one.
     """
-    from peft import PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+    from peft import PeftConfig, PeftModel
 
+    if peft_config is None:
+        return
     if not isinstance(peft_config, PeftConfig):
         raise ConfigurationError(
             f"peft_config must be a peft.PeftConfig (peft.LoraConfig, say), not {type(peft_config).__name__}."
         )
-    if isinstance(model, PeftModel):
+    if isinstance(model, PeftModel) or (isinstance(model, str) and is_adapter_folder(model)):
         raise ConfigurationError(
             "the model already is a PeftModel, and peft_config is given too: leave peft_config out to train the "
-            "adapter that is "
-            "there, or merge it first (model.merge_and_unload())."
+            "adapter that is there, or merge it first (model.merge_and_unload())."
         )
+
+
+def wrap_adapter(model: Any, peft_config: Any, added_tokens: list[str], tokenizer: Any) -> Any:
+    """A model with the adapter that `peft_config` describes, which `check_peft_config` has seen."""
+    from peft import get_peft_model, prepare_model_for_kbit_training
+
     if added_tokens:
         _train_added_tokens(peft_config, tokenizer.convert_tokens_to_ids(added_tokens))
     if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):

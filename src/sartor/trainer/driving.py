@@ -5,17 +5,20 @@ In: a trainer whose run is set up, and the loop.  Out: the run's `TrainOutput`. 
 
 from __future__ import annotations
 
-import math
 import time
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+from accelerate.utils.memory import clear_device_cache
 from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import SaveStrategy, TrainOutput, speed_metrics
 
 from sartor.records import LossSums, StepResult
 from sartor.run import loop
+from sartor.run.interrupt import Interrupts
 from sartor.run.loop import Reply
 from sartor.trainer import saving
+from sartor.trainer.feed import Feed
 from sartor.trainer.journal import Journal
 
 if TYPE_CHECKING:
@@ -29,7 +32,7 @@ class Window:
 
     def __init__(self) -> None:
         self.loss = 0.0
-        """Sum of the steps' mean losses, each weighted by its tokens within the step: what Trainer logs."""
+        """Sum of the steps' mean losses, as Trainer logs it."""
         self.sums: LossSums | None = None
 
     def add(self, result: StepResult) -> None:
@@ -53,6 +56,7 @@ class Drive:
     def __init__(
         self,
         trainer: SFTTrainer,
+        feed: Feed,
         *,
         journal: Journal,
         steps_in_epoch: int,
@@ -61,7 +65,9 @@ class Drive:
         measures_targets: bool,
     ) -> None:
         self.trainer = trainer
+        self.feed = feed
         self.journal = journal
+        self.interrupts = Interrupts()
         self.steps_in_epoch = steps_in_epoch
         self.num_train_samples = num_train_samples
         self.ignore_keys = ignore_keys_for_eval
@@ -74,24 +80,23 @@ class Drive:
         self.learning_rate: float | None = None
         self.start_time = time.time()
         self.last_saved = 0
+        self.evaluated_last = False
+        """Whether an evaluation came after the last step."""
 
     def run(self, events: Generator[loop.Event, Reply, None]) -> TrainOutput:
         """Drive a run from its first event to its last log."""
         trainer = self.trainer
-        self._call("on_train_begin")
-        if trainer.args.eval_on_start:
-            self._evaluate(steps_schedule=False)
-        try:
+        with self.interrupts, closing(events):
+            self._call("on_train_begin")
+            if trainer.args.eval_on_start:
+                self._evaluate(steps_schedule=False)
             event = next(events, None)
             while event is not None:
-                reply = self._react(event)
                 try:
-                    event = events.send(reply)
+                    event = events.send(self._react(event))
                 except StopIteration:
                     break
-        finally:
-            events.close()
-        return self._finish()
+            return self._finish()
 
     def _react(self, event: loop.Event) -> Reply:
         trainer = self.trainer
@@ -100,12 +105,14 @@ class Drive:
                 self.epoch = epoch
                 self._call("on_epoch_begin")
             case loop.StepBegin():
+                self._empty_cache()
                 self.journal.step_begins()
                 self._call("on_step_begin")
             case loop.SubstepEnd():
                 self._call("on_substep_end")
             case loop.PreOptimizerStep():
                 self._call("on_pre_optimizer_step")
+                self.interrupts.hold()  # until the step is counted: half of one must not be saved
             case loop.OptimizerStepped():
                 self._call("on_optimizer_step")
             case loop.StepEnd():
@@ -138,14 +145,28 @@ class Drive:
     def _step_end(self, event: loop.StepEnd) -> None:
         trainer, result = self.trainer, event.result
         self.window.add(result)
+        self.evaluated_last = False
         self.grad_norm = result.grad_norm
         self.learning_rate = event.learning_rate
-        trainer.count_tokens(result.num_tokens)
-        self.journal.step_ends(result.num_tokens, trainer.flops_of_last_batch)
+        self._count_tokens(result.num_tokens)
+        trainer.current_flos += self.feed.last_total_flos
+        self.journal.step_ends(result.num_tokens, self.feed.last_flops)
         trainer.state.global_step += 1
         trainer.state.epoch = self.epoch + event.num_device_batches / self.steps_in_epoch
+        self.interrupts.release()
         self._call("on_step_end")
         self._log_evaluate_save()
+
+    def _count_tokens(self, num_tokens: int) -> None:
+        """Count the tokens of a step, padding not included."""
+        self.trainer.total_train_tokens += num_tokens
+        if self.trainer.args.include_num_input_tokens_seen != "no":
+            self.trainer.state.num_input_tokens_seen += num_tokens
+
+    def _empty_cache(self) -> None:
+        every = self.trainer.args.torch_empty_cache_steps
+        if every is not None and self.trainer.state.global_step % every == 0:
+            clear_device_cache()
 
     def _log_evaluate_save(self) -> None:
         trainer = self.trainer
@@ -189,6 +210,7 @@ class Drive:
 
     def _evaluate(self, *, steps_schedule: bool = True) -> dict[str, float]:
         metrics: dict[str, float] = self.trainer._evaluate(None, self.ignore_keys, skip_scheduler=not steps_schedule)
+        self.evaluated_last = True
         return metrics
 
     def _finish(self) -> TrainOutput:
@@ -206,7 +228,8 @@ class Drive:
         metrics["total_flos"] = state.total_flos
         metrics["train_loss"] = train_loss
         trainer._memory_tracker.stop_and_update_metrics(metrics)
-        trainer.pending_metrics = self._pending()
+        # of steps that were not logged; as in trl they are left out where an evaluation came last
+        trainer.pending_metrics = {} if self.evaluated_last else self._pending()
         trainer.log(metrics)
         if trainer.args.load_best_model_at_end and state.best_model_checkpoint is not None:
             trainer._load_best_model()
@@ -236,8 +259,3 @@ def fresh_state(trainer: Any, max_steps: int, num_train_epochs: int) -> TrainerS
     trainer.state = state
     state.init_training_references(trainer, max_steps, num_train_epochs, None)
     return state
-
-
-def num_batches(num_examples: int, batch_size: int, *, drop_last: bool) -> int:
-    """Device batches of a data set."""
-    return num_examples // batch_size if drop_last else math.ceil(num_examples / batch_size)

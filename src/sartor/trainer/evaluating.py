@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import torch
+from accelerate.data_loader import DataLoaderShard
 from torch.utils.data import DataLoader
-from transformers.trainer_utils import PredictionOutput, has_length, speed_metrics
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, has_length, speed_metrics
 
 from sartor.engine.precision import autocast
+from sartor.engine.step import Engine
+from sartor.records import Example
 from sartor.run import evaluate as evaluation
-from sartor.trainer.examples import Examples, device_batches, pad
+from sartor.trainer.examples import Examples, device_batches, example_of
 from sartor.trainer.setup import engine_for
 
 if TYPE_CHECKING:
@@ -30,35 +33,64 @@ def lazy_loader(
     return DataLoader(dataset, batch_size=batch_size, collate_fn=collate, drop_last=drop_last)
 
 
-def wants_logits(trainer: SFTTrainer) -> bool:
-    """Whether a metric is computed from logits."""
-    return trainer.compute_metrics is not None or trainer.preprocess_logits_for_metrics is not None
-
-
 def evaluate_one(trainer: SFTTrainer, dataset: Any, *, prefix: str, ignore_keys: list[str] | None) -> dict[str, float]:
     """Evaluate on one prepared data set, and log it as Trainer does."""
     trainer._memory_tracker.start()
-    loader = lazy_loader(dataset, trainer.args.eval_batch_size, trainer.data_collator)
+    loader = _loader(trainer, dataset)
     trainer.callback_handler.eval_dataloader = loader
     start_time = time.time()
-    if wants_logits(trainer) or trainer.uses_padded_batches:
-        metrics, num_samples = _padded(trainer, loader, prefix, ignore_keys)
+    if trainer.compute_metrics is not None or trainer.uses_padded_batches:
+        loss_only = True if trainer.compute_metrics is None else None  # else args.prediction_loss_only decides
+        output = _padded(trainer, loader, "Evaluation", prefix, ignore_keys, loss_only)
+        metrics, num_samples = dict(output.metrics), int(output.num_samples or 0)
     else:
         metrics, num_samples = _own(trainer, dataset, prefix)
-    measured = {key: metrics.pop(key) for key in list(metrics) if key in _trl_names(prefix)}
-    metrics.update(
-        speed_metrics(prefix, start_time, num_samples, math.ceil(num_samples / trainer.args.eval_batch_size))
-    )
-    trainer.pending_metrics = measured
+    measured = {key: metrics.pop(key) for key in _measured_names(prefix) if key in metrics}
+    metrics.update(_speed(trainer, prefix, start_time, num_samples))
+    trainer.pending_metrics = {**measured, f"{prefix}_num_tokens": float(trainer.total_train_tokens)}
     trainer.log(metrics)
     trainer.control = trainer.callback_handler.on_evaluate(trainer.args, trainer.state, trainer.control, metrics)
     trainer._memory_tracker.stop_and_update_metrics(metrics)
     return metrics
 
 
-def _trl_names(prefix: str) -> set[str]:
+def predict_one(trainer: SFTTrainer, dataset: Any, *, prefix: str, ignore_keys: list[str] | None) -> PredictionOutput:
+    """Loss and token accuracy of a data set; logits and labels only where a metric asks for them."""
+    trainer._memory_tracker.start()
+    loader = _loader(trainer, dataset)
+    trainer.callback_handler.eval_dataloader = loader
+    start_time = time.time()
+    predictions = labels = None
+    wants_logits = trainer.compute_metrics is not None or trainer.preprocess_logits_for_metrics is not None
+    if wants_logits or trainer.uses_padded_batches:
+        loss_only = None if wants_logits else True
+        output = _padded(trainer, loader, "Prediction", prefix, ignore_keys, loss_only)
+        metrics, num_samples = dict(output.metrics), int(output.num_samples or 0)
+        predictions, labels = output.predictions, output.label_ids
+    else:
+        metrics, num_samples = _own(trainer, dataset, prefix)
+    metrics.update(_speed(trainer, prefix, start_time, num_samples))
+    trainer.control = trainer.callback_handler.on_predict(trainer.args, trainer.state, trainer.control, metrics)
+    trainer._memory_tracker.stop_and_update_metrics(metrics)
+    return PredictionOutput(predictions=predictions, label_ids=labels, metrics=metrics)
+
+
+def _loader(trainer: SFTTrainer, dataset: Any) -> DataLoader[Any]:
+    size, collate = trainer.args.eval_batch_size, trainer.data_collator
+    if trainer.args.batch_eval_metrics:  # accelerate's knows its last batch, at which the metric is to be computed
+        return DataLoaderShard(dataset, batch_size=size, collate_fn=collate)
+    return lazy_loader(dataset, size, collate)
+
+
+def _measured_names(prefix: str) -> tuple[str, ...]:
     """Keys that come last in the log, as in trl's."""
-    return {f"{prefix}_entropy", f"{prefix}_mean_token_accuracy", f"{prefix}_num_tokens"}
+    return (f"{prefix}_entropy", f"{prefix}_mean_token_accuracy")
+
+
+def _speed(trainer: SFTTrainer, prefix: str, start_time: float, num_samples: int) -> dict[str, float]:
+    num_steps = math.ceil(num_samples / trainer.args.eval_batch_size)
+    speed: dict[str, float] = speed_metrics(prefix, start_time, num_samples, num_steps)
+    return speed
 
 
 def _own(trainer: SFTTrainer, dataset: Any, prefix: str) -> tuple[dict[str, float], int]:
@@ -67,86 +99,67 @@ def _own(trainer: SFTTrainer, dataset: Any, prefix: str) -> tuple[dict[str, floa
     def on_batch() -> None:
         trainer.control = trainer.callback_handler.on_prediction_step(trainer.args, trainer.state, trainer.control)
 
-    with engine_for(trainer, longest_tokens=_longest(dataset), trains=False) as engine:
-        found = evaluation.evaluate(
-            engine,
-            device_batches(_rows(dataset), trainer.args.eval_batch_size),
-            name=f"{prefix} data",
-            on_batch=on_batch,
-        )
-    metrics = {
-        f"{prefix}_loss": found.loss,
-        f"{prefix}_entropy": found.entropy,
-        f"{prefix}_mean_token_accuracy": found.token_accuracy,
-        f"{prefix}_num_tokens": float(trainer.total_train_tokens),
-    }
-    return metrics, found.num_examples
+    with engine_for(trainer, longest_tokens=lambda: _longest(dataset), trains=False) as engine:
+        found = _measure(trainer, engine, dataset, prefix, on_batch)
+    return {f"{prefix}_loss": found.loss, **_token_metrics(found, prefix)}, found.num_examples
+
+
+def _measure(
+    trainer: SFTTrainer, engine: Engine, dataset: Any, prefix: str, on_batch: Callable[[], None] = lambda: None
+) -> evaluation.Evaluation:
+    batches = device_batches(_examples(dataset), trainer.args.eval_batch_size)
+    return evaluation.evaluate(engine, batches, name=f"{prefix} data", on_batch=on_batch)
+
+
+def _token_metrics(found: evaluation.Evaluation, prefix: str) -> dict[str, float]:
+    return {f"{prefix}_entropy": found.entropy, f"{prefix}_mean_token_accuracy": found.token_accuracy}
 
 
 def _padded(
-    trainer: SFTTrainer, loader: DataLoader[Any], prefix: str, ignore_keys: list[str] | None
-) -> tuple[dict[str, float], int]:
-    """Trainer's own loop over padded batches; keeps logits only where a metric wants them."""
-    loss_only = True if trainer.compute_metrics is None and trainer.preprocess_logits_for_metrics is None else None
-    with engine_for(trainer, longest_tokens=_longest(loader.dataset), trains=False) as engine:
-        with autocast(engine.device, engine.compute_dtype):
+    trainer: SFTTrainer,
+    loader: DataLoader[Any],
+    description: str,
+    prefix: str,
+    ignore_keys: list[str] | None,
+    loss_only: bool | None,
+) -> EvalLoopOutput:
+    """Trainer's own loop over padded batches; keeps logits only where a metric wants them.
+
+    The loss is the user's own where they brought one, else ours: weighted by tokens.
+    """
+    with engine_for(trainer, longest_tokens=lambda: _longest(loader.dataset), trains=False) as engine:
+        with autocast(engine.device, engine.compute_dtype), _kept_in_its_dtype(trainer):
             output = trainer.evaluation_loop(
                 loader,
-                description="Evaluation",
+                description=description,
                 prediction_loss_only=loss_only,
                 ignore_keys=ignore_keys,
                 metric_key_prefix=prefix,
             )
-        if not trainer.uses_padded_batches:  # the loss is ours: weighted by tokens
-            found = evaluation.evaluate(
-                engine, device_batches(_rows(loader.dataset), trainer.args.eval_batch_size), name=f"{prefix} data"
-            )
+        output.metrics.pop(f"{prefix}_model_preparation_time", None)  # nothing is prepared here
+        if not trainer.uses_padded_batches:
+            found = _measure(trainer, engine, loader.dataset, prefix)
             output.metrics[f"{prefix}_loss"] = found.loss
-            output.metrics[f"{prefix}_entropy"] = found.entropy
-            output.metrics[f"{prefix}_mean_token_accuracy"] = found.token_accuracy
-            output.metrics[f"{prefix}_num_tokens"] = float(trainer.total_train_tokens)
-    return dict(output.metrics), int(output.num_samples or 0)
+            output.metrics.update(_token_metrics(found, prefix))
+    return output
 
 
-def predict_one(trainer: SFTTrainer, dataset: Any, *, prefix: str, ignore_keys: list[str] | None) -> PredictionOutput:
-    """Loss and token accuracy of a data set; logits and labels only where a metric asks for them."""
-    trainer._memory_tracker.start()
-    loader = lazy_loader(dataset, trainer.args.eval_batch_size, trainer.data_collator)
-    trainer.callback_handler.eval_dataloader = loader
-    start_time = time.time()
-    if not (wants_logits(trainer) or trainer.uses_padded_batches):
-        metrics, num_samples = _own(trainer, dataset, prefix)
-        metrics.pop(f"{prefix}_num_tokens")
-        predictions = labels = None
-    else:
-        with engine_for(trainer, longest_tokens=_longest(dataset), trains=False) as engine:
-            with autocast(engine.device, engine.compute_dtype):
-                output = trainer.evaluation_loop(
-                    loader, description="Prediction", ignore_keys=ignore_keys, metric_key_prefix=prefix
-                )
-        metrics, num_samples = dict(output.metrics), int(output.num_samples or 0)
-        predictions, labels = output.predictions, output.label_ids
-    metrics.update(
-        speed_metrics(prefix, start_time, num_samples, math.ceil(num_samples / trainer.args.eval_batch_size))
-    )
-    trainer.control = trainer.callback_handler.on_predict(trainer.args, trainer.state, trainer.control, metrics)
-    trainer._memory_tracker.stop_and_update_metrics(metrics)
-    return PredictionOutput(predictions=predictions, label_ids=labels, metrics=metrics)
+@contextmanager
+def _kept_in_its_dtype(trainer: SFTTrainer) -> Iterator[None]:
+    """`evaluation_loop` would cast the model in place where `*_full_eval` is set; here autocast does their work."""
+    args = trainer.args
+    held = args.bf16_full_eval, args.fp16_full_eval
+    args.bf16_full_eval = args.fp16_full_eval = False
+    try:
+        yield
+    finally:
+        args.bf16_full_eval, args.fp16_full_eval = held
 
 
 def _longest(dataset: Any) -> int:
     """Tokens of the longest document; 0 for a stream, of which nothing is known."""
-    if not has_length(dataset) or "input_ids" not in (getattr(dataset, "column_names", None) or ()):
-        return 0
-    return Examples(dataset).longest_document()
+    return Examples(dataset).longest_document() if has_length(dataset) else 0
 
 
-def _rows(dataset: Any) -> Iterator[Any]:
-    rows: Iterable[Any] = dataset
-    yield from rows
-
-
-def default_collator(tokenizer: Any) -> Callable[[Any], dict[str, torch.Tensor]]:
-    """Padded batches of prepared rows."""
-    pad_token_id = int(tokenizer.pad_token_id)
-    return lambda features: pad(features, pad_token_id)
+def _examples(dataset: Any) -> Iterable[Example]:
+    return Examples(dataset).all() if has_length(dataset) else map(example_of, dataset)

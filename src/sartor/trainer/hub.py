@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sartor.config import resolved_configuration
+from sartor.config import SFTConfig, resolved_configuration
 from sartor.engine.traits import base_model, is_adapter
 from sartor.report import card
 from sartor.report import hub as report_hub
@@ -27,11 +27,11 @@ def write_card(trainer: SFTTrainer, about: dict[str, Any]) -> None:
     args = trainer.args
     inner = base_model(trainer.model)
     base = about.pop("finetuned_from", None) or getattr(inner.config, "_name_or_path", None) or None
-    name = about.pop("model_name", None) or (args.hub_model_id or Path(args.output_dir).name).split("/")[-1]
+    name = about.pop("model_name", None) or short_name(args)
     if about.get("dataset_name") is None and about.get("dataset") is None and about.get("dataset_tags") is None:
         about["dataset_name"] = trainer.dataset_id
     if about.get("license") is None and base:
-        about["license"] = report_hub.base_model_license(base, args.hub_token)
+        about["license"] = _license_of(trainer, base)
     about["tags"] = _with_tags(about.get("tags"), getattr(trainer.model, "model_tags", None) or TAGS)
     template = getattr(trainer.processing_class, "chat_template", None)
     summaries = trainer.preparation.summaries
@@ -51,6 +51,18 @@ def write_card(trainer: SFTTrainer, about: dict[str, Any]) -> None:
     )
     os.makedirs(args.output_dir, exist_ok=True)
     card.write_card(facts, args.output_dir)
+
+
+def short_name(args: SFTConfig) -> str:
+    """What the trained model is called, without its owner."""
+    return (args.hub_model_id or Path(args.output_dir).name).split("/")[-1]
+
+
+def _license_of(trainer: SFTTrainer, base: str) -> str | None:
+    """The base model's licence; the Hub is asked once, not at every checkpoint."""
+    if base not in trainer.base_licenses:
+        trainer.base_licenses[base] = report_hub.base_model_license(base, trainer.args.hub_token)
+    return trainer.base_licenses[base]
 
 
 def _with_tags(asked: str | Iterable[str] | None, own: Iterable[str]) -> list[str]:

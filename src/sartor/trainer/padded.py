@@ -8,56 +8,63 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sartor.batching.cut import make_micro_batch
+from sartor.engine.noise import add_noise
 from sartor.engine.precision import autocast
 from sartor.engine.step import Engine
-from sartor.records import IGNORE_INDEX, LossSums, StepResult
+from sartor.engine.traits import base_model
+from sartor.records import IGNORE_INDEX, Example, Layout, LossSums, MicroBatch, StepResult
 from sartor.run.loop import OptimizerBatch
-from sartor.run.stepper import Updater
-from sartor.trainer.examples import as_features
+from sartor.run.stepper import Updater, not_finite
+
+if TYPE_CHECKING:
+    from sartor.trainer.sft_trainer import SFTTrainer
+
+Collate = Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
 
 
 class PaddedStepper:
     """Steps through `trainer.compute_loss`, one padded device batch at a time."""
 
-    def __init__(
-        self,
-        trainer: Any,
-        engine: Engine,
-        updater: Updater,
-        collate: Callable[[Sequence[dict[str, Any]]], dict[str, Any]],
-        rows: Callable[[int], dict[str, Any]] | None = None,
-    ) -> None:
+    def __init__(self, trainer: SFTTrainer, engine: Engine, updater: Updater, collate: Collate) -> None:
         self._trainer = trainer
         self._engine = engine
         self._updater = updater
         self._collate = collate
-        self._rows = rows
 
     def gradients(self, batch: OptimizerBatch) -> StepResult:
-        """See `loop.Stepper`.  The logged loss is the sum of what `compute_loss` returned, as Trainer logs it."""
+        """See `loop.Stepper`.  The logged loss is the sum of what `compute_loss` returned, as Trainer logs it.
+
+        Raises:
+            NonFiniteError: it is not finite.
+        """
         trainer, engine = self._trainer, self._engine
         engine.model.train()
-        inputs = [self._to_device(self._collate(group)) for group in self._features(batch)]
-        num_items = sum(_num_items(one) for one in inputs)
-        counted = num_items > 0
-        items = torch.tensor(num_items, device=engine.device) if counted else None
+        inputs = [
+            trainer._prepare_inputs(self._collate(self._features(batch, part))) for part in batch.device_batches()
+        ]
+        num_items = trainer._get_num_items_in_batch(inputs, engine.device)
+        trainer.current_gradient_accumulation_steps = len(inputs)
+        num_tokens = sum(_num_tokens(one) for one in inputs)  # first: a loss may take things out of its inputs
         total = torch.zeros((), device=engine.device)
-        for one in inputs:
-            with autocast(engine.device, engine.compute_dtype):
-                loss = trainer.compute_loss(engine.model, one, num_items_in_batch=items)
-            if not _scales_itself(trainer, counted):
+        for one, part in zip(inputs, batch.device_batches(), strict=True):
+            with autocast(engine.device, engine.compute_dtype), self._noise(one, batch.keys[part]):
+                loss = trainer.compute_loss(engine.model, one, num_items_in_batch=num_items)
+            if not _scales_itself(trainer, num_items is not None):
                 loss = loss / len(inputs)
             (loss * self._updater.loss_scale).backward()
             total += loss.detach().float()
-        num_tokens = sum(_num_tokens(one) for one in inputs)
+        if not torch.isfinite(total):
+            raise not_finite(self._updater.num_updates + 1, float(total), batch.keys)
         zero = torch.zeros((), device=engine.device)
+        weight = 1 if num_items is None else max(int(num_items), 1)
         # sums, so that mean = sum / targets gives back the loss that was optimized
-        sums = LossSums(total * max(num_items, 1), zero, zero, max(num_items, 1))
-        return StepResult(sums, None, num_tokens, len(inputs))
+        return StepResult(LossSums(total * weight, zero, zero, weight), None, num_tokens, len(inputs))
 
     def clip(self, result: StepResult) -> StepResult:
         """See `loop.Stepper`."""
@@ -75,33 +82,69 @@ class PaddedStepper:
         """See `loop.Stepper`."""
         self._updater.discard()
 
-    def _features(self, batch: OptimizerBatch) -> Iterator[list[dict[str, Any]]]:
-        """Each device batch as its collator wants it: whole rows where the data set is indexed, else ids and labels."""
-        start = 0
-        for size in batch.device_batch_sizes:
-            part = slice(start, start + size)
-            if self._rows is None:
-                yield [as_features(example) for example in batch.examples[part]]
-            else:
-                yield [self._rows(key) for key in batch.keys[part]]
-            start += size
+    def _features(self, batch: OptimizerBatch, part: slice) -> list[dict[str, Any]]:
+        """A device batch as a collator wants it, without columns it does not expect, unless the user asked for all."""
+        rows = [dict(row) for row in batch.rows[part]]
+        if not self._trainer.args.remove_unused_columns or "input_ids" not in rows[0]:
+            return rows
+        names = ("input_ids", "labels", "seq_lengths")
+        return [{name: row[name] for name in names if name in row} for row in rows]
 
-    def _to_device(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        device = self._engine.device
-        return {name: value.to(device) if torch.is_tensor(value) else value for name, value in inputs.items()}
+    @contextmanager
+    def _noise(self, inputs: dict[str, Any], keys: Sequence[int]) -> Iterator[None]:
+        """NEFTune's noise on the embeddings of this batch: each row the same as in a flat one."""
+        settings = self._engine.settings
+        if not settings.neftune_noise_alpha:
+            yield
+            return
+        micro = _rows_as_documents(inputs, keys)
+        alpha, step = settings.neftune_noise_alpha, self._updater.num_updates
+
+        def hook(module: Any, given: Any, output: torch.Tensor) -> torch.Tensor:
+            return add_noise(output, micro, Layout.PADDED, alpha=alpha, seed=settings.seed, step=step)
+
+        handle = base_model(self._engine.model).get_input_embeddings().register_forward_hook(hook)
+        try:
+            yield
+        finally:
+            handle.remove()
 
 
-def _num_items(inputs: dict[str, Any]) -> int:
-    """Targets of a padded batch: labels that are not ignored, but for each row's first."""
-    labels = inputs.get("labels")
-    return int((labels[..., 1:] != IGNORE_INDEX).sum()) if torch.is_tensor(labels) else 0
+def dft_loss(outputs: Any, labels_BL: torch.Tensor, num_items: torch.Tensor | int | None) -> torch.Tensor:
+    """Dynamic Fine-Tuning's loss from full logits: each target's, weighted by its own probability.
+
+    https://huggingface.co/papers/2508.05629
+
+    Args:
+        outputs: of the model, with `logits` B x L x V.
+        labels_BL: unshifted, -100 where nothing is trained.
+        num_items: targets of the optimizer batch; None: those of this batch.
+    """
+    targets = labels_BL[:, 1:]
+    is_target = targets != IGNORE_INDEX
+    log_probabilities = torch.log_softmax(outputs.logits[:, :-1][is_target].float(), dim=-1)
+    log_N = log_probabilities.gather(1, targets[is_target].unsqueeze(1)).squeeze(1)
+    divisor = is_target.sum() if num_items is None else torch.as_tensor(num_items, device=log_N.device)
+    return -(log_N.exp().detach() * log_N).sum() / divisor.clamp(min=1)
+
+
+def _rows_as_documents(inputs: dict[str, Any], keys: Sequence[int]) -> MicroBatch:
+    """Length and key of each row of a padded batch: what the noise is scaled and drawn by."""
+    ids_BL = inputs["input_ids"]
+    is_real_BL = inputs.get("attention_mask")
+    lengths = [int(n) for n in (torch.ones_like(ids_BL) if is_real_BL is None else is_real_BL).sum(1)]
+    if len(keys) != len(lengths):  # a collator of the user's own made other rows than it was given
+        keys = range(len(lengths))
+    ids = ids_BL.tolist()
+    examples = [Example(ids[row][:length], ids[row][:length]) for row, length in enumerate(lengths)]
+    return make_micro_batch(examples, keys)
 
 
 def _num_tokens(inputs: dict[str, Any]) -> int:
     """Tokens of a padded batch that are not padding."""
-    mask = inputs.get("attention_mask")
-    if torch.is_tensor(mask):
-        return int(mask.sum())
+    is_real = inputs.get("attention_mask")
+    if torch.is_tensor(is_real):
+        return int(is_real.sum())
     ids = inputs.get("input_ids")
     return int(ids.numel()) if torch.is_tensor(ids) else 0
 

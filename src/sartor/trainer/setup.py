@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
+from sartor.engine.flops import measured_matrix_rate
 from sartor.engine.layout import choose_layout
-from sartor.engine.precision import choose_compute_dtype
+from sartor.engine.precision import choose_compute_dtype, cpu_has_bf16
 from sartor.engine.step import Engine
 from sartor.engine.traits import ModelTraits, read_traits
 from sartor.errors import ConfigurationError
@@ -24,41 +26,50 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def engine_for(trainer: SFTTrainer, *, longest_tokens: int, trains: bool) -> Iterator[Engine]:
+def engine_for(trainer: SFTTrainer, *, longest_tokens: Callable[[], int], trains: bool) -> Iterator[Engine]:
     """The trainer's model under an engine, for as long as the block lasts.
 
     Within `train()`, evaluation gets the engine that is there.  Else parameters are widened first: as masters for
     training, for the time being for evaluation; and at the end the caller's model is back in the dtype it arrived in.
 
     Args:
-        longest_tokens: of all documents that will go through.
+        trainer: whose model and settings.
+        longest_tokens: gives the length of the longest document that will go through; asked only where an engine is
+            made.
         trains: whether parameters will be updated.
     """
     if trainer.engine is not None:
         yield trainer.engine
         return
     device = next(trainer.model.parameters()).device
-    settings = trainer.settings.engine
-    compute_dtype, reason = choose_compute_dtype(
-        device, bf16=settings.bf16, fp16=settings.fp16, strict=settings.strict_precision
-    )
+    compute_dtype, reason = _compute_dtype(trainer, device, trains)
     if trains:
         trainer.masters.widen(compute_dtype)
     try:
         with trainer.masters.widened_for_now(compute_dtype):
             traits = read_traits(trainer.model)
-            plan = _plan(trainer, traits, device, compute_dtype, reason, longest_tokens)
-            engine = Engine(trainer.model, traits, plan, settings)
+            longest = longest_tokens()
+            plan = _plan(trainer, traits, device, compute_dtype, reason, longest)
+            engine = Engine(trainer.model, traits, plan, trainer.settings.engine)
             engine.check_head()
-            engine.balance_coefficient = (
-                balance_coefficient(trainer.args.router_aux_loss_coef, traits) if trains else 0.0
-            )
+            engine.check_lengths(longest)
+            if trains:
+                engine.balance_coefficient = _balance_coefficient(trainer, traits)
             with engine.running():
                 trainer.engine = engine
                 yield engine
     finally:
         trainer.engine = None
         trainer.masters.round()
+
+
+def _compute_dtype(trainer: SFTTrainer, device: torch.device, trains: bool) -> tuple[torch.dtype, str]:
+    """What is computed in; an evaluation outside of training follows `bf16_full_eval` and `fp16_full_eval`."""
+    settings, args = trainer.settings.engine, trainer.args
+    bf16, fp16 = settings.bf16, settings.fp16
+    if not trains and (args.bf16_full_eval or args.fp16_full_eval):
+        bf16, fp16 = args.bf16_full_eval, args.fp16_full_eval
+    return choose_compute_dtype(device, bf16=bf16, fp16=fp16, strict=settings.strict_precision)
 
 
 def _plan(
@@ -84,12 +95,13 @@ def _plan(
     )
 
 
-def balance_coefficient(asked: float | None, traits: ModelTraits) -> float:
+def _balance_coefficient(trainer: SFTTrainer, traits: ModelTraits) -> float:
     """Weight of a mixture of experts' load-balancing loss: the user's, else the architecture's own.
 
     Raises:
-        ConfigurationError: it is asked for, and the model has no such loss.
+        ConfigurationError: it is asked for, and the model has no such loss, or an own loss stands in its way.
     """
+    asked = trainer.args.router_aux_loss_coef
     if asked and traits.balance_loss is None:
         raise ConfigurationError(
             f"router_aux_loss_coef={asked} is set, but a {traits.model_type} model has no load-balancing loss: "
@@ -97,25 +109,41 @@ def balance_coefficient(asked: float | None, traits: ModelTraits) -> float:
         )
     if traits.balance_loss is None:
         return 0.0
-    return traits.router_aux_loss_coef if asked is None else float(asked)
+    coefficient = traits.router_aux_loss_coef if asked is None else float(asked)
+    if coefficient and trainer.uses_padded_batches:
+        if asked is not None:
+            raise ConfigurationError(
+                f"router_aux_loss_coef={asked} is set, and so is an own loss or data_collator, which decides alone on "
+                "what is trained: add the load-balancing loss in compute_loss, and leave router_aux_loss_coef out."
+            )
+        trainer.say("the load-balancing loss of the experts is left out: an own loss or data_collator decides on it.")
+        return 0.0
+    return coefficient
+
+
+@lru_cache(maxsize=4)
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float | None:
+    """FLOP/s of this device in this dtype; None where measuring would take longer than it is worth."""
+    if device.type == "cpu" and dtype != torch.float32 and not (dtype == torch.bfloat16 and cpu_has_bf16()):
+        return None  # without instructions for it a single product takes seconds
+    return measured_matrix_rate(device, dtype)
 
 
 def announce(trainer: SFTTrainer, plan: Plan) -> None:
-    """Write the plan beside the run, and say it in a few lines."""
+    """Write the plan beside the run, and say it in a few lines.
+
+    Raises:
+        RunFolderError: the run folder cannot be written.
+    """
     folder = Path(trainer.args.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_plan(plan, folder / saving.PLAN_NAME)
+    with saving.explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_plan(plan, folder / saving.PLAN_NAME)
     trainer.say(
         f"computing in {plan.compute_dtype} on {plan.device}, parameters in {plan.parameter_dtype}; "
-        f"{plan.layout.value}; up to "
-        f"{plan.micro_batch_tokens:,} tokens at once; gradient checkpointing "
+        f"{plan.layout.value}; up to {plan.micro_batch_tokens:,} tokens at once; gradient checkpointing "
         f"{'on' if plan.gradient_checkpointing else 'off'}"
     )
     for field in ("compute_dtype", "layout"):
         if field in plan.reasons:
             trainer.say(f"{field}: {plan.reasons[field]}")
-
-
-def find_labels(dataset: Any) -> bool:
-    """Whether a prepared data set has labels."""
-    return "labels" in (dataset.column_names or ())

@@ -6,34 +6,26 @@ A real subclass of `transformers.Trainer`, so that callbacks, integrations and `
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import PredictionOutput, SaveStrategy, TrainOutput, align_special_tokens
+from transformers.trainer_utils import PredictionOutput, TrainOutput
 
-from sartor.config import SFTConfig, resolved_configuration
-from sartor.engine.flops import measured_matrix_rate, step_flops
+from sartor.config import SFTConfig
 from sartor.engine.precision import Masters
 from sartor.engine.step import Engine
-from sartor.engine.traits import base_model
 from sartor.errors import ConfigurationError
-from sartor.memory.allocator import retaining
 from sartor.records import Plan
-from sartor.run.loop import OptimizerBatch, loop
-from sartor.run.stepper import EngineStepper, Updater, count_targets
-from sartor.trainer import evaluating, hub, saving, voice
+from sartor.trainer import evaluating, hub, saving, training, voice
 from sartor.trainer.arguments import as_sft_config, take_old_arguments
+from sartor.trainer.checks import Given
 from sartor.trainer.construction import TAGS, build
-from sartor.trainer.driving import Drive, fresh_state
-from sartor.trainer.examples import Examples, stream_batches
+from sartor.trainer.examples import default_collator
 from sartor.trainer.journal import Journal
 from sartor.trainer.overrides import overrides_loss, refuse_overrides
-from sartor.trainer.padded import PaddedStepper
-from sartor.trainer.setup import announce, engine_for
+from sartor.trainer.padded import dft_loss
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -45,8 +37,7 @@ class SFTTrainer(Trainer):
 
     Args:
         model: a Hub id or folder (also an adapter's), a model, or a `PeftModel`.  A model that is passed in is
-            trained in
-            place: `trainer.model is model`.
+            trained in place: `trainer.model is model`.
         args: options; `TrainingArguments` are accepted.  Default: `SFTConfig` with an output folder named after the
             model.
         data_collator: makes padded batches of prepared rows.  With one, rows are padded and full logits are computed.
@@ -96,16 +87,19 @@ class SFTTrainer(Trainer):
         refuse_overrides(self, SFTTrainer)
         changes, processing_class = take_old_arguments(old_arguments, processing_class)
         args = as_sft_config(args, model, changes)
-        parts = build(
-            model,
-            args,
+        given = Given(
+            model=model,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            processing_class=processing_class,
+            data_collator=data_collator,
+            compute_loss_func=compute_loss_func,
+            compute_metrics=compute_metrics,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             quantization_config=quantization_config,
-            peft_config=peft_config,
-            formatting_func=formatting_func,
-            has_collator=data_collator is not None,
+        )
+        parts = build(
+            given, args, processing_class=processing_class, peft_config=peft_config, formatting_func=formatting_func
         )
         self.settings = parts.settings
         self.preparation = parts.preparation
@@ -116,11 +110,11 @@ class SFTTrainer(Trainer):
         self.journal: Journal | None = None
         self.pending_metrics: dict[str, float] = {}
         self.total_train_tokens = 0
-        self.flops_of_last_batch = 0.0
+        self.base_licenses: dict[str, str | None] = {}
         super().__init__(
             model=parts.model,
             args=args,
-            data_collator=data_collator or evaluating.default_collator(parts.tokenizer),
+            data_collator=data_collator or default_collator(parts.tokenizer),
             train_dataset=parts.train_dataset,
             eval_dataset=parts.eval_dataset,
             processing_class=parts.tokenizer,
@@ -139,9 +133,8 @@ class SFTTrainer(Trainer):
         self.model.add_model_tags(self._tag_names)
         if self.uses_padded_batches:
             self.say(
-                "an own loss or data_collator: it gets padded batches and full logits, as Trainer makes them. "
-                "That costs the memory and "
-                "time that flat rows and the chunked loss save."
+                "an own loss or data_collator: it gets padded batches and full logits, as Trainer makes them. That "
+                "costs the memory and time that flat rows and the chunked loss save."
             )
 
     # --- training ----------------------------------------------------------------------------------------------------
@@ -161,130 +154,13 @@ class SFTTrainer(Trainer):
         """
         if resume_from_checkpoint:
             raise ConfigurationError(
-                f"resume_from_checkpoint={resume_from_checkpoint!r}: resuming is not supported yet. Start a new "
-                "run from the checkpoint's "
-                "weights: model=<its folder>; its schedule and optimizer states start anew."
+                f"resume_from_checkpoint={resume_from_checkpoint!r}: resuming is not supported yet. Start a new run "
+                "from the checkpoint's weights, model=<its folder>; schedule and optimizer states start anew."
             )
         if trial is not None:
             raise ConfigurationError("trial: hyperparameter search is not supported; run one SFTTrainer per trial.")
         refuse_overrides(self, SFTTrainer)
-        self._memory_tracker.start()
-        self.is_in_train = True
-        align_special_tokens(self.model, self.processing_class)
-        longest = 0 if self._is_stream() else Examples(self.train_dataset).longest_document()
-        with ExitStack() as stack:
-            stack.enter_context(retaining(wanted=self.args.device.type == "cpu"))
-            engine = stack.enter_context(engine_for(self, longest_tokens=longest, trains=True))
-            self.plan = engine.plan
-            drive, events = self._start(engine, ignore_keys_for_eval)
-            stack.callback(self._end)
-            try:
-                return drive.run(events)
-            except KeyboardInterrupt:
-                if self.args.save_strategy != SaveStrategy.NO and self.state.global_step > drive.last_saved:
-                    drive.save()
-                    self.say(f"interrupted: checkpoint-{self.state.global_step} is saved in {self.args.output_dir}")
-                raise
-
-    def _start(self, engine: Engine, ignore_keys: list[str] | None) -> tuple[Drive, Any]:
-        """State, optimizer, schedule and loop of a run, in the order in which Trainer makes them."""
-        args = self.args
-        loader = evaluating.lazy_loader(
-            self.train_dataset, self._train_batch_size, self.data_collator, drop_last=args.dataloader_drop_last
-        )
-        num_train_epochs, _, _, num_train_samples, _, steps_in_epoch, max_steps = self.set_initial_training_values(
-            args, loader
-        )
-        fresh_state(self, max_steps, num_train_epochs)
-        if getattr(self, "_created_lr_scheduler", False):  # of an earlier train(); one that was passed in stays
-            self.lr_scheduler = None
-            self._created_lr_scheduler: bool = False
-        self.create_optimizer()
-        self.create_scheduler(num_training_steps=max_steps)
-        handler = self.callback_handler
-        handler.model, handler.optimizer, handler.lr_scheduler = self.model, self.optimizer, self.lr_scheduler
-        handler.train_dataloader = loader
-        self.total_train_tokens = 0
-        self._initial_num_input_tokens_seen = 0
-        announce(self, engine.plan)
-        saving.write_json(os.path.join(args.output_dir, saving.CONFIGURATION_NAME), resolved_configuration(args))
-        rate = measured_matrix_rate(engine.device, engine.compute_dtype)
-        self.journal = Journal(os.path.join(args.output_dir, saving.METRICS_NAME), engine.device, rate)
-        drive = Drive(
-            self,
-            journal=self.journal,
-            steps_in_epoch=steps_in_epoch or 1,
-            num_train_samples=num_train_samples,
-            ignore_keys_for_eval=ignore_keys,
-            measures_targets=not self.uses_padded_batches,
-        )
-        return drive, loop(range(num_train_epochs), self._batches, self._stepper(engine))
-
-    def _end(self) -> None:
-        if self.journal is not None:
-            self.journal.close()
-            self.journal = None
-        self.model.zero_grad(set_to_none=True)
-        self.is_in_train = False
-
-    def _stepper(self, engine: Engine) -> EngineStepper | PaddedStepper:
-        updater = Updater(
-            self.optimizer,
-            self.lr_scheduler,
-            engine,
-            self.args.max_grad_norm,
-            steps_on_metrics=isinstance(self.lr_scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
-            or type(self.lr_scheduler).__name__ == "GreedyLR",
-        )
-        if not self.uses_padded_batches:
-            return EngineStepper(engine, updater)
-        rows = None if self._is_stream() else self._collator_row
-        return PaddedStepper(self, engine, updater, self.data_collator, rows)
-
-    def _collator_row(self, index: int) -> dict[str, Any]:
-        """A prepared row for a user's collator: without columns it does not expect, unless they asked for all."""
-        row: dict[str, Any] = self.train_dataset[index]
-        if not self.args.remove_unused_columns or "input_ids" not in row:
-            return row
-        return {name: row[name] for name in ("input_ids", "labels", "seq_lengths") if name in row}
-
-    def _batches(self, epoch: int) -> Iterator[OptimizerBatch]:
-        args = self.args
-        size, accumulation = self._train_batch_size, args.gradient_accumulation_steps
-        if self._is_stream():
-            batches = stream_batches(
-                self.train_dataset,
-                epoch,
-                batch_size=size,
-                accumulation=accumulation,
-                drop_last=args.dataloader_drop_last,
-            )
-        else:
-            batches = Examples(self.train_dataset).batches(
-                epoch,
-                batch_size=size,
-                accumulation=accumulation,
-                seed=args.data_seed if args.data_seed is not None else args.seed,
-                strategy=str(args.train_sampling_strategy),
-                drop_last=args.dataloader_drop_last,
-            )
-        assert self.engine is not None
-        weights = base_model(self.model).num_parameters(exclude_embeddings=True)
-        for batch in batches:
-            lengths = [length for e in batch.examples for length in e.seq_lengths or (len(e.input_ids),)]
-            targets = sum(count_targets(example) for example in batch.examples)
-            self.flops_of_last_batch = step_flops(self.engine.traits, lengths, targets)
-            self.current_flos += 6 * weights * sum(lengths)
-            yield batch
-
-    def _is_stream(self) -> bool:
-        return not hasattr(self.train_dataset, "__len__")
-
-    def count_tokens(self, num_tokens: int) -> None:
-        """Count the tokens of a step, padding not included."""
-        self.total_train_tokens += num_tokens
-        if self.args.include_num_input_tokens_seen != "no":
-            self.state.num_input_tokens_seen += num_tokens
+        return training.train(self, ignore_keys_for_eval)
 
     def compute_loss(
         self,
@@ -299,7 +175,12 @@ class SFTTrainer(Trainer):
         """
         inputs = {**inputs, "use_cache": False}
         inputs.pop("seq_lengths", None)
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if self.settings.engine.loss_type != "dft" or "labels" not in inputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        loss = dft_loss(outputs, labels, num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
 
     # --- evaluation --------------------------------------------------------------------------------------------------
 
@@ -369,7 +250,7 @@ class SFTTrainer(Trainer):
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        self.create_model_card()
+        self.create_model_card(model_name=hub.short_name(self.args))
         saving.save_checkpoint(self)
 
     def create_model_card(
