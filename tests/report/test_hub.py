@@ -118,6 +118,14 @@ def test_an_adapter_on_a_hub_model_loads_back_with_its_base(
     assert done.stdout == "4\n"
 
 
+def test_further_chat_templates_go_with_the_tokenizer(hub: HubServer, run_folder: Path) -> None:
+    (run_folder / "additional_chat_templates").mkdir()
+    (run_folder / "additional_chat_templates" / "tools.jinja").write_text("{{ messages }}")
+    (run_folder / "additional_chat_templates" / "notes.txt").write_text("private")
+    pushing.push_folder(run_folder, REPOSITORY, token=TOKEN)
+    assert set(hub.files(REPOSITORY)) == {*LEAVES, "additional_chat_templates/tools.jinja"}
+
+
 def test_further_adapters_go_with_the_first_and_checkpoints_do_not(hub: HubServer, tmp_path: Path) -> None:
     adapter = {"adapter_config.json": "{}", "adapter_model.safetensors": "numbers", "optimizer.safetensors": "private"}
     for folder in (tmp_path, tmp_path / "second", tmp_path / "checkpoint-10"):

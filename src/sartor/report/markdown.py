@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+_JOINERS = "\u200c\u200d"
 _SPECIAL = re.compile(r"([\\`*\[\]<>|])")
 
 
@@ -34,8 +35,12 @@ def duration(seconds: float) -> str:
 
 
 def one_line(value: str) -> str:
-    """Printable, on one line: a line break in a name would end a heading or a table row, or the metadata."""
-    return " ".join("".join(character if character.isprintable() else " " for character in value).split())
+    """Printable, on one line: a line break in a name would end a heading or a table row, or the metadata.
+
+    Joiners stay, for several scripts are spelt with them.
+    """
+    kept = (character if character.isprintable() or character in _JOINERS else " " for character in value)
+    return " ".join("".join(kept).split())
 
 
 def text(value: str) -> str:
