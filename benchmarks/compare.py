@@ -122,21 +122,26 @@ def worker(arguments: argparse.Namespace) -> None:
         memory = machine.PeakMemory()
         trainer.train()
         peak = memory.above_start_bytes()
+        utilization = read_utilization(Path(folder))
     tokens = [
         record["num_tokens"] for record in trainer.state.log_history if "num_tokens" in record and "loss" in record
     ]
     losses = [record["loss"] for record in trainer.state.log_history if "loss" in record]
     speed = (tokens[steps - 1] - tokens[0]) / (times[steps - 1] - times[0])
-    print(
-        json.dumps(
-            {"tokens_per_second": speed, "peak_bytes": peak, "losses": losses, "utilization": _utilization(trainer)}
-        )
-    )
+    result = {"tokens_per_second": speed, "peak_bytes": peak, "losses": losses, "utilization": utilization}
+    print(json.dumps(result))
 
 
-def _utilization(trainer: Any) -> float | None:
-    """Sartor's own measure: operations of forward and backward over the matrix rate measured in the same run."""
-    return getattr(trainer, "last_utilization", None)
+def read_utilization(folder: Path) -> float | None:
+    """Sartor's own measure in its run folder, without the first step: operations of forward and backward per second,
+    over
+    the rate of plain matrix products in the same dtype in the same process."""
+    file = folder / "metrics.jsonl"
+    if not file.exists():
+        return None
+    found = [json.loads(line).get("model_flops_utilization") for line in file.read_text().splitlines()]
+    shares = [share for share in found if share is not None][1:]
+    return statistics.fmean(shares) if shares else None
 
 
 def main() -> int:
@@ -185,6 +190,10 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
+def _shares(results: list[dict[str, Any]]) -> list[float]:
+    return [result["utilization"] for result in results if result["utilization"] is not None]
+
+
 def report(found: dict[str, list[dict[str, Any]]], arguments: argparse.Namespace) -> None:
     """Percentiles, ratios to trl, and a row per variant in the CSV."""
     rows = []
@@ -207,6 +216,7 @@ def report(found: dict[str, list[dict[str, Any]]], arguments: argparse.Namespace
                 "tokens_per_second_p50": round(p50, 1),
                 "tokens_per_second_p80": round(p80, 1),
                 "peak_bytes_above_start": int(peak),
+                "utilization": round(statistics.median(shares), 3) if (shares := _shares(results)) else "",
                 "first_loss": round(results[0]["losses"][0], 6),
             }
         )
@@ -221,6 +231,8 @@ def report(found: dict[str, list[dict[str, Any]]], arguments: argparse.Namespace
                     f"  {row['tokens_per_second_p50'] / other['tokens_per_second_p50']:.2f}x speed and "
                     f"{row['peak_bytes_above_start'] / other['peak_bytes_above_start']:.2f}x memory of '{base}'"
                 )
+        if row["utilization"] != "":
+            line += f"  {row['utilization']:.0%} of the measured matrix rate"
         print(line)
 
 
