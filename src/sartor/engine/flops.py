@@ -1,8 +1,8 @@
 """Floating point operations of a step, and what the device can do.
 
-A step's operations are counted as in Kaplan et al. 2020 (https://huggingface.co/papers/2001.08361, section 2.1): 6 per weight of
-the layers and token, 6 per weight of the head and *target* (the only rows the head is applied to), and attention.  Recomputation is not
-counted: it is work, not progress.
+A step's operations are counted as in Kaplan et al. 2020 (https://huggingface.co/papers/2001.08361, section 2.1): 6 per
+weight of the layers and token, 6 per weight of the head and *target* (the only rows the head is applied to), and
+attention.  Recomputation is not counted: it is work, not progress.
 """
 
 from __future__ import annotations
