@@ -98,7 +98,20 @@ def run_with(library: str, scenario: Scenario, folder: Path) -> Run:
 
 def vars_of(args: Any) -> dict[str, Any]:
     """The options that `tiny.config` sets."""
-    names = ["output_dir", "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "learning_rate", "logging_steps", "save_strategy", "report_to", "disable_tqdm", "use_cpu", "bf16", "max_length"]
+    names = [
+        "output_dir",
+        "per_device_train_batch_size",
+        "per_device_eval_batch_size",
+        "gradient_accumulation_steps",
+        "learning_rate",
+        "logging_steps",
+        "save_strategy",
+        "report_to",
+        "disable_tqdm",
+        "use_cpu",
+        "bf16",
+        "max_length",
+    ]
     return {name: getattr(args, name) for name in names}
 
 

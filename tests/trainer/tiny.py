@@ -9,7 +9,31 @@ import torch
 
 from sartor import SFTConfig, SFTTrainer
 
-WORDS = ["the", "a", "moon", "sun", "star", "is", "of", "to", "and", "not", "green", "blue", "old", "cold", "says", "sings", "user", "assistant", "hello", "why", "because", "yes", "no"]
+WORDS = [
+    "the",
+    "a",
+    "moon",
+    "sun",
+    "star",
+    "is",
+    "of",
+    "to",
+    "and",
+    "not",
+    "green",
+    "blue",
+    "old",
+    "cold",
+    "says",
+    "sings",
+    "user",
+    "assistant",
+    "hello",
+    "why",
+    "because",
+    "yes",
+    "no",
+]
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<unk>"]
 VOCABULARY = [*SPECIAL, *WORDS, *(f"w{number}" for number in range(60))]
 
