@@ -208,7 +208,7 @@ def make_assets(seed: int, out: Path, size: Size | None = None, settings: Pretra
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     model.to(torch.bfloat16).save_pretrained(out / BASE_FOLDER)
     report = {
-        "command": f"python -m sartor.demo.recipe --seed {seed} --out {out.name}",
+        "command": f"python -m sartor.demo.recipe --seed {seed} --out DIR",
         "seed": seed,
         "num_parameters": model.num_parameters(),
         "num_documents": len(textbook),
