@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sartor.cli.output import readers_may_leave
 from sartor.cli.own_flags import LORA, OWN_FLAGS
 from sartor.cli.train_flags import Request, read, usage
 from sartor.errors import ConfigurationError, RunFolderError, SartorError, SartorWarning
@@ -46,7 +47,7 @@ def run(argv: Sequence[str]) -> int:
     request = read(argv)
     folder = Path(request.fields.get("output_dir") or DEFAULT_FOLDER).expanduser()
     refuse_used_folder(folder)
-    with short_warnings(), disk_errors(folder):
+    with readers_may_leave(), short_warnings(), disk_errors(folder):
         try:
             _train(request, folder)
         except KeyboardInterrupt:
