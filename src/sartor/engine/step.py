@@ -8,13 +8,14 @@ micro-batches gives the same gradient up to rounding.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
 from sartor.engine import attention, layout, noise
+from sartor.engine.embedding import rows_added_directly
 from sartor.engine.loss import LossForm, linear_cross_entropy, no_sums
 from sartor.engine.precision import autocast
 from sartor.engine.traits import ModelTraits, base_model, decoder, evaluating, output_head
@@ -47,7 +48,7 @@ class Engine:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Attention, recomputation and NEFTune's hook installed; all put back at the end, also after an error.
+        """Attention, recomputation and the embedding's hooks installed; all put back at the end, also after an error.
 
         Raises:
             ModelError: the plan recomputes activations, and the architecture cannot.
@@ -55,8 +56,8 @@ class Engine:
         inner = base_model(self.model)
         attention.register()
         with ExitStack() as undo:
-            undo.enter_context(attention.attention_implementation(inner, self.plan.attention))
             undo.enter_context(_recomputation(inner, self.plan.gradient_checkpointing))
+            undo.enter_context(rows_added_directly(inner.get_input_embeddings(), self.device))
             if self.settings.neftune_noise_alpha:
                 handle = inner.get_input_embeddings().register_forward_hook(self._noise_hook)
                 undo.callback(handle.remove)
@@ -79,7 +80,7 @@ class Engine:
         if micro.num_targets == 0 and not self.balance_coefficient:
             return no_sums(self.device)
         # A caller's autocast would reach the backward pass too; what is to be cast is cast by us.
-        with autocast(self.device, torch.float32):
+        with autocast(self.device, torch.float32), self._planned_attention():
             return self._backward(micro, batch_targets, batch_tokens, loss_scale)
 
     def _backward(self, micro: MicroBatch, batch_targets: int, batch_tokens: int, loss_scale: float) -> LossSums:
@@ -109,7 +110,7 @@ class Engine:
         """Sums of one micro-batch without gradients, noise or balance loss."""
         if micro.num_targets == 0:
             return no_sums(self.device)
-        with autocast(self.device, torch.float32):
+        with autocast(self.device, torch.float32), self._planned_attention():
             output = self._decode(micro)
             return self._loss(layout.target_hidden(output.last_hidden_state, micro, self.plan.layout), micro, None)[0]
 
@@ -169,6 +170,9 @@ class Engine:
         if max_norm > 0:
             torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
         return float(norm)
+
+    def _planned_attention(self) -> AbstractContextManager[None]:
+        return attention.attention_implementation(base_model(self.model), self.plan.attention)
 
     def _decode(self, micro: MicroBatch) -> Any:
         if len(micro.document_lengths) > 1:
