@@ -35,7 +35,7 @@ def test_what_can_be_written_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
 def test_a_full_disk_is_not_taken_for_a_reader_that_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(OSError) as caught, open("/dev/full", "w", encoding="utf-8") as stream:  # noqa: PT011
+    with pytest.raises(OSError) as caught, open("/dev/full", "w", encoding="utf-8") as stream:  # noqa: PT011, PT012
         monkeypatch.setattr(sys, "stdout", stream)
         with readers_may_leave():
             print("no room", flush=True)

@@ -1,0 +1,256 @@
+"""Whole runs through the command line: what they leave, and what is said when something is wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.whole.conftest import ANSWERS, QUESTIONS, Commands, environment
+
+MAPPING = ("--map", "user={ask}", "--map", "assistant={say}")
+QUICK = ("--report_to", "none", "--use_cpu", "--logging_steps", "1", "--eos_token", "<|im_end|>")
+TOKEN = "hf_NobodyMaySeeThis"
+
+
+@pytest.fixture(scope="module")
+def trained(commands: Commands, model: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that learned its rows by heart; its options come from files and the command line, and the last wins."""
+    folder = tmp_path_factory.mktemp("runs") / "out"
+    options = folder.with_name("options.yaml")
+    options.write_text(
+        f"learning_rate: 9.0\nmax_steps: 1\nlr_scheduler_type: constant\nhub_token: {TOKEN}\n", encoding="utf-8"
+    )
+    more = folder.with_name("more.toml")
+    more.write_text("max_steps = 2\nper_device_train_batch_size = 4\n", encoding="utf-8")
+    files = ("--config", options, "--config", more)
+    done = commands(
+        "train", "--model", model, "--data", rows, *MAPPING, *QUICK, "--output_dir", folder, *files,
+        "--max_steps", "60", "--learning-rate", "1e-2", "--save_strategy", "steps", "--save_steps", "40",
+    )  # fmt: skip
+    assert done.code == 0, done.stderr
+    assert TOKEN not in done.stdout + done.stderr
+    assert f"sartor chat {folder}" in done.stdout
+    return folder
+
+
+def test_a_run_leaves_a_model_and_what_happened(trained: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    names = {path.name for path in trained.iterdir()}
+    expected = {
+        "model.safetensors",
+        "tokenizer.json",
+        "chat_template.jinja",
+        "plan.json",
+        "metrics.jsonl",
+        "sft_config.json",
+    }
+    assert names >= expected | {"README.md", "trainer_state.json", "checkpoint-40", "checkpoint-60"}
+    for folder in (trained, trained / "checkpoint-40"):
+        AutoModelForCausalLM.from_pretrained(folder)
+        assert AutoTokenizer.from_pretrained(folder).eos_token == "<|im_end|>"
+    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 61))
+    assert lines[59]["loss"] < lines[0]["loss"] / 10
+    assert {"tokens_per_second", "peak_memory_bytes"} <= lines[0].keys()
+    assert json.loads((trained / "plan.json").read_text(encoding="utf-8"))["layout"] == "flat, attention per document"
+
+
+def test_the_command_line_wins_over_files_and_a_later_file_over_an_earlier(trained: Path) -> None:
+    options = json.loads((trained / "sft_config.json").read_text(encoding="utf-8"))
+    assert (options["learning_rate"], options["max_steps"]) == (1e-2, 60)
+    assert (options["per_device_train_batch_size"], options["lr_scheduler_type"]) == (4, "constant")
+
+
+def test_no_file_is_a_pickle_or_holds_the_token(trained: Path) -> None:
+    for file in (path for path in trained.rglob("*") if path.is_file()):
+        assert file.suffix not in {".bin", ".pt", ".pth", ".pkl"}, file
+        content = file.read_bytes()
+        assert not content.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")), file
+        assert TOKEN.encode() not in content, file
+
+
+def test_chat_answers_with_what_was_learned(commands: Commands, trained: Path) -> None:
+    for question, answer in zip(QUESTIONS, ANSWERS, strict=True):
+        done = commands("chat", trained, "--prompt", question, "--greedy", "--device", "cpu")
+        assert (done.code, done.stdout.strip()) == (0, answer), done.stderr
+
+
+def test_a_folder_with_a_run_is_refused_and_left_as_it_is(
+    commands: Commands, trained: Path, unreadable_model: Path, rows: Path
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
+    done = commands("train", "--model", unreadable_model, "--data", rows, *MAPPING, "--output_dir", trained)
+    assert "already holds a run" in done.problem()
+    assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("more", "line", "told"),
+    [
+        (["--max_stepss", "3"], None, ["--max_stepss", "--max_steps"]),
+        (["--data", "no_such_file.jsonl"], None, ["no_such_file.jsonl"]),
+        (["--model", "no_such_folder/model"], None, ["no_such_folder/model"]),
+        ([], '{"ask": "What is green?", "say": ', ["rows.jsonl", "9"]),
+        ([], '{"ask": "What is green?", "say": null}', ["rows.jsonl", "9", "say"]),
+        (["--map", "user={asked}", "--map", "assistant={say}"], None, ["asked", "ask", "say"]),
+        (["--learning_rate", "quick"], None, ["learning_rate", "quick"]),
+    ],
+    ids=[
+        "misspelt option",
+        "missing file",
+        "missing model",
+        "broken row",
+        "empty column",
+        "no such column",
+        "no number",
+    ],
+)
+def test_what_is_wrong_is_one_clear_error_before_weights_are_loaded(
+    more: list[str],
+    line: str | None,
+    told: list[str],
+    commands: Commands,
+    unreadable_model: Path,
+    rows: Path,
+    tmp_path: Path,
+) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text(rows.read_text(encoding="utf-8") + (f"{line}\n" if line else ""), encoding="utf-8")
+    mapping = () if "--map" in more else MAPPING
+    folder = tmp_path / "out"
+    done = commands("train", "--model", unreadable_model, "--data", data, *mapping, "--output_dir", folder, *more)
+    for text in told:
+        assert text in done.problem()
+    assert "safetensors" not in done.stderr
+    assert not folder.exists() or not any(folder.iterdir())
+
+
+def test_unknown_columns_get_a_row_shown_and_a_mapping_that_works(
+    commands: Commands, unreadable_model: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"question": "What is blue?", "reasoning": "Look up.", "answer": "the sky"}\n', encoding="utf-8")
+    done = commands("train", "--model", unreadable_model, "--data", data, "--output_dir", tmp_path / "out")
+    told = done.problem()
+    assert "Look up." in told
+    assert '--map user="{question}" --map assistant="<think>{reasoning}</think> {answer}"' in told
+
+
+def test_ctrl_c_saves_a_checkpoint_and_exits_with_130(
+    commands: Commands, model: Path, rows: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    metrics = folder / "metrics.jsonl"
+
+    def has_stepped() -> bool:
+        return metrics.exists() and metrics.read_bytes().count(b"\n") >= 3
+
+    done = commands(
+        "train", "--model", model, "--data", rows, *MAPPING, *QUICK, "--output_dir", folder, "--max_steps", "100000",
+        until=has_stepped,
+    )  # fmt: skip
+    assert done.code == 130, done.stderr
+    assert "Traceback" not in done.stderr
+    (checkpoint,) = folder.glob("checkpoint-*")
+    assert str(checkpoint) in done.stderr
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    assert state["global_step"] == int(checkpoint.name.removeprefix("checkpoint-")) >= 3
+    assert not (folder / "model.safetensors").exists()
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: int) -> Iterator[None]:
+    """A file system of `size` bytes at `folder`."""
+    folder.mkdir()
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("a small disk can be made by root on Linux only")
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, text=True, check=False
+    )
+    if made.returncode != 0:
+        pytest.skip(f"a small disk cannot be made: {made.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_no_space_left_is_one_clear_error_and_what_was_saved_stays(
+    commands: Commands, model: Path, rows: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    needed = sum(path.stat().st_size for path in model.iterdir())
+    with small_disk(tmp_path / "disk", int(needed * 1.6)):
+        folder = tmp_path / "disk" / "out"
+        done = commands(
+            "train", "--model", model, "--data", rows, *MAPPING, *QUICK, "--output_dir", folder, "--max_steps", "3",
+            "--save_strategy", "steps", "--save_steps", "1",
+        )  # fmt: skip
+        told = done.problem()
+        assert "no space" in told
+        assert "save_total_limit" in told
+        assert [path.name for path in folder.iterdir() if path.is_dir()] == ["checkpoint-1"]
+        AutoModelForCausalLM.from_pretrained(folder / "checkpoint-1")
+
+
+def test_a_run_whose_output_nobody_reads_is_finished(
+    commands: Commands, model: Path, rows: Path, tmp_path: Path
+) -> None:
+    """As under `sartor train ... 2>&1 | head -1`, or when the terminal that shows it is gone."""
+    folder = tmp_path / "out"
+    done = commands(
+        "train", "--model", model, "--data", rows, *MAPPING, *QUICK, "--output_dir", folder, "--max_steps", "3",
+        output="closed",
+    )  # fmt: skip
+    assert done.code == 0
+    assert (folder / "model.safetensors").exists()
+    assert len((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) == 4
+
+
+def test_a_hang_up_leaves_only_whole_files(commands: Commands, model: Path, rows: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+
+    def has_saved() -> bool:
+        return len(list(folder.glob("checkpoint-*"))) >= 3
+
+    done = commands(
+        "train", "--model", model, "--data", rows, *MAPPING, *QUICK, "--output_dir", folder, "--max_steps", "100000",
+        "--save_strategy", "steps", "--save_steps", "1", until=has_saved, interrupt=signal.SIGHUP,
+    )  # fmt: skip
+    assert done.code == -signal.SIGHUP
+    for checkpoint in folder.glob("checkpoint-*"):
+        assert {"model.safetensors", "tokenizer.json", "trainer_state.json"} <= {
+            path.name for path in checkpoint.iterdir()
+        }
+    for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        json.loads(line)
+
+
+@pytest.mark.parametrize(
+    ("command", "limit_s"),
+    [(["-m", "sartor.cli.main", "--help"], 0.3), (["-c", "import sartor"], 0.1)],
+    ids=["sartor --help", "import sartor"],
+)
+def test_starting_is_quick(command: list[str], limit_s: float) -> None:
+    """Above the interpreter's own start; the best of several, since other work on the machine must not fail this."""
+
+    def best(arguments: list[str]) -> float:
+        taken = []
+        for _ in range(7):
+            start = time.perf_counter()
+            subprocess.run([sys.executable, *arguments], env=environment(), capture_output=True, check=True)
+            taken.append(time.perf_counter() - start)
+        return min(taken)
+
+    assert best(command) - (best(["-c", "pass"]) if command[0] == "-c" else 0.0) < limit_s
