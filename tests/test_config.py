@@ -57,10 +57,7 @@ REFUSED_VALUES: dict[str, Any] = {
 NO_EFFECT_VALUES: dict[str, Any] = {
     "average_tokens_across_devices": False,
     "auto_find_batch_size": True,
-    "bf16_full_eval": True,
-    "fp16_full_eval": True,
     "logging_nan_inf_filter": False,
-    "torch_empty_cache_steps": 10,
     "log_on_each_node": False,
     "log_level_replica": "error",
     "save_on_each_node": True,

@@ -37,6 +37,7 @@ _HONOURED_AS_IN_TRL = (
     "output_dir per_device_train_batch_size num_train_epochs max_steps learning_rate lr_scheduler_type "
     "lr_scheduler_kwargs warmup_steps optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon "
     "gradient_accumulation_steps max_grad_norm tf32 neftune_noise_alpha full_determinism "
+    "torch_empty_cache_steps "
     "seed data_seed use_cpu "
     # logging
     "logging_strategy logging_steps logging_first_step include_num_input_tokens_seen log_level "
@@ -62,6 +63,8 @@ _HONOURED_WITH_REMARK = {
     "bf16": "Permission, not a demand: what is computed in depends on the device (bf16 where the hardware has it, else "
     "fp32). `strict_precision=True` makes it a demand. No error on a CPU.",
     "fp16": "Permission, not a demand, as `bf16`.",
+    "bf16_full_eval": "Sets what evaluations outside of training compute in; the model itself is not cast.",
+    "fp16_full_eval": "Sets what evaluations outside of training compute in; the model itself is not cast.",
     "label_smoothing_factor": "Not together with `loss_type='dft'`.",
     "activation_checkpointing": "The newer name of `gradient_checkpointing`; giving both different values is an error.",
     "activation_checkpointing_kwargs": "`use_reentrant` is accepted and makes no difference; other keys are refused.",
@@ -83,9 +86,6 @@ _NO_WORKERS = "batches are cut from memory-mapped rows in the training process, 
 _SCRIPTS = "only scripts read this; the trainer does what its methods are called for"
 _COMPILE = "compiling is not supported yet: leave it out"
 _LIGER = "Sartor's own chunked loss saves the same memory, and the model's layers stay transformers' own: leave it out"
-_EVALUATION = (
-    "evaluation computes in what training computes in, which `bf16` and `fp16` permit; the model is never cast"
-)
 _RESUME = "it matters when a run is resumed, which is not supported yet"
 
 _REFUSED = {
@@ -110,10 +110,7 @@ _REFUSED = {
 _NO_EFFECT = {
     "average_tokens_across_devices": "the loss is always the mean over the target tokens of the whole optimizer batch",
     "auto_find_batch_size": "the batch size you ask for is kept; `micro_batch_tokens` decides how much memory it takes",
-    "bf16_full_eval": _EVALUATION,
-    "fp16_full_eval": _EVALUATION,
     "logging_nan_inf_filter": "a loss that is not finite stops the run, so there is none to leave out",
-    "torch_empty_cache_steps": "freed memory is kept between steps: the next one needs it again",
     "log_on_each_node": _ONE_PROCESS,
     "log_level_replica": _ONE_PROCESS,
     "save_on_each_node": _ONE_PROCESS,

@@ -70,6 +70,7 @@ _EXECUTION = {
     "activation_checkpointing_kwargs": "The newer name of gradient_checkpointing_kwargs.",
     "micro_batch_tokens": "",
     "loss_chunk_rows": "",
+    "torch_empty_cache_steps": "Steps between two releases of unused device memory. If not set, never.",
     "full_determinism": "Deterministic algorithms everywhere: slower, and equal from run to run on a GPU too.",
     "use_cpu": "",
 }
@@ -84,6 +85,8 @@ _EVALUATION = {
     "eval_do_concat_batches": "Hand predictions to compute_metrics as one array instead of a list.",
     "include_for_metrics": "What compute_metrics gets besides predictions: inputs, loss.",
     "batch_eval_metrics": "Call compute_metrics after each batch.",
+    "bf16_full_eval": "Compute evaluations in bfloat16 where the device has it.",
+    "fp16_full_eval": "Compute evaluations in float16 where the device has it.",
     "load_best_model_at_end": "End with the best checkpoint, not the last.",
     "metric_for_best_model": "What best means: a name in the evaluation's metrics. If not set, the loss.",
     "greater_is_better": "Whether more of it is better. If not set, True unless its name ends in loss.",
