@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -148,7 +149,12 @@ def explained(path: str | os.PathLike[str]) -> Iterator[None]:
     except RunFolderError:
         raise
     except (OSError, SafetensorError) as error:
-        raise RunFolderError(_explanation(os.fspath(path), error)) from error
+        raise RunFolderError(_explanation(_shown(path), error)) from error
+
+
+def _shown(path: str | os.PathLike[str]) -> str:
+    """A path as people know it: a checkpoint's place, not where it is being written."""
+    return re.sub(rf"_({PREFIX_CHECKPOINT_DIR}-\d+)\.partial", r"\1", os.fspath(path))
 
 
 def _explanation(path: str, error: Exception) -> str:
