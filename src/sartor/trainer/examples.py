@@ -130,7 +130,9 @@ def _lists(column: Any) -> list[NDArray[np.int64]]:
     """Arrow's column of lists as one array per row."""
     import pyarrow.compute
 
-    flat = np.array(pyarrow.compute.list_flatten(column), dtype=np.int64)  # a copy: Arrow's own memory is read-only
+    flat = np.asarray(pyarrow.compute.list_flatten(column), dtype=np.int64)
+    if not flat.flags.writeable:  # Arrow's own memory, of which torch wants a copy
+        flat = flat.copy()
     return np.split(flat, np.cumsum(_list_lengths(column)))[:-1]
 
 
