@@ -96,7 +96,7 @@ class Drive:
                     event = events.send(self._react(event))
                 except StopIteration:
                     break
-            return self._finish()
+            return self._finalize_training()
 
     def _react(self, event: loop.Event) -> Reply:
         trainer = self.trainer
@@ -213,7 +213,8 @@ class Drive:
         self.evaluated_last = True
         return metrics
 
-    def _finish(self) -> TrainOutput:
+    def _finalize_training(self) -> TrainOutput:
+        """The last log, and what comes after it; transformers' memory tracker knows its callers by their names."""
         trainer = self.trainer
         state = trainer.state
         self.total_loss += self.window.loss

@@ -1,4 +1,7 @@
-"""`evaluate` and `predict`: our own pass by default, Trainer's padded one where someone asks for logits."""
+"""`evaluate` and `predict`: our own pass by default, Trainer's padded one where someone asks for logits.
+
+The two functions are called as Trainer's methods are, because transformers' memory tracker knows its callers by name.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ def lazy_loader(
     return DataLoader(dataset, batch_size=batch_size, collate_fn=collate, drop_last=drop_last)
 
 
-def evaluate_one(trainer: SFTTrainer, dataset: Any, *, prefix: str, ignore_keys: list[str] | None) -> dict[str, float]:
+def evaluate(trainer: SFTTrainer, dataset: Any, *, prefix: str, ignore_keys: list[str] | None) -> dict[str, float]:
     """Evaluate on one prepared data set, and log it as Trainer does."""
     trainer._memory_tracker.start()
     loader = _loader(trainer, dataset)
@@ -54,7 +57,7 @@ def evaluate_one(trainer: SFTTrainer, dataset: Any, *, prefix: str, ignore_keys:
     return metrics
 
 
-def predict_one(trainer: SFTTrainer, dataset: Any, *, prefix: str, ignore_keys: list[str] | None) -> PredictionOutput:
+def predict(trainer: SFTTrainer, dataset: Any, *, prefix: str, ignore_keys: list[str] | None) -> PredictionOutput:
     """Loss and token accuracy of a data set; logits and labels only where a metric asks for them."""
     trainer._memory_tracker.start()
     loader = _loader(trainer, dataset)

@@ -207,7 +207,7 @@ class SFTTrainer(Trainer):
         if dataset is None:
             raise ConfigurationError("evaluate() has no data: pass eval_dataset to it, or to the constructor.")
         if not isinstance(dataset, Mapping):
-            return evaluating.evaluate_one(self, dataset, prefix=metric_key_prefix, ignore_keys=ignore_keys)
+            return evaluating.evaluate(self, dataset, prefix=metric_key_prefix, ignore_keys=ignore_keys)
         metrics: dict[str, float] = {}
         for name, part in dataset.items():
             override = part if eval_dataset is not None else name
@@ -223,7 +223,7 @@ class SFTTrainer(Trainer):
         they take rows x length x vocabulary x 4 bytes.
         """
         dataset = self.preparation.prepare(test_dataset, "test")
-        return evaluating.predict_one(self, dataset, prefix=metric_key_prefix, ignore_keys=ignore_keys)
+        return evaluating.predict(self, dataset, prefix=metric_key_prefix, ignore_keys=ignore_keys)
 
     # --- what a run leaves -------------------------------------------------------------------------------------------
 
