@@ -13,6 +13,7 @@ from transformers.trainer_utils import SaveStrategy, TrainOutput, align_special_
 from sartor.config import resolved_configuration
 from sartor.engine.step import Engine
 from sartor.errors import RunFolderError
+from sartor.memory.allocator import retaining
 from sartor.run import loop
 from sartor.run.stepper import EngineStepper, Updater
 from sartor.trainer import saving
@@ -35,6 +36,7 @@ def train(trainer: SFTTrainer, ignore_keys: list[str] | None) -> TrainOutput:
     with ExitStack() as stack:
         stack.callback(_end, trainer)
         trainer.is_in_train = True
+        stack.enter_context(retaining(wanted=trainer.args.device.type == "cpu"))
         engine = stack.enter_context(engine_for(trainer, longest_tokens=feed.longest_document, trains=True))
         trainer.plan = engine.plan
         feed.traits = engine.traits

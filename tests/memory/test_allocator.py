@@ -1,0 +1,61 @@
+"""Freed memory stays with the process while training lasts, and goes back at its end."""
+
+import gc
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from sartor.memory.allocator import retaining
+from tests.trainer import tiny
+
+MIB = 1 << 20
+
+
+def resident() -> int:
+    return int(psutil.Process().memory_info().rss)
+
+
+def allocate_and_free(mebibytes: int) -> None:
+    block = torch.ones(mebibytes * MIB // 4)
+    block[0] = 2.0
+    del block
+    gc.collect()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told what to keep")
+def test_freed_memory_is_kept_within_the_block_and_given_back_after_it() -> None:
+    before = resident()
+    with retaining() as arranged:
+        assert arranged
+        allocate_and_free(128)
+        assert resident() - before > 100 * MIB
+    assert resident() - before < 30 * MIB
+    allocate_and_free(128)
+    assert resident() - before < 30 * MIB
+
+
+def test_where_it_is_not_wanted_nothing_happens() -> None:
+    before = resident()
+    with retaining(wanted=False) as arranged:
+        assert not arranged
+        allocate_and_free(128)
+        assert resident() - before < 30 * MIB
+
+
+def test_training_on_a_cpu_keeps_its_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+
+    @contextmanager
+    def watched(*, wanted: bool) -> Iterator[bool]:
+        told.append(wanted)
+        yield wanted
+        told.append("given back")
+
+    monkeypatch.setattr("sartor.trainer.training.retaining", watched)
+    tiny.trainer(tmp_path, max_steps=1).train()
+    assert told == [True, "given back"]
