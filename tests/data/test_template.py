@@ -63,9 +63,9 @@ def test_a_tokenizer_without_any_end_is_refused(tokenizer: Any) -> None:
         adopt_chatml(tokenizer, keep_eos=True)
 
 
-def test_assistant_only_loss_without_marks_is_refused(tokenizer: Any) -> None:
+def test_without_marks_a_template_that_ends_no_answer_is_refused(tokenizer: Any) -> None:
     tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
-    with pytest.raises(ConfigurationError, match=r"\{% generation %\} and \{% endgeneration %\}"):
+    with pytest.raises(DataError, match=r"no end token \(train data, row 0\).*Set eos_token"):
         prepare(Dataset.from_list([{"messages": MESSAGES}]), tokenizer, DataSettings(assistant_only_loss=True))
 
 

@@ -20,7 +20,7 @@ from sartor.data.files import WHERE_COLUMN
 from sartor.data.formats import Reading, detect
 from sartor.data.problems import ProblemLog
 from sartor.data.table import TokenRows
-from sartor.data.template import adopt_chatml, check_generation_marks
+from sartor.data.template import adopt_chatml
 from sartor.data.tokens import Encoder
 from sartor.errors import ConfigurationError, DataError
 from sartor.records import DataSettings, DataSummary, Packing, PreparedData, RowFormat
@@ -44,11 +44,13 @@ def prepare(
     name: str = "train",
     formatting_func: FormattingFunction | None = None,
     pack: Packer | None = None,
+    end_tokens: Sequence[str] = (),
 ) -> PreparedData:
     """Make a data set ready for training.
 
     Targets are trl's: of prompt + completion the completion only (unless `completion_only_loss=False`), of everything
-    else all tokens, with `assistant_only_loss` what the template marks.  Rows that are not conversations get the
+    else all tokens, with `assistant_only_loss` what the template marks, or what is proven of each answer where it has
+    no marks (see `targets`).  Rows that are not conversations get the
     end-of-text token. Rows longer than `max_length` are cut, and dropped where no target is left; with `packing` they
     are packed instead.
 
@@ -60,6 +62,8 @@ def prepare(
         name: what the rows are for; messages use it.
         formatting_func: makes a text of a row; then that is what is trained.
         pack: the packing function; needed where `settings.packing`.
+        end_tokens: texts of tokens at which generation stops, besides the tokenizer's end-of-text token; only for
+            answers that the template does not mark.
 
     Raises:
         DataError: rows that cannot be used, all of them in one error; or nothing is left to train.
@@ -83,12 +87,13 @@ def prepare(
     reading = detect(columns, first_row, settings, name=name, formatting_func=formatting_func)
     if settings.packing and "seq_lengths" in columns and reading.format is RowFormat.TOKENIZED:
         raise ConfigurationError(f"The {name} data is packed already (it has seq_lengths). Set packing=False.")
-    reading = _with_template(reading, tokenizer, settings)
+    reading = _with_template(reading, tokenizer)
+    encoder = Encoder(tokenizer, reading, settings, end_tokens)
     if is_stream:
         from sartor.data.stream import prepare_stream
 
-        return prepare_stream(dataset, columns, Encoder(tokenizer, reading, settings), reading, settings, name, pack)
-    return _prepare_rows(dataset, tokenizer, reading, settings, name, pack)
+        return prepare_stream(dataset, columns, encoder, reading, settings, name, pack)
+    return _prepare_rows(dataset, encoder, reading, settings, name, pack)
 
 
 def _check_settings(settings: DataSettings, pack: Packer | None) -> None:
@@ -104,26 +109,23 @@ def _check_settings(settings: DataSettings, pack: Packer | None) -> None:
             raise TypeError("prepare() needs pack= where settings.packing is set")
 
 
-def _with_template(reading: Reading, tokenizer: Any, settings: DataSettings) -> Reading:
-    """See that there is a chat template where rows need one, with marks where the loss needs them."""
+def _with_template(reading: Reading, tokenizer: Any) -> Reading:
+    """See that there is a chat template where rows need one."""
     if not reading.is_conversational:
         return reading
     note = adopt_chatml(tokenizer)
-    if settings.assistant_only_loss:
-        check_generation_marks(tokenizer)
     return reading if note is None else replace(reading, notes=(note, *reading.notes))
 
 
 def _prepare_rows(
     dataset: datasets.Dataset,
-    tokenizer: Any,
+    encoder: Encoder,
     reading: Reading,
     settings: DataSettings,
     name: str,
     pack: Packer | None,
 ) -> PreparedData:
     problems = ProblemLog()
-    encoder = Encoder(tokenizer, reading, settings)
     parts = [encoder.encode(rows, places, problems) for rows, places in _batches(dataset, reading, name)]
     problems.raise_if_any(f"{name} data", encoder.num_rows)
     encoded = TokenRows.concatenate(parts)
@@ -215,7 +217,7 @@ def _counted(summary: DataSummary, result: TokenRows) -> DataSummary:
 
 def notes_of(reading: Reading, encoder: Encoder, settings: DataSettings) -> tuple[str, ...]:
     """What is worth saying aloud."""
-    notes = list(reading.notes)
+    notes = [*reading.notes, *encoder.notes()]
     if encoder.num_eos_appended:
         notes.append(f"The end-of-text token is appended to {encoder.num_eos_appended:,} rows.")
     if encoder.num_prompts_not_prefix:

@@ -85,19 +85,9 @@ def template_of(tokenizer: Any) -> str:
     return template["default"] if isinstance(template, dict) else template
 
 
-def check_generation_marks(tokenizer: Any) -> None:
-    """See that the template marks what the assistant writes.
-
-    Raises:
-        ConfigurationError: it does not, so `assistant_only_loss` cannot be honoured.
-    """
-    if not _GENERATION_MARK.search(template_of(tokenizer)):
-        raise ConfigurationError(
-            "assistant_only_loss=True needs a chat template that marks what the assistant writes with "
-            "{% generation %} and {% endgeneration %}; the tokenizer's has no such marks. Put them around the "
-            "assistant's content and its end token in tokenizer.chat_template, or give rows of prompt + completion "
-            "(only completions are trained), or set assistant_only_loss=False to train on everything."
-        )
+def has_generation_marks(tokenizer: Any) -> bool:
+    """Whether the template marks what the assistant writes with `{% generation %}`."""
+    return _GENERATION_MARK.search(template_of(tokenizer)) is not None
 
 
 def render(
@@ -161,8 +151,12 @@ def each_or_all(
         return process(rows)
     except Exception as error:
         if len(rows) == 1:
-            row = rows[0]
-            message = f"{type(error).__name__}: {error}. Mend the row, or the chat template."
-            problems.add("refused by the chat template", row.where, message, row.body)
+            note_refusal(problems, rows[0], error)
             return [instead]
         return [result for row in rows for result in each_or_all([row], process, problems, instead=instead)]
+
+
+def note_refusal(problems: ProblemLog, row: TrainingRow, error: Exception) -> None:
+    """Note what a template raised for a row."""
+    message = f"{type(error).__name__}: {error}. Mend the row, or the chat template."
+    problems.add("refused by the chat template", row.where, message, row.body)

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from sartor.data.assistant import AssistantTargets
 from sartor.data.formats import Message, Reading, TrainingRow, convert
 from sartor.data.problems import ProblemLog
 from sartor.data.table import TokenRows
-from sartor.data.template import each_or_all, groups_of, render, tools_of
+from sartor.data.template import each_or_all, groups_of, has_generation_marks, render, tools_of
 from sartor.errors import ConfigurationError
 from sartor.records import DataSettings, RowFormat
 
@@ -27,7 +28,9 @@ Ids = list[list[int]]
 class Encoder:
     """Encodes rows of one data set, and counts what is worth saying about them."""
 
-    def __init__(self, tokenizer: Any, reading: Reading, settings: DataSettings) -> None:
+    def __init__(
+        self, tokenizer: Any, reading: Reading, settings: DataSettings, end_tokens: Sequence[str] = ()
+    ) -> None:
         self._tokenizer = tokenizer
         self._reading = reading
         self.format = reading.format
@@ -40,6 +43,9 @@ class Encoder:
         """Rows whose prompt alone is tokenized otherwise than at the start of prompt and completion."""
         self.num_without_end = 0
         """Conversations of which no end-of-text token is trained."""
+        self._proven: AssistantTargets | None = None
+        if self._assistant_only and reading.is_conversational and not has_generation_marks(tokenizer):
+            self._proven = AssistantTargets(tokenizer, end_tokens, completion_only=self._completion_only)
         if self._appends_eos and tokenizer.eos_token is None:
             raise ConfigurationError(
                 "The tokenizer has no end-of-text token to append to the rows. Set tokenizer.eos_token, or eos_token."
@@ -63,6 +69,8 @@ class Encoder:
 
     def _tokens_of(self, rows: Sequence[TrainingRow], problems: ProblemLog) -> tuple[Ids, Ids | None]:
         """Ids, and for each a 1 where it is trained; None: all are."""
+        if self._proven is not None:
+            return self._proven.encode(rows, problems)
         match self._reading.format:
             case RowFormat.MESSAGES:
                 if self._assistant_only:
@@ -139,17 +147,23 @@ class Encoder:
         self.num_eos_appended += 1
         return f"{prompt}{text}{self._tokenizer.eos_token}"
 
+    def notes(self) -> tuple[str, ...]:
+        """What is worth saying about the rows encoded so far."""
+        return () if self._proven is None else self._proven.notes()
+
     def _check(self, encoded: TokenRows, rows: Sequence[TrainingRow], problems: ProblemLog) -> None:
         """Note rows without tokens, and rows of which nothing is trained although something should be."""
         for number in np.flatnonzero(encoded.lengths == 0).tolist():
             problems.add("no tokens", rows[number].where, "the row is tokenized to nothing.", rows[number].body)
         for number in np.flatnonzero((encoded.targets_per_row == 0) & (encoded.lengths > 0)).tolist():
             problems.add("nothing trained", rows[number].where, self._why_nothing(), rows[number].body)
-        if self._reading.is_conversational and self._tokenizer.eos_token_id is not None:
+        if self._reading.is_conversational and self._proven is None and self._tokenizer.eos_token_id is not None:
             ends = encoded.count(encoded.labels == self._tokenizer.eos_token_id)
             self.num_without_end += int(np.count_nonzero(ends == 0))
 
     def _why_nothing(self) -> str:
+        if self._proven is not None:
+            return "it has no message of the assistant that is to be trained."
         if self._assistant_only:
             return "the chat template puts none of it between {% generation %} marks. Check the marks and the roles."
         return "the chat template renders the completion to nothing. Check the completion's roles."

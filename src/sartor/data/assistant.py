@@ -1,0 +1,166 @@
+"""Tokens of conversations with any chat template, of which the assistant's turns are trained, as proven by `targets`.
+
+What comes in: checked rows.  What goes out: ids, and a 1 for each that is trained.  What it keeps true: a row whose
+targets cannot be proven is a problem that names it, never guessed or skipped; what a template leaves out or writes
+otherwise is counted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sartor.data.formats import Message, TrainingRow
+from sartor.data.problems import ProblemLog
+from sartor.data.provenance.shadow import Kind
+from sartor.data.targets import Proof, Prover, Rule, Unproven
+from sartor.data.template import note_refusal, tools_of
+from sartor.data.turn_tokens import TurnTokenizer
+from sartor.errors import ConfigurationError
+
+Ids = list[list[int]]
+
+FIELD_NAMES = {Kind.CONTENT: "the content", Kind.REASONING: "the reasoning", Kind.ARGUMENTS: "tool arguments"}
+
+
+class AssistantTargets:
+    """Encodes conversations, and counts what is worth saying about them."""
+
+    def __init__(self, tokenizer: Any, end_tokens: Sequence[str], *, completion_only: bool) -> None:
+        """Look up the tokens that end a turn.
+
+        Args:
+            end_tokens: texts of tokens at which generation stops, besides the tokenizer's end-of-text token.
+            completion_only: whether answers in a prompt are not trained.
+
+        Raises:
+            ConfigurationError: the tokenizer cannot say where in a text its tokens are, or has no usable end token.
+        """
+        if not tokenizer.is_fast:
+            raise ConfigurationError(
+                "assistant_only_loss=True needs a fast tokenizer (one with tokenizer.json) where the chat "
+                "template has no "
+                "{% generation %} marks; this one cannot say where in a text its tokens are."
+            )
+        self._tokenizer = tokenizer
+        self._end_tokens = _end_tokens(tokenizer, end_tokens)
+        self._completion_only = completion_only
+        self._turn_tokenizer = TurnTokenizer(tokenizer)
+        self._provers: dict[str, Prover] = {}
+        self._rules: Counter[Rule] = Counter()
+        self._dropped: Counter[Kind] = Counter()
+        self._num_rewritten = 0
+        self._num_cut_rows = 0
+
+    def encode(self, rows: Sequence[TrainingRow], problems: ProblemLog) -> tuple[Ids, Ids]:
+        """Ids of conversations and which are trained; nothing once there is a problem."""
+        proofs = [self._proof(row, problems) for row in rows]
+        if problems:
+            return [], []
+        proven = [proof for proof in proofs if proof is not None]
+        encodings = self._turn_tokenizer.encode([proof.text for proof in proven]).encodings if proven else []
+        all_ids, all_marks = [], []
+        for row, proof, encoding in zip(rows, proven, encodings, strict=True):
+            num_cut = self._turn_tokenizer.num_cut_turns
+            try:
+                ids, marks = self._turn_tokenizer.targets(proof.text, proof.turns, encoding)
+            except Unproven as error:
+                problems.add(error.kind, row.where, str(error), row.body)
+                continue
+            self._count(proof)
+            self._num_cut_rows += self._turn_tokenizer.num_cut_turns > num_cut
+            all_ids.append(ids)
+            all_marks.append(marks)
+        return all_ids, all_marks
+
+    def _proof(self, row: TrainingRow, problems: ProblemLog) -> Proof | None:
+        prompt, body = row.prompt or [], row.body
+        assert isinstance(prompt, list)
+        assert isinstance(body, list)
+        messages: list[Message] = prompt + body
+        first = len(prompt) if self._completion_only else 0
+        trained = [number for number, message in enumerate(messages) if number >= first and _is_trained(message)]
+        try:
+            tools = tools_of(row)
+            return self._prover(tools).prove(messages, tools, row.template_keywords, trained)
+        except Unproven as error:
+            problems.add(error.kind, row.where, str(error), messages)
+        except Exception as error:
+            note_refusal(problems, row, error)
+        return None
+
+    def _prover(self, tools: Any) -> Prover:
+        template = self._tokenizer.get_chat_template(None, tools)
+        if template not in self._provers:
+            self._provers[template] = Prover(
+                template, self._tokenizer.special_tokens_map, self._end_tokens, self._tokenizer.all_special_tokens
+            )
+        return self._provers[template]
+
+    def _count(self, proof: Proof) -> None:
+        self._rules.update(turn.rule for turn in proof.turns)
+        self._num_rewritten += sum(turn.is_rewritten for turn in proof.turns)
+        self._dropped.update(kind for _, kind in proof.dropped)
+
+    def notes(self) -> tuple[str, ...]:
+        """What is worth saying aloud."""
+        num_turns = self._rules.total()
+        if not num_turns:
+            return ()
+        notes = [
+            f"The chat template has no {{% generation %}} marks: the targets of {num_turns:,} answers are proven by "
+            f"rendering with provenance{self._ways()}."
+        ]
+        if self._dropped:
+            fields = ", ".join(f"{FIELD_NAMES[kind]} of {count:,} messages" for kind, count in self._dropped.items())
+            notes.append(f"The chat template leaves out {fields}: that is not trained.")
+        if self._num_rewritten:
+            notes.append(
+                f"{self._num_rewritten:,} of {num_turns:,} answers are written otherwise once the conversation "
+                "goes on (a "
+                "template may drop earlier reasoning), and are trained as written. To train each as it is generated, "
+                "give a row of prompt + completion for each answer."
+            )
+        if self._num_cut_rows:
+            notes.append(
+                f"{self._num_cut_rows:,} rows are tokenized in parts, cut where an answer begins, because the "
+                "whole text "
+                "has other tokens there than the prompt that the model will get; their ids differ from trl's."
+            )
+        return tuple(notes)
+
+    def _ways(self) -> str:
+        """How many turns were proven in a weaker way than the whole text's beginning."""
+        prefix = {Rule.EXACT, Rule.EXACT_START}
+        ways = [f"{count:,} where {rule}" for rule, count in self._rules.items() if rule not in prefix]
+        return f" ({'; '.join(ways)})" if ways else ""
+
+
+def _is_trained(message: Mapping[str, Any]) -> bool:
+    """Whether a message is one to train: `"train": false` leaves an answer out."""
+    return message["role"] == "assistant" and message.get("train") is not False
+
+
+def _end_tokens(tokenizer: Any, others: Sequence[str]) -> list[str]:
+    """Texts of the tokens that may end a turn.
+
+    Raises:
+        ConfigurationError: there is none, or one is not a single token.
+    """
+    tokens = [token for token in (tokenizer.eos_token, *others) if token]
+    if not tokens:
+        raise ConfigurationError(
+            "The tokenizer has no end-of-text token, so no answer could end. Set eos_token to the token that ends "
+            "an answer "
+            "in the chat template."
+        )
+    for token in tokens:
+        ids = tokenizer(token, add_special_tokens=False)["input_ids"]
+        if len(ids) != 1 or ids[0] != tokenizer.convert_tokens_to_ids(token):
+            raise ConfigurationError(
+                f"{token!r} should end an answer but is {len(ids)} tokens, not one of its own. Set eos_token to "
+                "the token "
+                "that ends an answer in the chat template."
+            )
+    return list(dict.fromkeys(tokens))

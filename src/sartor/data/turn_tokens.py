@@ -1,0 +1,155 @@
+"""From trained characters to trained tokens: which tokens of a text are what a model generates after its prompt.
+
+What comes in: texts and the trained turns in each.  What goes out: ids, and a 1 for each that is trained.  What it
+keeps
+true: a turn's tokens begin where those of the prompt end, as they do when a model is used.
+
+Offsets alone prove nothing.  Worked example: a prompt ends with two newlines; alone it is tokenized with `\\n\\n` as
+its last token, but the whole row may have `\\n`, `\\n` there, and no token lies across the border.  The model would
+be trained behind two tokens that it never sees.  So the ids before a turn are compared with those of the prompt
+alone.  Where they differ, the text is cut at the turn's start and its parts are tokenized apart, which is what
+generation sees.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from sartor.data.targets import Turn, Unproven
+
+MAX_HEADS = 4096
+"""Heads of turns whose ids are kept: templates write few different ones."""
+
+
+class TurnTokenizer:
+    """Tokenizes texts, and marks the tokens of their trained turns."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._atoms = frozenset(tokenizer.added_tokens_decoder)
+        """Ids of tokens that the text is split at before anything else, so that what follows does not depend on what
+        precedes."""
+        self._splits_at_atoms = _is_byte_level(tokenizer.backend_tokenizer)
+        self._heads: dict[str, list[int]] = {}
+        self._newline = self._ids("\n")
+        self.num_cut_turns = 0
+        """Turns at whose start the text was cut."""
+
+    def encode(self, texts: Sequence[str]) -> Any:
+        """Ids of texts, with the means to find characters in them.  A template has written the special tokens."""
+        return self._tokenizer(
+            list(texts),
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+
+    def targets(self, text: str, turns: Sequence[Turn], encoding: Any) -> tuple[list[int], list[int]]:
+        """Ids of one text, and which of them are trained.
+
+        Args:
+            encoding: the tokenizer's encoding of the text.
+
+        Raises:
+            Unproven: an end token is not a token of its own.
+        """
+        ids = encoding.ids
+        cuts = [turn.start for turn in turns if not self._is_generated_so(text, turn.start, encoding, ids)]
+        if not cuts:
+            return ids, self._marks(turns, encoding, ids, 0)
+        self.num_cut_turns += len(cuts)
+        all_ids: list[int] = []
+        all_marks: list[int] = []
+        for first, last in zip([0, *cuts], [*cuts, len(text)], strict=True):
+            inside = [turn for turn in turns if first <= turn.start < last]
+            ids, marks = self._piece(text[first:last], inside, first)
+            all_ids += ids
+            all_marks += marks
+        return all_ids, all_marks
+
+    def _piece(self, piece: str, turns: Sequence[Turn], first: int) -> tuple[list[int], list[int]]:
+        """A part of a text that begins with its character `first`.
+
+        Tokenizers of the SentencePiece family put a mark before a text, which only the beginning of a row may have: a
+        later part is tokenized behind a newline, whose tokens are then taken away.
+        """
+        hides_newline = first > 0 and not self._splits_at_atoms
+        encoding = self.encode(["\n" + piece if hides_newline else piece]).encodings[0]
+        skipped = len(self._newline) if hides_newline else 0
+        ids = encoding.ids
+        if hides_newline and ids[:skipped] != self._newline:
+            raise Unproven(
+                "tokens across a turn's start",
+                "the tokenizer joins the prompt's end and the answer's beginning. Let the chat template end its prompt "
+                "with a special token or a newline.",
+            )
+        return ids[skipped:], self._marks(turns, encoding, ids, first - hides_newline)[skipped:]
+
+    def _marks(self, turns: Sequence[Turn], encoding: Any, ids: list[int], first: int) -> list[int]:
+        """A 1 for each token of a turn, of a text whose first character has the number `first`."""
+        marks = [0] * len(ids)
+        for turn in turns:
+            start = encoding.char_to_token(turn.start - first)
+            end = encoding.char_to_token(turn.end - len(turn.end_token) - first)
+            if start is None or end is None or ids[end] != self._tokenizer.convert_tokens_to_ids(turn.end_token):
+                raise Unproven(
+                    "end token is no token",
+                    f"the tokenizer joins {turn.end_token!r} with what is next to it, so the turn's end cannot be "
+                    "trained.",
+                )
+            marks[start : end + 1] = [1] * (end + 1 - start)
+        return marks
+
+    def _is_generated_so(self, text: str, start: int, encoding: Any, ids: list[int]) -> bool:
+        """Whether the text before a turn is tokenized here as it is alone, with a token beginning at the turn."""
+        token = encoding.char_to_token(start)
+        if token is None or encoding.token_to_chars(token)[0] != start:
+            return False
+        first = token
+        if self._splits_at_atoms:
+            while first > 0 and ids[first - 1] not in self._atoms:
+                first -= 1
+            first = max(0, first - 1)
+        else:
+            first = 0
+        begin = encoding.token_to_chars(first)[0] if first else 0
+        return self._head_ids(text[begin:start]) == ids[first:token]
+
+    def _head_ids(self, head: str) -> list[int]:
+        """Ids of what stands before a turn."""
+        ids = self._heads.get(head)
+        if ids is None:
+            if len(self._heads) >= MAX_HEADS:
+                self._heads.clear()
+            ids = self._heads[head] = self._ids(head)
+        return ids
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self.encode([text])["input_ids"][0]
+        return ids
+
+
+def _is_byte_level(backend: Any) -> bool:
+    """Whether text behind a special token is tokenized without a look at what precedes it, and without a mark before
+    it.
+    """
+    if backend.pre_tokenizer is None:
+        return False
+    steps = _steps_of(json.loads(backend.pre_tokenizer.__getstate__()))
+    normal = [] if backend.normalizer is None else _steps_of(json.loads(backend.normalizer.__getstate__()))
+    names = {step["type"] for step in steps}
+    return (
+        "ByteLevel" in names
+        and "Metaspace" not in names
+        and not any(step.get("add_prefix_space") for step in steps)
+        and all(step["type"] in ("NFC", "NFD", "NFKC", "NFKD") for step in normal)
+    )
+
+
+def _steps_of(state: dict[str, Any]) -> list[dict[str, Any]]:
+    """The steps of a pre-tokenizer or normalizer, which may be a sequence of them."""
+    nested = state.get("pretokenizers") or state.get("normalizers")
+    return [state] if nested is None else [step for part in nested for step in _steps_of(part)]

@@ -1,0 +1,173 @@
+"""For every template of which trl has a training twin with marks: what is proven of the original is what trl marks.
+
+Run with `-s` for the table.  *equal*: the same text, but for whitespace behind the end token.  *prompt*: trl also
+marks text that the prompt already gives (`<think>`), which a model never generates.  *rewritten*: trl's twin writes
+the answer otherwise than the template (with its reasoning in earlier turns), and what is proven is the end of that.
+*raises*: the template refuses the conversation.  *wrong* must not happen.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from sartor.data.targets import Proof, Prover, Unproven
+
+trl = pytest.importorskip("trl")
+FOLDER = Path(trl.__file__).parent / "chat_templates"
+SUFFIX = "_training.jinja"
+
+END_TOKENS = {
+    "cohere": ["<|END_OF_TURN_TOKEN|>"],
+    "deepseek": ["<｜end▁of▁sentence｜>"],
+    "diffusion_gemma": ["<turn|>"],
+    "gemma": ["<eos>", "<end_of_turn>"],
+    "glm4moe": ["<|endoftext|>", "<|user|>", "<|observation|>"],
+    "gptoss": ["<|return|>", "<|call|>"],
+    "idefics3": ["<end_of_utterance>"],
+    "lfm2": ["<|im_end|>"],
+    "llama3": ["<|eot_id|>", "<|eom_id|>", "<|end_of_text|>"],
+    "llava_next": ["</s>"],
+    "muse_glimmer": ["<|eot|>"],
+    "nemotron": ["<|im_end|>"],
+    "phi3": ["<|endoftext|>", "<|end|>"],
+    "qwen": ["<|im_end|>", "<|endoftext|>"],
+    "smolvlm": ["<end_of_utterance>"],
+}
+"""What the models' generation configurations stop at; the first is the tokenizer's eos_token."""
+WITH_PARTS = ("idefics3", "llava_next", "smolvlm")
+"""Templates that take content as a list of parts only."""
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "Tells it.",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+        },
+    }
+]
+CALLS = [{"type": "function", "function": {"name": "weather", "arguments": {"city": "Paris"}}}]
+
+
+def user(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+def answer(text: str, **fields: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": text, **fields}
+
+
+RAIN = {"role": "tool", "name": "weather", "content": "rain"}
+CONVERSATIONS: dict[str, tuple[list[dict[str, Any]], Any]] = {
+    "one": ([user("Hi"), answer("Yo")], None),
+    "two": ([user("Hi"), answer("Yo"), user("And?"), answer("No.")], None),
+    "three": ([user("Hi"), answer("Yo"), user("And?"), answer("No."), user("Hi"), answer("Yo")], None),
+    "system": ([{"role": "system", "content": "Be grim."}, user("Hi"), answer("Yo")], None),
+    "thinking": ([user("Hi"), answer("Yo", reasoning_content="Hm")], None),
+    "thinking twice": (
+        [user("Hi"), answer("Yo", reasoning_content="Hm"), user("And?"), answer("No", reasoning_content="Oh")],
+        None,
+    ),
+    "inline thinking": ([user("Hi"), answer("<think>\nHm\n</think>\n\nYo")], None),
+    "a call alone": ([user("Hi"), answer("", tool_calls=CALLS), RAIN, answer("wet")], TOOLS),
+    "a call with text": (
+        [user("Hi"), answer("So", tool_calls=CALLS), RAIN, answer("wet"), user("Thanks"), answer("Fine")],
+        TOOLS,
+    ),
+    "whitespace": ([user(" Hi \n"), answer("\n Yo \n\n")], None),
+    "answer first": ([answer("Welcome"), user("Hi"), answer("Yo")], None),
+    "two answers": ([user("Hi"), answer("Yo"), answer("Yo again")], None),
+}
+
+NAMES = sorted(file.name.removesuffix(SUFFIX) for file in FOLDER.glob(f"*{SUFFIX}"))
+OUTCOMES = ("equal", "prompt", "rewritten", "refused", "raises", "wrong")
+
+
+def end_tokens(name: str) -> list[str]:
+    return next(END_TOKENS[prefix] for prefix in sorted(END_TOKENS, key=len, reverse=True) if name.startswith(prefix))
+
+
+@cache
+def outcomes(name: str) -> Counter[str]:
+    """What comes out for the turns of all conversations with one template; a row that is refused counts once."""
+    ends = end_tokens(name)
+    special = {"bos_token": "<BOS>", "eos_token": ends[0]}
+    prover = Prover((FOLDER / f"{name}.jinja").read_text(encoding="utf-8"), special, ends)
+    twin = (FOLDER / f"{name}{SUFFIX}").read_text(encoding="utf-8")
+    found: Counter[str] = Counter()
+    for label, (messages, tools) in CONVERSATIONS.items():
+        if name.startswith(WITH_PARTS):
+            messages = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
+        try:
+            proof = prover.prove(messages, tools)
+            twin_text, marked = marked_by_trl(twin, messages, tools, special, ends)
+        except Unproven:
+            found["refused"] += 1
+            continue
+        except Exception:
+            found["raises"] += 1
+            continue
+        assert len(marked) == len(proof.turns), (name, label, marked)
+        for number, text in enumerate(marked):
+            prompt = prompt_of(name, messages, tools, proof.turns[number].message, special)
+            outcome = compare(proof, number, text, prompt, differs=twin_text != proof.text)
+            found[outcome] += 1
+            assert outcome != "wrong", (name, label, proof.text, proof.turns[number], text)
+    return found
+
+
+def marked_by_trl(
+    template: str, messages: list[Any], tools: Any, special: dict[str, str], ends: list[str]
+) -> tuple[str, list[str]]:
+    """trl's text, and what lies between the marks of trl's template; an answer marked in pieces is one."""
+    texts, places = render_jinja_template(
+        [messages], tools=tools, chat_template=template, return_assistant_tokens_mask=True, **special
+    )
+    merged: list[tuple[int, int]] = []
+    for start, end in places[0]:
+        text = texts[0]
+        is_unfinished = bool(merged) and start == merged[-1][1] and not text[:start].rstrip().endswith(tuple(ends))
+        if is_unfinished or (merged and text[start:end].strip() in ends):
+            start = merged.pop()[0]
+        merged.append((start, end))
+    return texts[0], [texts[0][start:end] for start, end in merged]
+
+
+def prompt_of(name: str, messages: list[Any], tools: Any, number: int, special: dict[str, str]) -> str:
+    """The prompt for a message; for the first one, that after some question: only its end is compared."""
+    template = (FOLDER / f"{name}.jinja").read_text(encoding="utf-8")
+    before = messages[:number] or [{**messages[0], "role": "user"}]
+    texts, _ = render_jinja_template(
+        [before], tools=tools, chat_template=template, add_generation_prompt=True, **special
+    )
+    return str(texts[0])
+
+
+def compare(proof: Proof, number: int, marked: str, prompt: str, *, differs: bool) -> str:
+    turn = proof.turns[number]
+    target = proof.text[turn.start : turn.end]
+    marked = marked.rstrip()
+    if marked == target:
+        return "equal"
+    if marked.endswith(target):
+        if prompt.endswith(marked.removesuffix(target)):
+            return "prompt"
+        if differs:
+            return "rewritten"
+    return "wrong"
+
+
+def test_what_is_proven_is_what_trl_marks() -> None:
+    table = {name: outcomes(name) for name in NAMES}
+    total: Counter[str] = sum(table.values(), Counter())
+    print(f"\n{'':26}" + "".join(f"{outcome:>10}" for outcome in OUTCOMES))
+    for name, found in [*table.items(), ("all", total)]:
+        print(f"{name:26}" + "".join(f"{found[outcome]:10}" for outcome in OUTCOMES))
+    assert total["wrong"] == 0
