@@ -20,4 +20,417 @@ class Mutant:
     """pytest arguments; at least one test among them must fail."""
 
 
-MUTANTS: tuple[Mutant, ...] = ()
+def plain_loop(case: str) -> str:
+    """The whole training that is held to a plain loop in float64."""
+    return f"tests/whole/test_mathematics.py::test_a_training_equals_a_plain_loop_in_float64[{case}]"
+
+
+ENGINE, DATA, RUN, TRAINER = (f"src/sartor/{room}" for room in ("engine", "data", "run", "trainer"))
+
+WEIGHTING = (
+    Mutant(
+        "mean of means",
+        f"{RUN}/stepper.py",
+        "micro, batch_targets=num_targets,",
+        "micro,\n"
+        "                batch_targets=micro.num_targets\n"
+        "                * sum(1 for _ in micro_batches(engine, batch.examples, batch.keys)),",
+        (plain_loop("cut"),),
+    ),
+    Mutant(
+        "tokens weighed instead of targets",
+        f"{RUN}/stepper.py",
+        "num_targets = sum(count_targets(example) for example in batch.examples)",
+        "num_targets = sum(len(example.input_ids) for example in batch.examples)",
+        (plain_loop("whole"),),
+    ),
+    Mutant(
+        "a first token counted as target",
+        f"{RUN}/stepper.py",
+        "        is_target[starts] = False",
+        "        pass",
+        (plain_loop("whole"),),
+    ),
+    Mutant(
+        "evaluation weighed by batches",
+        f"{RUN}/evaluate.py",
+        "sums = engine.measure(micro)",
+        "sums = engine.measure(micro)\n"
+        "                n = sums.num_targets\n"
+        "                sums = LossSums(sums.loss_sum / n, sums.entropy_sum / n, sums.num_correct / n, 1)",
+        ("tests/trainer/test_evaluation.py::test_the_loss_does_not_depend_on_cut_and_packing",),
+    ),
+    Mutant(
+        "num_tokens counts padding",
+        f"{RUN}/stepper.py",
+        "num_tokens = sum(len(example.input_ids) for example in batch.examples)",
+        "num_tokens = len(batch.examples) * max(len(example.input_ids) for example in batch.examples)",
+        (plain_loop("whole"),),
+    ),
+)
+
+STEPPING = (
+    Mutant(
+        "optimizer step skipped",
+        f"{RUN}/stepper.py",
+        "            self._optimizer.step()",
+        "            pass",
+        (plain_loop("whole"),),
+    ),
+    Mutant(
+        "gradient not zeroed",
+        f"{RUN}/stepper.py",
+        "        self.discard()\n        return learning_rate",
+        "        return learning_rate",
+        (plain_loop("whole"),),
+    ),
+    Mutant(
+        "schedule advanced before the rate is read",
+        f"{RUN}/stepper.py",
+        """        learning_rate = self._learning_rate()
+        if not self._was_skipped and not self._steps_on_metrics:
+            self._scheduler.step()
+""",
+        """        if not self._was_skipped and not self._steps_on_metrics:
+            self._scheduler.step()
+        learning_rate = self._learning_rate()
+""",
+        (plain_loop("whole"),),
+    ),
+    Mutant(
+        "schedule not advanced",
+        f"{RUN}/stepper.py",
+        "            self._scheduler.step()",
+        "            pass",
+        (plain_loop("whole"),),
+    ),
+    Mutant(
+        "clipping ignored",
+        f"{ENGINE}/step.py",
+        "        if max_norm > 0:",
+        "        if max_norm > 1e9:",
+        (plain_loop("clipped"),),
+    ),
+    Mutant(
+        "loss scale not undone",
+        f"{RUN}/stepper.py",
+        "            self._scaler.unscale_(self._optimizer)",
+        "            pass",
+        ("tests/whole/test_mathematics.py::test_float16_with_loss_scaling_measures_the_same_norms",),
+    ),
+    Mutant(
+        "a step that overflowed is scheduled",
+        f"{RUN}/stepper.py",
+        "self._was_skipped = self._scaler.get_scale() < before",
+        "self._was_skipped = False",
+        ("tests/run/test_stepper.py::test_a_float16_step_that_overflows_is_skipped_and_the_scale_lowered",),
+    ),
+    Mutant(
+        "a loss that is not finite goes on",
+        f"{RUN}/stepper.py",
+        "if not torch.isfinite(total.loss_sum):",
+        "if False:",
+        ("tests/whole/test_mathematics.py::test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_rows",),
+    ),
+    Mutant(
+        "an interrupt in the middle of a step",
+        f"{RUN}/interrupt.py",
+        "        if self._is_held and not self._is_pending:",
+        "        if False:",
+        ("tests/trainer/test_saving.py::test_ctrl_c_saves_whole_steps_and_is_raised_again",),
+    ),
+    Mutant(
+        "last partial batch dropped",
+        "src/sartor/batching/order.py",
+        "    if drop_last and batches",
+        "    if batches",
+        (plain_loop("whole"),),
+    ),
+    Mutant(
+        "last partial accumulation dropped",
+        "src/sartor/batching/order.py",
+        "for start in range(0, len(batches), accumulation)",
+        "for start in range(0, len(batches) - accumulation + 1, accumulation)",
+        ("tests/batching/test_order.py::test_batches_by_hand",),
+    ),
+    Mutant(
+        "wrong row order",
+        "src/sartor/batching/order.py",
+        "manual_seed(seed + epoch)",
+        "manual_seed(seed + epoch + 1)",
+        ("tests/batching/test_order.py::test_random_order_equals_the_trainers",),
+    ),
+    Mutant(
+        "the same order in every epoch",
+        "src/sartor/batching/order.py",
+        "manual_seed(seed + epoch)",
+        "manual_seed(seed)",
+        (plain_loop("whole"),),
+    ),
+)
+
+ISOLATION = (
+    Mutant(
+        "documents leak into each other",
+        f"{ENGINE}/step.py",
+        "        self._micro = micro\n",
+        '        if "document_lengths" in inputs:\n'
+        '            inputs["document_lengths"] = (micro.num_tokens,)\n'
+        "        self._micro = micro\n",
+        (plain_loop("whole"),),
+    ),
+    Mutant(
+        "documents leak in attention",
+        f"{ENGINE}/attention.py",
+        "lengths = list(document_lengths)",
+        "lengths = [sum(document_lengths)]",
+        ("tests/engine/test_attention.py::test_a_token_sees_its_document_up_to_itself_within_the_window",),
+    ),
+    Mutant(
+        "the probe sees no leak",
+        f"{ENGINE}/layout.py",
+        "if _difference(moved_TH[first:], found_TH[first:]) > tolerance:",
+        "if _difference(found_TH[first:], found_TH[first:]) > tolerance:",
+        ("tests/engine/test_layout.py::test_probe_tells_leaks_and_wrong_results_from_right_ones",),
+    ),
+    Mutant(
+        "the probe passes wrong results",
+        f"{ENGINE}/layout.py",
+        "if _difference(found_TH, torch.cat(list(truth))) > tolerance:",
+        "if _difference(found_TH, found_TH) > tolerance:",
+        ("tests/engine/test_layout.py::test_probe_rejects_an_own_attention_without_the_window",),
+    ),
+    Mutant(
+        "packed documents become one",
+        "src/sartor/batching/cut.py",
+        "        lengths.extend(documents)",
+        "        lengths.append(sum(documents))",
+        ("tests/batching/test_cut.py::test_packed_blocks_are_their_documents",),
+    ),
+    Mutant(
+        "the window of Mistral ignored",
+        f"{ENGINE}/attention.py",
+        "if sliding_window is not None and length > sliding_window:",
+        "if sliding_window is not None and length > 1000 * sliding_window:",
+        ("tests/engine/test_attention.py::test_a_token_sees_its_document_up_to_itself_within_the_window",),
+    ),
+    Mutant(
+        "a window one token too long",
+        f"{ENGINE}/attention.py",
+        "(distance >= 0) & (distance < window)",
+        "(distance >= 0) & (distance <= window)",
+        (
+            "tests/engine/test_attention.py::test_window_mask_by_hand",
+            "tests/engine/test_layout.py::test_every_architecture_has_the_layout_that_is_written_down",
+        ),
+    ),
+    Mutant(
+        "the window missing in the explicit mask",
+        f"{ENGINE}/layout.py",
+        "sees_TT & (distance_TT < traits.sliding_window)",
+        "sees_TT",
+        ("tests/engine/test_layout.py::test_block_mask_by_hand",),
+    ),
+    Mutant(
+        "attention implementation not restored",
+        f"{ENGINE}/attention.py",
+        "        model.set_attn_implementation(before)",
+        "        pass",
+        ("tests/engine/test_layout.py::test_generate_is_the_same_after_running[kept-llama]",),
+    ),
+    Mutant(
+        "noise of the row instead of the document",
+        f"{ENGINE}/noise.py",
+        "        if layout is Layout.PADDED:",
+        "        document_noise = document_noise * (length / embeddings.shape[1]) ** 0.5\n"
+        "        if layout is Layout.PADDED:",
+        ("tests/engine/test_noise.py::test_the_bound_is_that_of_the_documents_own_length",),
+    ),
+    Mutant(
+        "the same noise in every step",
+        f"{RUN}/stepper.py",
+        "engine.step_number = self._updater.num_updates",
+        "engine.step_number = 0",
+        ("tests/whole/test_mathematics.py::test_noise_is_drawn_anew_in_every_step",),
+    ),
+)
+
+TARGETS = (
+    Mutant(
+        "targets shifted twice",
+        "src/sartor/batching/cut.py",
+        "targets_N = labels_T[target_rows_N + 1]",
+        "targets_N = ids_T[(target_rows_N + 2) % ids_T.shape[0]]",
+        (plain_loop("whole"),),
+    ),
+    Mutant(
+        "the next document is the future",
+        "src/sartor/batching/cut.py",
+        "    is_target_T[starts_D] = False",
+        "    is_target_T[0] = False",
+        ("tests/batching/test_cut.py::test_a_documents_first_token_is_nobodys_target",),
+    ),
+    Mutant(
+        "EOS not appended",
+        f"{DATA}/tokens.py",
+        'return f"{prompt}{text}{self._tokenizer.eos_token}"',
+        "return prompt + text",
+        ("tests/data/test_encode.py::test_text_ends_with_the_end_of_text_token_once_and_all_of_it_is_trained",),
+    ),
+    Mutant(
+        "EOS target lost",
+        f"{DATA}/tokens.py",
+        "        encoded = TokenRows.from_targets(ids, is_target)\n",
+        "        encoded = TokenRows.from_targets(ids, is_target)\n"
+        "        encoded.labels[encoded.input_ids == self._tokenizer.eos_token_id] = -100\n",
+        ("tests/data/test_encode.py::test_text_ends_with_the_end_of_text_token_once_and_all_of_it_is_trained",),
+    ),
+    Mutant(
+        "completion one token late",
+        f"{DATA}/tokens.py",
+        "is_target.append([0] * start + rest)",
+        "is_target.append([0] * (start + 1) + rest[1:])",
+        ("tests/data/test_encode.py::test_a_completion_starts_where_the_tokens_part",),
+    ),
+    Mutant(
+        "the prompt is trained too",
+        f"{DATA}/tokens.py",
+        "self._completion_only = settings.completion_only_loss is not False",
+        "self._completion_only = settings.completion_only_loss is True",
+        ("tests/data/test_encode.py::test_only_completions_are_trained_and_the_prompt_is_when_asked",),
+    ),
+    Mutant(
+        "truncation not counted",
+        f"{DATA}/encode.py",
+        "num_truncated_targets=rows.num_targets - short.num_targets",
+        "num_truncated_targets=0",
+        ("tests/data/test_encode.py::test_truncation_is_counted_in_rows_tokens_and_targets",),
+    ),
+    Mutant(
+        "padding is trained",
+        f"{TRAINER}/examples.py",
+        "labels_BL = torch.full((len(documents), length), IGNORE_INDEX, dtype=torch.int64)",
+        "labels_BL = torch.full((len(documents), length), pad_token_id, dtype=torch.int64)",
+        ("tests/trainer/test_own_loss.py::test_the_padded_path_gives_the_gradients_of_the_flat_one",),
+    ),
+)
+
+LOSS = (
+    Mutant(
+        "a row lost at each chunk's end",
+        f"{ENGINE}/loss.py",
+        "for start in range(0, targets_N.shape[0], chunk_rows)",
+        "for start in range(0, targets_N.shape[0], chunk_rows + 1)",
+        ("tests/engine/test_loss.py::test_sums_and_gradients_equal_the_plain_formula",),
+    ),
+    Mutant(
+        "a row lost between parts of a chunk",
+        f"{ENGINE}/loss.py",
+        "rows = slice(start, start + rows_at_once)",
+        "rows = slice(start, start + max(1, rows_at_once - 1))",
+        ("tests/engine/test_loss_rows.py::test_the_number_of_rows_at_once_changes_nothing",),
+    ),
+    Mutant(
+        "label smoothing with the wrong sign",
+        f"{ENGINE}/loss.py",
+        "z_CV.sub_((form.label_smoothing",
+        "z_CV.add_((form.label_smoothing",
+        (plain_loop("smoothed"),),
+    ),
+    Mutant(
+        "soft-cap without its derivative",
+        f"{ENGINE}/loss.py",
+        "            z_CV.mul_(slope_CV)",
+        "            pass",
+        ("tests/engine/test_loss.py::test_sums_and_gradients_equal_the_plain_formula",),
+    ),
+    Mutant(
+        "logit scale missing in the gradient",
+        f"{ENGINE}/loss.py",
+        "            z_CV.mul_(form.logit_scale)\n        if z_CV.data_ptr()",
+        "            pass\n        if z_CV.data_ptr()",
+        ("tests/engine/test_loss.py::test_sums_and_gradients_equal_the_plain_formula",),
+    ),
+    Mutant(
+        "logit scale not read",
+        f"{ENGINE}/traits.py",
+        'return float(_first(config, "logit_scale", "lm_head_multiplier") or 1.0)',
+        "return 1.0",
+        ("tests/engine/test_step.py::test_head_check_passes_what_the_traits_know[cohere]",),
+    ),
+    Mutant(
+        "the head's check passes everything",
+        f"{ENGINE}/step.py",
+        "        if not difference <= tolerance:",
+        '        if difference == float("inf"):',
+        ("tests/engine/test_step.py::test_head_check_refuses_logits_that_it_cannot_explain",),
+    ),
+    Mutant(
+        "gradients of a tied head replaced",
+        f"{ENGINE}/loss.py",
+        "            if self.weight.grad is None:",
+        "            if True:",
+        ("tests/engine/test_loss.py::test_gradients_are_added_to_what_is_there",),
+    ),
+)
+
+STATE = (
+    Mutant(
+        "bf16 on any processor",
+        f"{ENGINE}/precision.py",
+        'if bf16 and device.type == "cpu" and cpu_has_bf16():',
+        'if bf16 and device.type == "cpu":',
+        ("tests/engine/test_precision.py::test_compute_dtype_follows_permission_and_device",),
+    ),
+    Mutant(
+        "masters not widened",
+        f"{ENGINE}/precision.py",
+        "                parameter.data = parameter.data.float()\n            parameter.grad = None",
+        "                pass\n            parameter.grad = None",
+        ("tests/engine/test_precision.py::test_updates_smaller_than_a_bf16_step_add_up",),
+    ),
+    Mutant(
+        "arrival dtype not given back",
+        f"{ENGINE}/precision.py",
+        "            parameter.data = parameter.data.to(dtype)\n",
+        "",
+        ("tests/whole/test_mathematics.py::test_models_are_handed_back_and_saved_in_the_dtype_they_arrived_in",),
+    ),
+    Mutant(
+        "masters saved instead of the model",
+        f"{TRAINER}/saving.py",
+        "        with trainer.masters.rounded():",
+        "        if True:",
+        ("tests/whole/test_mathematics.py::test_models_are_handed_back_and_saved_in_the_dtype_they_arrived_in",),
+    ),
+    Mutant(
+        "checkpoint copied, not renamed",
+        f"{TRAINER}/saving.py",
+        "            os.replace(partial, target)",
+        "            shutil.copytree(partial, target)",
+        ("tests/whole/test_mathematics.py::test_models_are_handed_back_and_saved_in_the_dtype_they_arrived_in",),
+    ),
+    Mutant(
+        "half a checkpoint left",
+        f"{TRAINER}/saving.py",
+        "        shutil.rmtree(partial, ignore_errors=True)\n        raise",
+        "        raise",
+        ("tests/trainer/test_saving.py::test_whatever_stops_a_save_leaves_no_part_of_it",),
+    ),
+    Mutant(
+        "the token in the resolved configuration",
+        "src/sartor/config/resolve.py",
+        "if entry.init and entry.name not in _SECRETS",
+        "if entry.init",
+        ("tests/test_config.py::test_the_written_configuration_is_json_without_tokens",),
+    ),
+    Mutant(
+        "the token in an error",
+        "src/sartor/report/hub.py",
+        '        message = message.replace(secret, "<token>")\n    raise HubError(_TOKEN_LIKE.sub("<token>", message))',
+        "        pass\n    raise HubError(message)",
+        ("tests/report/test_hub.py::test_each_refusal_says_what_to_do_and_never_the_token",),
+    ),
+)
+
+MUTANTS: tuple[Mutant, ...] = (*WEIGHTING, *STEPPING, *ISOLATION, *TARGETS, *LOSS, *STATE)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from sartor.errors import NonFiniteError
 from tests.trainer.tiny import make_model, make_tokenizer, trainer, weights
 
 VOCABULARY = 88
@@ -205,3 +206,11 @@ def test_models_are_handed_back_and_saved_in_the_dtype_they_arrived_in(dtype: to
     assert sorted(path.name for path in folders) == ["checkpoint-1", "checkpoint-2"]
     for folder in folders:
         assert {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()} == {dtype}
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_rows(tmp_path: Path) -> None:
+    model = make_model()
+    found = trainer(tmp_path, model=model, max_steps=5, learning_rate=1e30, max_grad_norm=0.0, optim="sgd")
+    with pytest.raises(NonFiniteError, match=r"the loss of step [23] is (nan|inf): rows \d+, \d+ "):
+        found.train()
+    assert len([record for record in found.state.log_history if "loss" in record]) in (1, 2)
