@@ -221,6 +221,12 @@ class _Attempt:
         """
         span = self._spans.get(number)
         message = self._conversation.messages[number]
+        if span is None and MIX in self._tags:
+            raise Unproven(
+                "messages mixed",
+                "the template makes one text of several messages, of which the parts cannot be told apart. Put "
+                "{% generation %} marks in the template.",
+            )
         if span is None or (not span.kinds and _kinds_of(message)):
             raise Unproven("message not rendered", f"the template leaves out message {_number(number)}. Remove it.")
         prompt = self._prover.render(self._conversation, number, prompt=True) if number else None
