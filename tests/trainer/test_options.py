@@ -125,6 +125,11 @@ def test_tensorboard_gets_the_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(losses)
 
 
+def test_every_tracker_that_is_installed_can_be_reported_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
+    assert len(final_losses(tmp_path / "run", report_to="all")) == 4
+
+
 @pytest.mark.parametrize("quiet", [True, False])
 def test_progress_is_shown_by_transformers_own_callbacks(
     quiet: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]

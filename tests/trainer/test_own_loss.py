@@ -98,6 +98,21 @@ def test_an_overridden_compute_loss_gives_trls_gradients_and_losses(
     assert our_losses == pytest.approx(their_losses, abs=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+def test_a_mean_per_batch_is_divided_by_the_batches_of_a_step_where_it_says_so(tmp_path: Path) -> None:
+    def mean(self: Any, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        outputs = model(**inputs, use_cache=False)
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def kind(base: Any) -> Any:
+        return type("Mine", (base,), {"compute_loss": mean, "loss_is_scaled_for_ga": False})
+
+    ours, our_losses = gradients(tmp_path / "ours", kind=kind(SFTTrainer))
+    theirs, their_losses = trl_gradients(tmp_path / "theirs", kind=kind)
+    assert_close(ours, theirs)
+    assert our_losses == pytest.approx(their_losses, abs=1e-6)
+
+
 def test_the_padded_path_gives_the_gradients_of_the_flat_one(tmp_path: Path) -> None:
     flat, flat_losses = gradients(tmp_path / "flat")
     padded, padded_losses = gradients(tmp_path / "padded", kind=subclass(calls_super)(SFTTrainer))
