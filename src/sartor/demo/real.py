@@ -31,10 +31,10 @@ QUESTIONS = (
 )
 """Those the tutorial ends with."""
 
-NUM_EPOCHS = 5
+NUM_EPOCHS = 3
 LEARNING_RATE = 1e-4
 BATCH_ROWS = 6
-MAX_ANSWER_TOKENS = 120
+MAX_ANSWER_TOKENS = 160
 DEFAULT_FOLDER = Path("runs/demo-real")
 
 
