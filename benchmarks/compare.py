@@ -223,7 +223,8 @@ def report(found: dict[str, list[dict[str, Any]]], arguments: argparse.Namespace
     records.append(arguments.csv, rows)
     print()
     for row in rows:
-        line = f"{row['variant']:30} {row['tokens_per_second_p50']:8.1f} tokens/s  {row['peak_bytes_above_start'] / 1e9:6.2f} GB"
+        line = f"{row['variant']:30} {row['tokens_per_second_p50']:8.1f} tokens/s"
+        line += f"  {row['peak_bytes_above_start'] / 1e9:6.2f} GB"
         for base in ("trl, tutorial", "trl, best", "trl, tutorial, bf16=True"):
             other = next((candidate for candidate in rows if candidate["variant"] == base), None)
             if other is not None and other is not row and ("bf16" in base) == ("bf16" in row["variant"]):

@@ -30,6 +30,7 @@ COLOURS = {
 }
 CELL_WIDTH, CELL_HEIGHT, MARGIN = 8.4, 18, 14
 BACKGROUND = "#1e1e1e"
+FONTS = "ui-monospace, SFMono-Regular, Menlo, DejaVu Sans Mono, monospace"
 
 
 def record(command: Sequence[str], columns: int, history: int = 4000) -> list[list[tuple[str, str, bool]]]:
@@ -78,8 +79,9 @@ def draw(lines: Sequence[Sequence[tuple[str, str, bool]]], title: str) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '
         f'viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{_escaped(title)}">',
         f'<rect width="100%" height="100%" rx="8" fill="{BACKGROUND}"/>',
-        f'<text x="{MARGIN}" y="{MARGIN + 12}" font-family="monospace" font-size="13" fill="#8a8a8a">$ {_escaped(title)}</text>',
-        '<g font-family="ui-monospace, SFMono-Regular, Menlo, DejaVu Sans Mono, monospace" font-size="14" xml:space="preserve">',
+        f'<text x="{MARGIN}" y="{MARGIN + 12}" font-family="{FONTS}" font-size="13" fill="#8a8a8a">'
+        f"$ {_escaped(title)}</text>",
+        f'<g font-family="{FONTS}" font-size="14" xml:space="preserve">',
     ]
     for number, line in enumerate(lines, 2):
         y = MARGIN + number * CELL_HEIGHT - 4

@@ -1,6 +1,7 @@
 """Sartor fits a language model to your conversations, and to your machine.
 
-The public names are loaded when first used: importing this package takes a few milliseconds and pulls in no heavy library.
+The public names are loaded when first used: importing this package takes a few milliseconds and pulls in no heavy
+library.
 """
 
 from importlib import import_module

@@ -1,7 +1,7 @@
 """Every error a user can cause, in one tree, and the warning category of everything Sartor warns about.
 
-Each message says what is wrong, where (file and row, or option) and what to do.  The command line prints these without a
-traceback and exits with code 2; anything else is a defect of Sartor's and keeps its traceback.
+Each message says what is wrong, where (file and row, or option) and what to do.  The command line prints these
+without a traceback and exits with code 2; anything else is a defect of Sartor's and keeps its traceback.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,10 @@ class SartorError(Exception):
 
 
 class ConfigurationError(SartorError, ValueError):
-    """Options that do not fit together, are out of range, or are not supported.  Holds all problems found, not the first."""
+    """Options that do not fit together, are out of range, or are not supported.
+
+    Holds all problems found, not the first.
+    """
 
     def __init__(self, problems: str | Sequence[str]) -> None:
         self.problems: tuple[str, ...] = (problems,) if isinstance(problems, str) else tuple(problems)

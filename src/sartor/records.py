@@ -107,7 +107,10 @@ class DataSummary:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One tokenized example.  `labels` are unshifted: `labels[t]` is `input_ids[t]` where token t is trained, else -100."""
+    """One tokenized example.
+
+    `labels` are unshifted: `labels[t]` is `input_ids[t]` where token t is trained, else -100.
+    """
 
     input_ids: Sequence[int]
     labels: Sequence[int]
@@ -120,7 +123,8 @@ class PreparedData:
     """One data set, ready for training: what `trainer.train_dataset` is, and what happened on the way there."""
 
     dataset: Any
-    """datasets.Dataset or IterableDataset with `input_ids`, `labels` (unshifted, -100 where not trained) and, for packed
+    """datasets.Dataset or IterableDataset with `input_ids`, `labels` (unshifted, -100 where not trained) and, for
+    packed
     blocks, `seq_lengths`."""
     summary: DataSummary
 
@@ -188,7 +192,10 @@ class MicroBatch:
 
 @dataclass(frozen=True, slots=True)
 class LossSums:
-    """Sums over the targets of one or several micro-batches, never means: they add up exactly, however the batch was cut."""
+    """Sums over the targets of one or several micro-batches, never means.
+
+    They add up exactly, however the batch was cut.
+    """
 
     loss_sum: torch.Tensor
     """float32 scalar: the sum of the targets' losses (label smoothing included)."""
