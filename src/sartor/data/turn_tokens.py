@@ -23,15 +23,20 @@ MAX_HEADS = 4096
 """Heads of turns whose ids are kept: templates write few different ones."""
 
 
+_JOINED = (
+    "the tokenizer joins the prompt's end and the answer's beginning. Let the chat template end its prompt with a "
+    "special "
+    "token or a newline."
+)
+
+
 class TurnTokenizer:
     """Tokenizes texts, and marks the tokens of their trained turns."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._atoms = frozenset(tokenizer.added_tokens_decoder)
-        """Ids of tokens that the text is split at before anything else, so that what follows does not depend on what
-        precedes."""
-        self._splits_at_atoms = _is_byte_level(tokenizer.backend_tokenizer)
+        self._special_ids = frozenset(tokenizer.all_special_ids)
+        self._is_byte_level = _is_byte_level(tokenizer.backend_tokenizer)
         self._heads: dict[str, list[int]] = {}
         self._newline = self._ids("\n")
         self.num_cut_turns = 0
@@ -57,9 +62,10 @@ class TurnTokenizer:
             Unproven: an end token is not a token of its own.
         """
         ids = encoding.ids
-        cuts = [turn.start for turn in turns if not self._is_generated_so(text, turn.start, encoding, ids)]
+        starts = [self._start_token(text, turn.start, encoding, ids) for turn in turns]
+        cuts = [turn.start for turn, token in zip(turns, starts, strict=True) if token is None]
         if not cuts:
-            return ids, self._marks(turns, encoding, ids, 0)
+            return ids, self._marks(turns, starts, encoding, ids, 0)
         self.num_cut_turns += len(cuts)
         all_ids: list[int] = []
         all_marks: list[int] = []
@@ -76,25 +82,31 @@ class TurnTokenizer:
         Tokenizers of the SentencePiece family put a mark before a text, which only the beginning of a row may have: a
         later part is tokenized behind a newline, whose tokens are then taken away.
         """
-        hides_newline = first > 0 and not self._splits_at_atoms
-        encoding = self.encode(["\n" + piece if hides_newline else piece]).encodings[0]
-        skipped = len(self._newline) if hides_newline else 0
+        skipped = 0
+        if first and not self._is_byte_level:
+            piece, first, skipped = "\n" + piece, first - 1, len(self._newline)
+        encoding = self.encode([piece]).encodings[0]
         ids = encoding.ids
-        if hides_newline and ids[:skipped] != self._newline:
-            raise Unproven(
-                "tokens across a turn's start",
-                "the tokenizer joins the prompt's end and the answer's beginning. Let the chat template end its prompt "
-                "with a special token or a newline.",
-            )
-        return ids[skipped:], self._marks(turns, encoding, ids, first - hides_newline)[skipped:]
+        if ids[:skipped] != self._newline[:skipped]:
+            raise Unproven("tokens across a turn's start", _JOINED)
+        starts = [
+            skipped
+            if turn.start == first + bool(skipped)
+            else self._start_token(piece, turn.start - first, encoding, ids)
+            for turn in turns
+        ]
+        return ids[skipped:], self._marks(turns, starts, encoding, ids, first)[skipped:]
 
-    def _marks(self, turns: Sequence[Turn], encoding: Any, ids: list[int], first: int) -> list[int]:
+    def _marks(
+        self, turns: Sequence[Turn], starts: Sequence[int | None], encoding: Any, ids: list[int], first: int
+    ) -> list[int]:
         """A 1 for each token of a turn, of a text whose first character has the number `first`."""
         marks = [0] * len(ids)
-        for turn in turns:
-            start = encoding.char_to_token(turn.start - first)
+        for turn, start in zip(turns, starts, strict=True):
+            if start is None:
+                raise Unproven("tokens across a turn's start", _JOINED)
             end = encoding.char_to_token(turn.end - len(turn.end_token) - first)
-            if start is None or end is None or ids[end] != self._tokenizer.convert_tokens_to_ids(turn.end_token):
+            if end is None or ids[end] != self._tokenizer.convert_tokens_to_ids(turn.end_token):
                 raise Unproven(
                     "end token is no token",
                     f"the tokenizer joins {turn.end_token!r} with what is next to it, so the turn's end cannot be "
@@ -103,20 +115,27 @@ class TurnTokenizer:
             marks[start : end + 1] = [1] * (end + 1 - start)
         return marks
 
-    def _is_generated_so(self, text: str, start: int, encoding: Any, ids: list[int]) -> bool:
-        """Whether the text before a turn is tokenized here as it is alone, with a token beginning at the turn."""
-        token = encoding.char_to_token(start)
-        if token is None or encoding.token_to_chars(token)[0] != start:
-            return False
-        first = token
-        if self._splits_at_atoms:
-            while first > 0 and ids[first - 1] not in self._atoms:
-                first -= 1
-            first = max(0, first - 1)
-        else:
-            first = 0
-        begin = encoding.token_to_chars(first)[0] if first else 0
-        return self._head_ids(text[begin:start]) == ids[first:token]
+    def _start_token(self, text: str, start: int, encoding: Any, ids: list[int]) -> int | None:
+        """The token that begins at a character, where all before it are those of the text before it alone; else None.
+
+        What follows a special token does not depend on what precedes it, in a byte-level tokenizer: there it is
+        enough to compare from the last one on, and these few heads can be kept.  Offsets of tokens only say where
+        special tokens
+        are: those of others may leave out spaces.
+        """
+        first, begin = 0, 0
+        if self._is_byte_level:
+            for token in range(len(ids) - 1, -1, -1):
+                if ids[token] in self._special_ids:
+                    begins, ends = encoding.token_to_chars(token)
+                    if ends <= start:
+                        first, begin = token, begins
+                        break
+        head = self._head_ids(text[begin:start])
+        token = first + len(head)
+        if ids[first:token] != head or (token and encoding.token_to_chars(token - 1)[1] > start):
+            return None
+        return token
 
     def _head_ids(self, head: str) -> list[int]:
         """Ids of what stands before a turn."""
