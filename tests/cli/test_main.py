@@ -1,5 +1,6 @@
 """The entry point: fast help, suggestions, exit codes, no traceback for what the user can mend."""
 
+import os
 import subprocess
 import sys
 import time
@@ -82,3 +83,14 @@ def test_the_console_script_exits_with_the_code() -> None:
     assert done.returncode == 2
     assert "did you mean --packing?" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_variables_that_torch_reads_when_loaded_are_set_before_a_command_unless_the_user_set_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
+    monkeypatch.setattr("sartor.cli.env.run", lambda argv: 0)
+    assert entry.main(["env"]) == 0
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"

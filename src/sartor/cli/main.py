@@ -5,6 +5,7 @@
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -18,6 +19,12 @@ COMMANDS = {
     "env": "print what a bug report needs",
 }
 """Command to its line in the help.  A command is the module `sartor.cli.<command>`, loaded when it is called."""
+
+
+BEFORE_TORCH = {"THP_MEM_ALLOC_ENABLE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+"""Environment variables that torch reads when it is loaded, and what suits one process that trains: large allocations
+in
+huge pages, and threads that sleep rather than spin when something else wants the cores."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"did you mean `sartor {near[0]}`?" if near else f"there are {', '.join(COMMANDS)}"
         print(f"sartor: the command {command!r} is unknown: {hint}", file=sys.stderr)
         return 2
+    for name, value in BEFORE_TORCH.items():
+        os.environ.setdefault(name, value)
     try:
         return int(importlib.import_module(f"sartor.cli.{command}").run(arguments[1:]))
     except SartorError as error:

@@ -20,9 +20,6 @@ _DEFAULT_MMAP_MAX = 65_536
 _DEFAULT_TRIM_THRESHOLD = 128 * 1024
 _NEVER_TRIM = 2**31 - 1
 
-HUGE_PAGES_VARIABLE = "THP_MEM_ALLOC_ENABLE"
-"""Set to 1 before torch is loaded, it makes torch ask for huge pages; the command line does so."""
-
 
 @lru_cache(maxsize=1)
 def _glibc() -> ctypes.CDLL | None:
