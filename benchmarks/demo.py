@@ -5,7 +5,7 @@
     python -m benchmarks.demo --without-pretraining # the same fine-tuning on a base with random weights
 
 Appends one line per seed to benchmarks/demo.csv: held-out questions right before and after in wordings that the
-conversations use (all eight for every fact about the test entities), after in wordings never seen, and the time that
+conversations use (all of them for every fact about the test entities), after in wordings never seen, and the time that
 fine-tuning took.
 """
 
@@ -30,6 +30,7 @@ from sartor.demo.recipe import (
     ASSETS_SEED,
     BASE_FOLDER,
     CONVERSATIONS_FILE,
+    RECIPE_FILE,
     assets,
     build_model,
     fine_tuning_config,
@@ -44,7 +45,9 @@ RESULTS = Path(__file__).with_name("demo.csv")
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.demo", description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of fine-tuning")
-    parser.add_argument("--world-seed", type=int, default=ASSETS_SEED, help="other than the bundled one: made first")
+    world = parser.add_mutually_exclusive_group()
+    world.add_argument("--world-seed", type=int, default=ASSETS_SEED, help="other than the bundled one: made first")
+    world.add_argument("--assets", type=Path, help="folder that `python -m sartor.demo.recipe` wrote")
     parser.add_argument(
         "--without-pretraining", action="store_true", help="control: random weights instead of the base"
     )
@@ -52,12 +55,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="CSV to append to")
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as scratch:
-        made = assets()
+        made = arguments.assets or assets()
         if arguments.world_seed != ASSETS_SEED:
             made = Path(scratch) / "assets"
             print(json.dumps(make_assets(arguments.world_seed, made)))
+        world = make_world(json.loads((made / RECIPE_FILE).read_text(encoding="utf-8"))["seed"])
         for seed in arguments.seeds:
-            world = make_world(arguments.world_seed)
             row = measure(world, made, seed, Group(arguments.group), is_control=arguments.without_pretraining)
             print(json.dumps(row))
             append(arguments.out, row)
