@@ -1,4 +1,4 @@
-"""The page of this room shows what its code prints."""
+"""The pages of this room show what its code prints."""
 
 import json
 from pathlib import Path
@@ -23,3 +23,11 @@ def test_the_example_prints_what_the_page_says(
     monkeypatch.chdir(tmp_path)
     exec(code, {"tokenizer": make_neox_tokenizer()})
     assert capsys.readouterr().out.strip() == printed.strip()
+
+
+def test_the_example_of_targets_prints_what_the_page_says(capsys: pytest.CaptureFixture[str]) -> None:
+    page = PAGE.with_name("targets.md").read_text(encoding="utf-8")
+    code = page.split("```python\n")[1].split("```")[0]
+    printed = page.split("prints\n\n```\n")[1].split("```")[0]
+    exec(code, {})
+    assert capsys.readouterr().out == printed

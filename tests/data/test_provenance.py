@@ -159,6 +159,7 @@ def test_reasoning_and_arguments_are_told_from_content() -> None:
     ("written", "tags"),
     [
         ("{{ message.content|indent }}", "bb"),
+        ("{{ (message.content ~ '\\n' ~ message.content)|indent }}", "b" * len("Yo\n    Yo")),
         ("{{ message.content|title }}", "bb"),
         ("{{ message.content|safe }}", "bb"),
         ("{{ message.content|tojson }}", "bbbb"),

@@ -89,6 +89,41 @@ CONVERSATIONS: dict[str, tuple[list[dict[str, Any]], Any]] = {
 NAMES = sorted(file.name.removesuffix(SUFFIX) for file in FOLDER.glob(f"*{SUFFIX}"))
 OUTCOMES = ("equal", "prompt", "rewritten", "refused", "raises", "wrong")
 
+EXPECTED = {
+    "cohere": (12, 0, 0, 0, 4, 0),
+    "cohere2": (12, 0, 0, 0, 4, 0),
+    "deepseek_r1_distill": (0, 0, 0, 12, 0, 0),
+    "deepseekv3": (0, 0, 0, 10, 2, 0),
+    "diffusion_gemma": (14, 0, 0, 3, 0, 0),
+    "gemma": (11, 0, 0, 0, 5, 0),
+    "gemma3": (12, 0, 0, 0, 4, 0),
+    "glm4moe": (0, 0, 0, 12, 0, 0),
+    "gptoss": (0, 6, 0, 7, 0, 0),
+    "idefics3": (19, 0, 0, 1, 0, 0),
+    "lfm2": (19, 0, 0, 1, 0, 0),
+    "lfm2_v2": (21, 0, 0, 0, 0, 0),
+    "llama3": (19, 0, 0, 1, 0, 0),
+    "llava_next": (0, 0, 0, 10, 2, 0),
+    "muse_glimmer": (0, 18, 0, 2, 0, 0),
+    "nemotron_3_5_lightning": (0, 2, 0, 10, 0, 0),
+    "nemotron_3_nano": (0, 2, 0, 10, 0, 0),
+    "nemotron_3_super": (0, 2, 0, 10, 0, 0),
+    "nemotron_3_ultra": (0, 2, 0, 10, 0, 0),
+    "phi3": (17, 0, 0, 2, 0, 0),
+    "phi3_5": (17, 0, 0, 2, 0, 0),
+    "qwen2_5": (0, 21, 0, 0, 0, 0),
+    "qwen2_5_vl": (19, 0, 0, 1, 0, 0),
+    "qwen3": (12, 0, 9, 0, 0, 0),
+    "qwen3_5_nothink": (0, 7, 0, 7, 0, 0),
+    "qwen3_5_think": (0, 9, 0, 5, 0, 0),
+    "qwen3_6": (0, 9, 0, 5, 0, 0),
+    "qwen3_8": (0, 21, 0, 0, 0, 0),
+    "qwen3_instruct_2507": (21, 0, 0, 0, 0, 0),
+    "qwen3_vl": (21, 0, 0, 0, 0, 0),
+    "smolvlm": (19, 0, 0, 1, 0, 0),
+}
+"""The table for trl 1.16, turns by outcome; refused and raises count conversations."""
+
 
 def end_tokens(name: str) -> list[str]:
     return next(END_TOKENS[prefix] for prefix in sorted(END_TOKENS, key=len, reverse=True) if name.startswith(prefix))
@@ -171,3 +206,4 @@ def test_what_is_proven_is_what_trl_marks() -> None:
     for name, found in [*table.items(), ("all", total)]:
         print(f"{name:26}" + "".join(f"{found[outcome]:10}" for outcome in OUTCOMES))
     assert total["wrong"] == 0
+    assert {name: tuple(found[outcome] for outcome in OUTCOMES) for name, found in table.items()} == EXPECTED

@@ -433,4 +433,63 @@ STATE = (
     ),
 )
 
-MUTANTS: tuple[Mutant, ...] = (*WEIGHTING, *STEPPING, *ISOLATION, *TARGETS, *LOSS, *STATE)
+PROOF = (
+    Mutant(
+        "end of turn dropped",
+        f"{DATA}/turn_tokens.py",
+        "marks[start : end + 1] = [1] * (end + 1 - start)",
+        "marks[start:end] = [1] * (end - start)",
+        ("tests/data/test_assistant.py::test_the_exact_tokens_of_the_answers_are_trained",),
+    ),
+    Mutant(
+        "header trained",
+        f"{DATA}/targets.py",
+        "            start = len(prompt)\n",
+        "            start = span.start\n",
+        ("tests/data/test_targets.py::test_each_kind_of_template_is_proven_or_refused",),
+    ),
+    Mutant(
+        "a turn begins a token late",
+        f"{DATA}/turn_tokens.py",
+        "        return token\n",
+        "        return token + 1\n",
+        ("tests/data/test_assistant.py::test_the_exact_tokens_of_the_answers_are_trained",),
+    ),
+    Mutant(
+        "tokens before an answer not compared",
+        f"{DATA}/turn_tokens.py",
+        "if ids[first:token] != head or (token",
+        "if (token",
+        ("tests/data/test_assistant.py::test_a_row_is_cut_where_the_whole_text_has_other_tokens_than_the_prompt",),
+    ),
+    Mutant(
+        "an end of turn in a message trained",
+        f"{DATA}/targets.py",
+        "        attempt.refuse_special_text(self._atoms)\n",
+        "",
+        ("tests/data/test_targets.py::test_a_message_that_holds_a_special_token_is_refused_by_its_number",),
+    ),
+    Mutant(
+        "messages out of order trained",
+        f"{DATA}/targets.py",
+        "        self._refuse_moved(number, span)\n",
+        "",
+        ("tests/data/test_targets.py::test_each_kind_of_template_is_proven_or_refused",),
+    ),
+    Mutant(
+        "a filter that loses tags trusted",
+        f"{DATA}/provenance/environment.py",
+        '        "attr",\n',
+        '        "attr",\n        "indent",\n',
+        ("tests/data/test_provenance.py::test_what_is_made_of_a_content_is_tagged_so",),
+    ),
+    Mutant(
+        "answers of the prompt trained",
+        f"{DATA}/assistant.py",
+        "first = len(prompt) if self._completion_only else 0",
+        "first = 0",
+        ("tests/data/test_assistant.py::test_both_losses_train_the_answers_of_the_completion_alone",),
+    ),
+)
+
+MUTANTS: tuple[Mutant, ...] = (*WEIGHTING, *STEPPING, *ISOLATION, *TARGETS, *LOSS, *STATE, *PROOF)
