@@ -7,10 +7,14 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sartor.data.assistant import AssistantTargets
 from sartor.data.encode import prepare
+from sartor.data.formats import TrainingRow
 from sartor.data.inspect import example_of, plain
+from sartor.data.problems import ProblemLog
 from sartor.errors import ConfigurationError, DataError
 from sartor.records import DataSettings, PreparedData
 
@@ -164,6 +168,40 @@ def test_a_cut_adds_no_mark_to_the_second_part() -> None:
     whole = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert "".join(tokenizer.convert_ids_to_tokens(ids)) == "".join(tokenizer.convert_ids_to_tokens(whole))
     assert trained(tokenizer, data) == "and more</s> and</s>"
+
+
+PLAIN = """{% for m in messages %}
+{{- m.role + ':\n\n' + m.content + (eos_token if m.role == 'assistant' else '\n') }}
+{%- endfor %}{% if add_generation_prompt %}{{ 'assistant:\n\n' }}{% endif %}"""
+PIECES = ["a", "é", "\n", "\n\n", " ", "  ", "Yo", "the moon", "###", ":", "<|im", "\t", "日本"]
+CONTENTS = st.lists(st.sampled_from(PIECES), min_size=1, max_size=5).map("".join).filter(str.strip)
+MADE = {make: make() for make in (make_small_tokenizer, make_metaspace_tokenizer, newline_pairs_tokenizer)}
+
+
+@pytest.mark.parametrize("make", MADE)
+@pytest.mark.parametrize("template", [PLAIN, VICUNA, ZEPHYR], ids=["plain", "vicuna", "zephyr"])
+@settings(max_examples=40, deadline=None)
+@given(texts=st.lists(CONTENTS, min_size=4, max_size=4))
+def test_any_answer_is_trained_behind_the_tokens_of_its_prompt(make: Any, template: str, texts: list[str]) -> None:
+    tokenizer = MADE[make]
+    tokenizer.chat_template = template
+    messages = [{**message, "content": text} for message, text in zip(CONVERSATION, texts, strict=True)]
+    problems = ProblemLog()
+    targets = AssistantTargets(tokenizer, [], completion_only=True)
+    (ids,), (marks,) = targets.encode([TrainingRow("here", messages)], problems)
+    whole, prompt = (
+        tokenizer(tokenizer.apply_chat_template(part, tokenize=False, **options), add_special_tokens=False)["input_ids"]
+        for part, options in ((messages, {}), (messages[:1], {"add_generation_prompt": True}))
+    )
+    assert ids[: marks.index(1)] == prompt
+    pieces, expected = ("".join(tokenizer.convert_ids_to_tokens(row)) for row in (ids, whole))
+    if "<unk>" not in pieces + expected:  # several unknown characters are one token, or two when cut
+        assert pieces == expected
+    ends = [number for number, token in enumerate(ids) if token == tokenizer.eos_token_id and marks[number]]
+    assert len(ends) == 2
+    assert [number for number in range(len(ids) - 1) if marks[number] > marks[number + 1]] == ends[
+        : None if marks[-1] == 0 else -1
+    ]
 
 
 def test_end_tokens_of_the_generation_configuration_are_ends() -> None:

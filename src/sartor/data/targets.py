@@ -26,7 +26,7 @@ from typing import Any
 
 from sartor.data.provenance.render import Conversation, Renderer, TracedText, TraceError
 from sartor.data.provenance.shadow import MIX, OUTSIDE, Kind, kind_of, message_of, tag_of
-from sartor.data.provenance.spans import Span, spans_of
+from sartor.data.provenance.spans import Span, kinds_of, spans_of
 
 MAX_PROBES = 64
 """Rows may each bring their own keywords for the template; what is known of so many is kept."""
@@ -209,7 +209,7 @@ class _Attempt:
         return [
             (number, kind)
             for number, message in enumerate(self._conversation.messages)
-            for kind in _kinds_of(message)
+            for kind in kinds_of(message)
             if kind not in self._spans.get(number, Span()).kinds
         ]
 
@@ -227,7 +227,7 @@ class _Attempt:
                 "the template makes one text of several messages, of which the parts cannot be told apart. Put "
                 "{% generation %} marks in the template.",
             )
-        if span is None or (not span.kinds and _kinds_of(message)):
+        if span is None or (not span.kinds and kinds_of(message)):
             raise Unproven("message not rendered", f"the template leaves out message {_number(number)}. Remove it.")
         prompt = self._prover.render(self._conversation, number, prompt=True) if number else None
         is_last = number + 1 == len(self._conversation.messages)
@@ -372,28 +372,6 @@ class _Attempt:
         if prompt is not None and until.startswith(prompt):
             return not until.startswith(target, len(prompt))
         return target not in until
-
-
-def _kinds_of(message: Mapping[str, Any]) -> list[Kind]:
-    """Which fields a message has text in."""
-    kinds = []
-    content, reasoning = message.get("content"), message.get("reasoning_content")
-    if isinstance(content, str) and content.strip():
-        kinds.append(Kind.CONTENT)
-    if isinstance(reasoning, str) and reasoning.strip():
-        kinds.append(Kind.REASONING)
-    calls = message.get("tool_calls") or []
-    if any(_has_text((call.get("function") or call).get("arguments")) for call in calls):
-        kinds.append(Kind.ARGUMENTS)
-    return kinds
-
-
-def _has_text(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return any(_has_text(item) for item in value.values())
-    if isinstance(value, (list, tuple)):
-        return any(_has_text(item) for item in value)
-    return isinstance(value, str) and bool(value.strip())
 
 
 def _number(message: int | None) -> int:
