@@ -59,7 +59,9 @@ class AssistantTargets:
         if problems:
             return [], []
         proven = [proof for proof in proofs if proof is not None]
-        encodings = self._turn_tokenizer.encode([proof.text for proof in proven]).encodings if proven else []
+        texts = [proof.text for proof in proven]
+        encodings = self._turn_tokenizer.encode(texts).encodings if texts else []
+        self._turn_tokenizer.learn_prompts(texts, [proof.turns for proof in proven])
         all_ids, all_marks = [], []
         for row, proof, encoding in zip(rows, proven, encodings, strict=True):
             num_cut = self._turn_tokenizer.num_cut_turns

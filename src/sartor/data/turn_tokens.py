@@ -52,6 +52,12 @@ class TurnTokenizer:
             verbose=False,
         )
 
+    def learn_prompts(self, texts: Sequence[str], turns: Sequence[Sequence[Turn]]) -> None:
+        """Tokenize what stands before the turns of many texts in one call, where it has to be compared as a whole."""
+        if not self._is_byte_level:
+            heads = [text[: turn.start] for text, inside in zip(texts, turns, strict=True) for turn in inside]
+            self._heads = dict(zip(heads, self.encode(heads)["input_ids"], strict=True)) if heads else {}
+
     def targets(self, text: str, turns: Sequence[Turn], encoding: Any) -> tuple[list[int], list[int]]:
         """Ids of one text, and which of them are trained.
 
