@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from sartor.cli import demo
+from sartor.cli import chat, demo
+from sartor.demo import real, show
 from sartor.demo.ask import _until_end
 from sartor.demo.score import Verdict
 from sartor.demo.screen import NUM_SHOWN, OFF_SUBJECT, Answered, Screen, most_frequent_share, percent
@@ -138,3 +139,50 @@ def test_a_seed_out_of_range_is_refused(seed: str, capsys: pytest.CaptureFixture
         demo.run(["--seed", seed])
     assert caught.value.code == 2
     assert "is not a whole number" in capsys.readouterr().err
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, object]]:
+    """What the command hands to whom, with all three parts replaced."""
+    made: list[tuple[str, object]] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(show, "run", lambda **given: made.append(("show", (given["seed"], str(given["folder"])))))
+    monkeypatch.setattr(real, "run", lambda **given: made.append(("real", (given["seed"], given["output_dir"]))) or 0)
+    monkeypatch.setattr(chat, "run", lambda argv: made.append(("chat", argv[0])) or 0)
+    return made
+
+
+def test_options_reach_the_demonstration(calls: list[tuple[str, object]]) -> None:
+    assert demo.run(["--seed", "5", "--output-dir", "here"]) == 0
+    assert demo.run(["--output_dir", "here"]) == 0
+    assert calls == [("show", (5, "here")), ("show", (42, "here"))]  # and no chat: this is no terminal
+
+
+def test_chat_follows_where_it_is_asked_for(calls: list[tuple[str, object]]) -> None:
+    assert demo.run(["--chat"]) == 0
+    assert calls == [("show", (42, "runs/demo")), ("chat", "runs/demo")]
+
+
+def test_chat_follows_on_a_terminal_unless_refused(
+    calls: list[tuple[str, object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for stream in ("stdin", "stdout"):
+        monkeypatch.setattr(f"sys.{stream}.isatty", lambda: True, raising=False)
+    demo.run(["--no-chat"])
+    assert [name for name, _ in calls] == ["show"]
+    demo.run([])
+    assert [name for name, _ in calls] == ["show", "show", "chat"]
+
+
+def test_real_weights_get_the_same_options(calls: list[tuple[str, object]]) -> None:
+    assert demo.run(["--real", "--seed", "5", "--output_dir", "here"]) == 0
+    assert calls == [("real", (5, Path("here")))]
+
+
+def test_chat_with_real_weights_is_refused_not_ignored(
+    calls: list[tuple[str, object]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        demo.run(["--real", "--chat"])
+    assert "sartor chat FOLDER" in capsys.readouterr().err
+    assert not calls

@@ -44,7 +44,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def run(argv: Sequence[str]) -> int:
     """Run the command with the arguments after `sartor demo`; returns the exit code.  Raises SartorError."""
-    arguments = _parser().parse_args(list(argv))
+    parser = _parser()
+    arguments = parser.parse_args(list(argv))
+    if arguments.real and arguments.chat:
+        parser.error("--chat goes with the embedded model; after --real, `sartor chat FOLDER` talks to what it made")
     if arguments.real:
         from sartor.demo import real
 
