@@ -145,6 +145,19 @@ def test_a_template_that_refuses_the_beginning_alone_is_proven_by_its_usual_prom
     assert [turn.rule for turn in proof.turns] == [Rule.EXACT, Rule.FOUND]
 
 
+def test_a_header_is_not_trained_where_a_template_asks_for_no_second_answer() -> None:
+    asks = (
+        "{% if add_generation_prompt and messages[-1].role == 'user' %}"
+        "{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
+    )
+    source = "{% for message in messages %}" + HEAD + "{{ message.content }}" + TAIL + "{% endfor %}" + asks
+    messages = [user("Hi"), answer("<think>\nYo"), answer("Yo again")]
+    assert targets_of(chatml_prover(source).prove(messages[:2])) == ("Yo<|im_end|>",)
+    with pytest.raises(Unproven) as caught:
+        chatml_prover(source).prove(messages)
+    assert caught.value.kind == "no generation prompt"
+
+
 def test_a_turn_that_loses_its_reasoning_later_is_said_to_be_rewritten() -> None:
     messages = [user("Hi"), answer("Yo", reasoning_content="Hm"), user("And?"), answer("No.", reasoning_content="Oh")]
     proof = Prover(QWEN3, SPECIAL, IM_END).prove(messages)

@@ -177,7 +177,8 @@ class Prover:
         except Exception:
             return _Probe(end, has_header=True)
         span = spans_of(answered.tags).get(1, Span())
-        return _Probe(end, has_header=bool(answered.text[span.start : span.first_field].strip()))
+        head = answered.text[span.start : span.first_field] if span.first_field >= 0 else "unknown"
+        return _Probe(end, has_header=bool(head.strip()))
 
 
 class _Attempt:
@@ -293,7 +294,9 @@ class _Attempt:
     def _refuse_without_prompt(self, number: int, prompt: str) -> None:
         """A template that has no generation prompt but writes a header would have the header trained."""
         probe = self._prover.probe(self._conversation)
-        if probe.prompt_end == "" and probe.has_header and prompt == self._prover.render(self._conversation, number):
+        if probe.prompt_end and prompt.endswith(probe.prompt_end):
+            return
+        if probe.has_header and prompt == self._prover.render(self._conversation, number):
             raise Unproven(
                 "no generation prompt",
                 "the template writes a header before an answer, but not with add_generation_prompt=True, so the header "
