@@ -8,8 +8,8 @@ the answer otherwise than the template (with its reasoning in earlier turns), an
 
 from __future__ import annotations
 
+import random
 from collections import Counter
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,10 @@ TOOLS = [
 CALLS = [{"type": "function", "function": {"name": "weather", "arguments": {"city": "Paris"}}}]
 
 
+Conversation = tuple[list[dict[str, Any]], Any]
+"""Messages and tools."""
+
+
 def user(text: str) -> dict[str, Any]:
     return {"role": "user", "content": text}
 
@@ -65,7 +69,7 @@ def answer(text: str, **fields: Any) -> dict[str, Any]:
 
 
 RAIN = {"role": "tool", "name": "weather", "content": "rain"}
-CONVERSATIONS: dict[str, tuple[list[dict[str, Any]], Any]] = {
+CONVERSATIONS: dict[str, Conversation] = {
     "one": ([user("Hi"), answer("Yo")], None),
     "two": ([user("Hi"), answer("Yo"), user("And?"), answer("No.")], None),
     "three": ([user("Hi"), answer("Yo"), user("And?"), answer("No."), user("Hi"), answer("Yo")], None),
@@ -129,15 +133,14 @@ def end_tokens(name: str) -> list[str]:
     return next(END_TOKENS[prefix] for prefix in sorted(END_TOKENS, key=len, reverse=True) if name.startswith(prefix))
 
 
-@cache
-def outcomes(name: str) -> Counter[str]:
-    """What comes out for the turns of all conversations with one template; a row that is refused counts once."""
+def outcomes(name: str, conversations: dict[str, Conversation]) -> Counter[str]:
+    """What comes out for the turns of conversations with one template; a conversation that is refused counts once."""
     ends = end_tokens(name)
     special = {"bos_token": "<BOS>", "eos_token": ends[0]}
     prover = Prover((FOLDER / f"{name}.jinja").read_text(encoding="utf-8"), special, ends)
     twin = (FOLDER / f"{name}{SUFFIX}").read_text(encoding="utf-8")
     found: Counter[str] = Counter()
-    for label, (messages, tools) in CONVERSATIONS.items():
+    for label, (messages, tools) in conversations.items():
         if name.startswith(WITH_PARTS):
             messages = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
         try:
@@ -200,10 +203,42 @@ def compare(proof: Proof, number: int, marked: str, prompt: str, *, differs: boo
 
 
 def test_what_is_proven_is_what_trl_marks() -> None:
-    table = {name: outcomes(name) for name in NAMES}
+    table = {name: outcomes(name, CONVERSATIONS) for name in NAMES}
     total: Counter[str] = sum(table.values(), Counter())
     print(f"\n{'':26}" + "".join(f"{outcome:>10}" for outcome in OUTCOMES))
     for name, found in [*table.items(), ("all", total)]:
         print(f"{name:26}" + "".join(f"{found[outcome]:10}" for outcome in OUTCOMES))
     assert total["wrong"] == 0
     assert {name: tuple(found[outcome] for outcome in OUTCOMES) for name, found in table.items()} == EXPECTED
+
+
+PIECES = ["a", "é", "\n", " ", "Yo", "assistant", "###", ":", "x y", "\t", "<tool_call>", "model\n", "{", "}", "'", '"']
+MARKS = ["<think>", "</think>", "<|im_start|>", "<|assistant|>", "<start_of_turn>model\n"]
+
+
+def random_conversation(draw: random.Random, pieces: list[str]) -> Conversation:
+    def text() -> str:
+        return "".join(draw.choices(pieces, k=draw.randint(0, 5))) + draw.choice("abc")
+
+    messages = [{"role": "system", "content": text()}] if draw.random() < 0.2 else []
+    for _ in range(draw.randint(1, 3)):
+        reasoning = {"reasoning_content": text()} if draw.random() < 0.3 else {}
+        messages.append(user(text()))
+        if draw.random() < 0.25:
+            calls = [{"type": "function", "function": {"name": "weather", "arguments": {"city": text(), "days": 3}}}]
+            messages += [answer(text(), tool_calls=calls, **reasoning), {**RAIN, "content": text()}]
+            reasoning = {}
+        messages.append(answer(text(), **reasoning))
+    return messages, TOOLS if draw.random() < 0.5 else None
+
+
+def test_random_conversations_are_proven_as_trl_marks_them_or_refused() -> None:
+    draw = random.Random(11)
+    found: Counter[str] = Counter()
+    for name in NAMES:
+        found += outcomes(
+            name, {str(number): random_conversation(draw, PIECES + MARKS * (number % 2)) for number in range(8)}
+        )
+    assert found["wrong"] == 0
+    assert found["equal"] > 200
+    assert found["prompt"] > 40
