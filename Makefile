@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
-.PHONY: demo test test-all check format mutants clean
+.PHONY: demo install-dev test test-all check format mutants generated clean
 
 $(VENV)/run.stamp: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("sartor needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; say which to use: make PYTHON=python3.11")'
@@ -19,6 +19,8 @@ $(VENV)/dev.stamp: $(VENV)/run.stamp
 
 demo: $(VENV)/run.stamp  ## set up, fine-tune the embedded base model, talk to it
 	$(BIN)/sartor demo
+
+install-dev: $(VENV)/dev.stamp  ## set up everything that tests and benchmarks need
 
 test: $(VENV)/dev.stamp  ## all tests but the slow ones
 	$(PYTEST) -m "not slow" tests
@@ -35,6 +37,10 @@ check: $(VENV)/dev.stamp  ## format, lint, strict types, import contract
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+generated: $(VENV)/dev.stamp  ## command line flags and docs/options.md, from SFTConfig and its table
+	$(BIN)/python -m sartor.cli.generate > build-flags.tmp && mv build-flags.tmp src/sartor/cli/field_flags.py
+	$(BIN)/python -m sartor.config.page > build-options.tmp && mv build-options.tmp docs/options.md
 
 mutants: $(VENV)/dev.stamp  ## break the code on purpose; every break must fail a test
 	$(BIN)/python -m tests.mutants

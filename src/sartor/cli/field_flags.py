@@ -49,7 +49,7 @@ FIELD_FLAGS = (
     Flag('adam_epsilon', 'float', 1e-08, "Adam's epsilon.", 'optimizer'),
     Flag('max_grad_norm', 'float', 1.0, 'Longer gradients are shortened to this norm. 0: never.', 'optimizer'),
     Flag('completion_only_loss', 'bool', None, 'Train the completion alone. If not set: True for prompt and completion, else everything.', 'loss', optional=True),
-    Flag('assistant_only_loss', 'bool', False, "Train the assistant's turns alone; the chat template must mark them.", 'loss'),
+    Flag('assistant_only_loss', 'bool', False, "Train the assistant's turns alone: marked by the template, or proven.", 'loss'),
     Flag('loss_type', 'str', 'nll', 'nll, or dft (Dynamic Fine-Tuning, https://huggingface.co/papers/2508.05629).', 'loss', choices=('nll', 'dft', 'chunked_nll')),
     Flag('label_smoothing_factor', 'float', 0.0, "Share of each target's weight that is spread over all tokens.", 'loss'),
     Flag('neftune_noise_alpha', 'float', None, "Strength of NEFTune's noise on the embeddings (https://huggingface.co/papers/2310.05914).", 'loss', optional=True),

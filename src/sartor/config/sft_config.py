@@ -170,7 +170,7 @@ class SFTConfig(TrainingArguments, metaclass=OldNames):
         },
     )
     assistant_only_loss: bool = field(
-        default=False, metadata={"help": "Train the assistant's turns alone; the chat template must mark them."}
+        default=False, metadata={"help": "Train the assistant's turns alone: marked by the template, or proven."}
     )
     loss_type: str = field(
         default="nll",

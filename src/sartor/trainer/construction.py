@@ -77,6 +77,7 @@ def build(
         formatting_func=formatting_func,
         skips=skips_preparation(args.dataset_kwargs),
         has_collator=given.data_collator is not None,
+        end_tokens=end_tokens(model, tokenizer, args),
     )
     if args.chat_template_path is not None:
         added = problems.collect(lambda: apply_template(tokenizer, str(args.chat_template_path))) or []
@@ -220,6 +221,22 @@ def load_model(name: str, args: SFTConfig, quantization_config: Any = None) -> A
         return AutoModelForCausalLM.from_pretrained(name, **keywords)
     except (OSError, ValueError) as error:
         raise ModelError(f"no model can be loaded from {name!r}: {_first_line(error)}") from error
+
+
+def end_tokens(model: Any, tokenizer: Any, args: SFTConfig) -> list[str]:
+    """Texts of the tokens at which the model's generation stops, as its generation config lists them."""
+    from transformers import GenerationConfig
+
+    if isinstance(model, str):
+        try:
+            keywords = model_init_kwargs(args)
+            listed = GenerationConfig.from_pretrained(model, revision=keywords.get("revision")).eos_token_id
+        except OSError:  # many models have none, and an adapter's folder never
+            return []
+    else:
+        listed = model.generation_config.eos_token_id if model.generation_config is not None else None
+    ids = [] if listed is None else [listed] if isinstance(listed, int) else list(listed)
+    return [token for token in tokenizer.convert_ids_to_tokens(ids) if token is not None]
 
 
 def check_model(name: str, args: SFTConfig) -> None:

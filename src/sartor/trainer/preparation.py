@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sartor.batching.packing import pack
-from sartor.data import encode, sources
+from sartor.data import encode, inspect, sources
 from sartor.errors import ConfigurationError, DataError
 from sartor.records import DataSettings, DataSummary
+from sartor.trainer import voice
 
 
 class Preparation:
@@ -23,17 +24,20 @@ class Preparation:
         formatting_func: Callable[[Any], str] | None,
         skips: bool,
         has_collator: bool,
+        end_tokens: Sequence[str] = (),
     ) -> None:
+        """`end_tokens`: texts at which the model's generation stops, besides the tokenizer's end-of-text token."""
         self._tokenizer = tokenizer
         self._settings = {"train": train}
         self._evaluation = evaluation
         self._formatting_func = formatting_func
         self._skips = skips
         self._has_collator = has_collator
+        self._end_tokens = tuple(end_tokens)
         self.summaries: dict[str, DataSummary] = {}
 
     def prepare(self, dataset: Any, name: str) -> Any:
-        """One data set, ready for training."""
+        """One data set, ready for training; what it holds, and what was cut or dropped, is said aloud."""
         dataset = sources.load(dataset, name=f"{name}_dataset")
         columns = set(dataset.column_names or ())
         if self._skips:
@@ -41,17 +45,23 @@ class Preparation:
             if masks and "labels" not in columns and not self._has_collator:
                 raise DataError(
                     f"{name}_dataset has {', '.join(masks)} but no 'labels', and `skip_prepare_dataset=True` skips "
-                    "building them, so "
-                    "everything would be trained. Add a 'labels' column (-100 for tokens that are not trained), "
-                    "or drop "
-                    "`skip_prepare_dataset`."
+                    "building them, so everything would be trained. Add a 'labels' column (-100 for tokens that are "
+                    "not trained), or drop `skip_prepare_dataset`."
                 )
             return dataset
         settings = self._settings.get(name, self._evaluation)
         prepared = encode.prepare(
-            dataset, self._tokenizer, settings, name=name, formatting_func=self._formatting_func, pack=pack
+            dataset,
+            self._tokenizer,
+            settings,
+            name=name,
+            formatting_func=self._formatting_func,
+            pack=pack,
+            end_tokens=self._end_tokens,
         )
         self.summaries[name] = prepared.summary
+        for line in inspect.describe(prepared.summary).splitlines():
+            voice.say(line)
         return prepared.dataset
 
     def prepare_evaluation(self, datasets: Any) -> Any:
@@ -70,7 +80,6 @@ def skips_preparation(dataset_kwargs: Any) -> bool:
     if keywords:
         raise ConfigurationError(
             f"dataset_kwargs has {', '.join(sorted(keywords))}: only skip_prepare_dataset is known. Options of the "
-            "tokenizer belong to the "
-            "tokenizer that you pass as processing_class."
+            "tokenizer belong to the tokenizer that you pass as processing_class."
         )
     return skips
