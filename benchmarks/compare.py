@@ -126,26 +126,30 @@ def worker(arguments: argparse.Namespace) -> None:
         memory = machine.PeakMemory()
         trainer.train()
         peak = memory.above_start_bytes()
-        utilization = read_utilization(Path(folder))
     tokens = [
         record["num_tokens"] for record in trainer.state.log_history if "num_tokens" in record and "loss" in record
     ]
     losses = [record["loss"] for record in trainer.state.log_history if "loss" in record]
     speed = (tokens[steps - 1] - tokens[0]) / (times[steps - 1] - times[0])
+    plan = getattr(trainer, "plan", None)
+    dtype = plan.compute_dtype if plan is not None else "bfloat16" if options.get("bf16") else "float32"
+    utilization = speed * flops_per_token(trainer) / machine.matrix_rate(dtype=dtype)
     result = {"tokens_per_second": speed, "peak_bytes": peak, "losses": losses, "utilization": utilization}
     print(json.dumps(result))
 
 
-def read_utilization(folder: Path) -> float | None:
-    """Sartor's own measure in its run folder, without the first step: operations of forward and backward per second,
-    over
-    the rate of plain matrix products in the same dtype in the same process."""
-    file = folder / "metrics.jsonl"
-    if not file.exists():
-        return None
-    found = [json.loads(line).get("model_flops_utilization") for line in file.read_text().splitlines()]
-    shares = [share for share in found if share is not None][1:]
-    return statistics.fmean(shares) if shares else None
+def flops_per_token(trainer: Any) -> float:
+    """Operations of forward and backward per token of these rows, the same count for both libraries: recomputation,
+    padding and logits of what is no target are work, not progress."""
+    from sartor.engine.flops import step_flops
+    from sartor.engine.traits import read_traits
+
+    data = trainer.train_dataset
+    if "seq_lengths" in data.column_names:
+        lengths = [length for block in data["seq_lengths"] for length in block]
+    else:
+        lengths = [len(ids) for ids in data["input_ids"]]
+    return step_flops(read_traits(trainer.model), lengths, sum(lengths) - len(lengths)) / sum(lengths)
 
 
 def main() -> int:
@@ -195,7 +199,7 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _shares(results: list[dict[str, Any]]) -> list[float]:
-    return [result["utilization"] for result in results if result["utilization"] is not None]
+    return [result["utilization"] for result in results]
 
 
 def report(found: dict[str, list[dict[str, Any]]], arguments: argparse.Namespace) -> None:

@@ -28,9 +28,13 @@ def step_flops(traits: ModelTraits, document_lengths: Iterable[int], num_targets
 
 
 def measured_matrix_rate(device: torch.device, dtype: torch.dtype, size: int = 1024, repeats: int = 3) -> float:
-    """Best rate in FLOP/s of a few square matrix products: what this device does now, in this dtype."""
-    left = torch.ones(size, size, device=device, dtype=dtype)
-    right = torch.ones(size, size, device=device, dtype=dtype)
+    """Best rate in FLOP/s of a few square matrix products: what this device does now, in this dtype.
+
+    The numbers are random, since a processor may run faster on equal ones, and drawn without touching torch's own
+    generator.
+    """
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(size, size, generator=generator).to(device, dtype) for _ in range(2))
     best = 0.0
     for _ in range(repeats + 1):  # the first is a warm-up, and is the slowest
         start = time.perf_counter()
