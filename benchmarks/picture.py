@@ -30,6 +30,7 @@ COLOURS = {
 }
 CELL_WIDTH, CELL_HEIGHT, MARGIN = 8.4, 18, 14
 BACKGROUND = "#1e1e1e"
+NO_BREAK_SPACE = "\u00a0"  # viewers collapse runs of ordinary ones
 FONTS = "ui-monospace, SFMono-Regular, Menlo, DejaVu Sans Mono, monospace"
 
 
@@ -81,7 +82,7 @@ def draw(lines: Sequence[Sequence[tuple[str, str, bool]]], title: str) -> str:
         f'<rect width="100%" height="100%" rx="8" fill="{BACKGROUND}"/>',
         f'<text x="{MARGIN}" y="{MARGIN + 12}" font-family="{FONTS}" font-size="13" fill="#8a8a8a">'
         f"$ {_escaped(title)}</text>",
-        f'<g font-family="{FONTS}" font-size="14" xml:space="preserve">',
+        f'<g font-family="{FONTS}" font-size="14" style="white-space: pre">',
     ]
     for number, line in enumerate(lines, 2):
         y = MARGIN + number * CELL_HEIGHT - 4
@@ -89,7 +90,7 @@ def draw(lines: Sequence[Sequence[tuple[str, str, bool]]], title: str) -> str:
             weight = ' font-weight="bold"' if bold else ""
             parts.append(
                 f'<text x="{MARGIN + start * CELL_WIDTH:.1f}" y="{y}" fill="{_colour(colour)}"{weight} '
-                f'textLength="{len(text) * CELL_WIDTH:.1f}">{_escaped(text)}</text>'
+                f'textLength="{len(text) * CELL_WIDTH:.1f}">{_escaped(text).replace(" ", NO_BREAK_SPACE)}</text>'
             )
     return "\n".join([*parts, "</g>", "</svg>"]) + "\n"
 
