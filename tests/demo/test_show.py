@@ -10,9 +10,10 @@ from rich.console import Console
 from sartor.cli import chat, demo
 from sartor.demo import real, show
 from sartor.demo.ask import _until_end
+from sartor.demo.folder import choose_folder
 from sartor.demo.score import Verdict
 from sartor.demo.screen import NUM_SHOWN, OFF_SUBJECT, Answered, Screen, most_frequent_share, percent
-from sartor.demo.show import choose_folder, held_out_questions, unseen_questions
+from sartor.demo.show import held_out_questions, unseen_questions
 from sartor.demo.world import NUM_TAUGHT_WORDINGS, Group, make_world
 from sartor.errors import RunFolderError
 

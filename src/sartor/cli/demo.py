@@ -56,8 +56,9 @@ def run(argv: Sequence[str]) -> int:
     from rich.console import Console
 
     from sartor.demo import show
+    from sartor.demo.folder import choose_folder
 
-    folder, note = show.choose_folder(arguments.output_dir)
+    folder, note = choose_folder(arguments.output_dir)
     # transformers' bars for loading and saving a model of 2 MB would stand between the pages.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     show.run(seed=arguments.seed, folder=folder, console=Console(highlight=False), note=note)

@@ -18,6 +18,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sartor.demo.folder import choose_folder
 from sartor.demo.real_weights import RealWeights, obtain
 from sartor.errors import RunFolderError
 
@@ -113,17 +114,10 @@ def run(output_dir: Path | None = None, seed: int = 42, *, weights: RealWeights 
 
 
 def _output_folder(wanted: Path | None) -> Path:
-    """A folder that holds nothing yet."""
-    if wanted is not None:
-        if wanted.exists() and (not wanted.is_dir() or any(wanted.iterdir())):
-            raise RunFolderError(f"{wanted} holds something already: give another --output_dir, or empty it.")
-        return wanted
-    folder, number = DEFAULT_FOLDER, 1
-    while folder.exists():
-        number += 1
-        folder = DEFAULT_FOLDER.with_name(f"{DEFAULT_FOLDER.name}-{number}")
-    if number > 1:
-        _say(f"{DEFAULT_FOLDER} holds an earlier run; this one goes to {folder}.")
+    """A folder that holds nothing yet; says where another than usual is taken."""
+    folder, note = choose_folder(wanted, DEFAULT_FOLDER)
+    if note:
+        _say(note)
     return folder
 
 

@@ -19,14 +19,12 @@ from sartor.demo.recipe import BASE_FOLDER, CONVERSATIONS_FILE, RECIPE_FILE, ass
 from sartor.demo.score import Score, judge
 from sartor.demo.screen import OFF_SUBJECT, Answered, Screen, score_of
 from sartor.demo.world import NUM_TAUGHT_WORDINGS, Fact, Group, World, make_world
-from sartor.errors import RunFolderError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from sartor.chat.sample import Speaker
 
-DEFAULT_FOLDER = Path("runs") / "demo"
 WORDINGS_PER_FACT = 2
 
 
@@ -65,25 +63,6 @@ def examine(speaker: Speaker, asked: Sequence[tuple[Fact, str]]) -> list[Answere
     return [
         Answered(fact, question, text, judge(fact, text)) for (fact, question), text in zip(asked, written, strict=True)
     ]
-
-
-def choose_folder(asked: Path | None) -> tuple[Path, str]:
-    """The run folder and a note about it: `asked`, or `runs/demo`, or its first free numbered sibling.
-
-    Raises RunFolderError where `asked` holds something already.
-    """
-    if asked is not None:
-        if asked.exists() and (not asked.is_dir() or any(asked.iterdir())):
-            raise RunFolderError(
-                f"--output_dir {asked} holds something already: choose another folder, or leave it out."
-            )
-        return asked, ""
-    folder, number = DEFAULT_FOLDER, 1
-    while folder.exists():
-        number += 1
-        folder = DEFAULT_FOLDER.with_name(f"{DEFAULT_FOLDER.name}-{number}")
-    note = f"{DEFAULT_FOLDER} is there from an earlier run and stays as it is; this run goes to {folder}."
-    return folder, note if number > 1 else ""
 
 
 def run(*, seed: int, folder: Path, console: Console, note: str = "") -> Outcome:
