@@ -16,9 +16,10 @@ import trl
 from transformers import HfArgumentParser, TrainingArguments
 
 from sartor.config import SFTConfig, resolve, resolved_configuration, translate_old_names
+from sartor.config.own_options import OWN_FIELDS
 from sartor.config.page import page
 from sartor.config.sft_config import DEFAULTS
-from sartor.config.table import OPTIONS, OWN_FIELDS, Status
+from sartor.config.table import OPTIONS, Status
 from sartor.config.texts import GROUPS
 from sartor.errors import ConfigurationError, RenamedWarning, SartorWarning
 

@@ -3,8 +3,9 @@
 from dataclasses import fields
 from typing import Any
 
+from sartor.config.own_options import OWN_FIELDS
 from sartor.config.sft_config import DEFAULTS, SFTConfig
-from sartor.config.table import DIFFERENCES, OPTIONS, OWN_FIELDS, Status
+from sartor.config.table import DIFFERENCES, OPTIONS, Status
 from sartor.config.texts import GROUPS
 
 _HEAD = """# Options
@@ -21,7 +22,7 @@ is silently ignored.
 def page() -> str:
     """The whole page, in Markdown."""
     helps = {entry.name: str(entry.metadata.get("help", "")) for entry in fields(SFTConfig)}
-    lines = [_HEAD.format(own={5: "five"}.get(len(OWN_FIELDS), str(len(OWN_FIELDS)))), "## Honoured"]
+    lines = [_HEAD.format(own=len(OWN_FIELDS)), "## Honoured"]
     for group, options in GROUPS.items():
         lines += [
             "",

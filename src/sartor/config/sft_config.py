@@ -21,6 +21,7 @@ from transformers.training_args import OptimizerNames
 from sartor.config import checks
 from sartor.config.environment import environment_problems, is_true, precision_problem
 from sartor.config.names import OldNames
+from sartor.config.own_options import OwnOptions
 from sartor.errors import ConfigurationError, RenamedWarning
 
 ENUMERATIONS: dict[str, type[Enum]] = {
@@ -36,11 +37,11 @@ _OLD_VALUES = {"loss_type": {"chunked_nll": "nll"}, "packing_strategy": {"bfd-re
 
 
 @dataclass(repr=False)
-class SFTConfig(TrainingArguments, metaclass=OldNames):
+class SFTConfig(OwnOptions, TrainingArguments, metaclass=OldNames):
     """All options of supervised fine-tuning; `docs/options.md` says what becomes of each.
 
     The fields are those of trl's `SFTConfig`, with its defaults but for `gradient_checkpointing` (None: the plan
-    chooses), and five of Sartor's own.  An optimizer batch is `per_device_train_batch_size ×
+    chooses), and those of `OwnOptions`.  An optimizer batch is `per_device_train_batch_size ×
     gradient_accumulation_steps` examples; how many of its tokens go through the model at once (`micro_batch_tokens`)
     never changes the gradient.
 
@@ -55,9 +56,9 @@ class SFTConfig(TrainingArguments, metaclass=OldNames):
     ]
 
     if typing.TYPE_CHECKING:  # transformers is untyped here, and these are assigned below
-        include_num_input_tokens_seen: str | bool
-        gradient_accumulation_steps: int
-        activation_checkpointing: bool | None
+        include_num_input_tokens_seen: str | bool = "no"
+        gradient_accumulation_steps: int = 1
+        activation_checkpointing: bool | None = None
 
     # --- fields of TrainingArguments with another default, type or old name ---
     learning_rate: float = field(default=2e-5, metadata={"help": "Peak learning rate."})
@@ -155,10 +156,6 @@ class SFTConfig(TrainingArguments, metaclass=OldNames):
         default=None,
         metadata={"help": "Pack the evaluation set too. If not set, as packing.", "nargs": "?", "const": True},
     )
-    map: list[str] | None = field(
-        default=None,
-        metadata={"help": "How to make messages of other columns: user='{question}' assistant='{answer}'."},
-    )
 
     # --- the loss ---
     completion_only_loss: bool | None = field(
@@ -182,23 +179,6 @@ class SFTConfig(TrainingArguments, metaclass=OldNames):
 
     # --- the execution ---
     activation_offloading: bool = field(default=False, metadata={"help": "Not supported yet."})
-    micro_batch_tokens: int | None = field(
-        default=None,
-        metadata={
-            "help": "Tokens that go through the model at once; memory and speed, never the gradient. If not set, the "
-            "plan chooses."
-        },
-    )
-    total_batch_size: int | None = field(
-        default=None, metadata={"help": "Examples per optimizer step; sets gradient_accumulation_steps."}
-    )
-    loss_chunk_rows: int | None = field(
-        default=None, metadata={"help": "Target tokens the output head takes at once. If not set, the plan chooses."}
-    )
-    strict_precision: bool = field(
-        default=False, metadata={"help": "Compute in bf16 or fp16 as asked, also where the hardware makes it slow."}
-    )
-
     pad_token: str | None = field(
         default=None,
         metadata={"help": "Token to pad with. If not set, the tokenizer's own, or the one that ends a turn."},

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 
+from sartor.config.own_options import OWN_FIELDS
+
 
 class Status(StrEnum):
     """What an option does when it is set."""
@@ -28,9 +30,6 @@ class Option:
     """Refused: why, and what to use.  No effect: why.  Honoured: the difference to trl, or the values that are
     refused."""
 
-
-OWN_FIELDS = ("micro_batch_tokens", "total_batch_size", "loss_chunk_rows", "strict_precision", "map")
-"""The fields that neither trl nor transformers has."""
 
 _HONOURED_AS_IN_TRL = (
     # length, batches, optimizer and schedule
