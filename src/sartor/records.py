@@ -82,6 +82,18 @@ class DataSettings:
     seed: int = 42
     mapping: tuple[tuple[str, str], ...] = ()
     """(role, template) pairs of `--map`, in order: `("user", "{question}")`."""
+    bad_rows: str = "error"
+    """"error" or "skip": what becomes of rows that cannot be used."""
+    mix_until: str = "first_exhausted"
+    """Where a mixture of weighted sources ends, in the words of `datasets.interleave_datasets`."""
+    unroll: bool = False
+    """One row for each answer, of the messages up to it."""
+    append_eot: bool = False
+    """The end-of-text token is appended to answers behind which the template writes no end."""
+    target_start: str = "proven"
+    """"proven", "variant" or "partial": how well a prompt must agree with what stands before an answer."""
+    no_targets: str = "drop"
+    """"drop" or "error": what becomes of rows that `max_length` leaves without targets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +115,12 @@ class DataSummary:
     """Rows left without any target by truncation, and therefore dropped, as trl does."""
     notes: tuple[str, ...] = ()
     """Sentences worth saying aloud: which template was used, what was appended."""
+    num_skipped_rows: int = 0
+    """Rows that cannot be used and were left out, as `bad_rows="skip"` asks for; `num_rows` counts them too."""
+    skipped_kinds: Mapping[str, int] = field(default_factory=dict)
+    """What is wrong with them, and how often: `{"unknown role": 2}`."""
+    source_rows: Mapping[str, int] = field(default_factory=dict)
+    """Rows that each file or data set gave; a row that a mixture repeats is counted each time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +134,8 @@ class Example:
     labels: Sequence[int]
     seq_lengths: tuple[int, ...] = ()
     """Lengths of the documents in it, where it is a packed block; empty: one document."""
+    weights: Sequence[float] = ()
+    """What each token weighs in the loss, from 0 on, aligned with `labels`; empty: each weighs 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +143,12 @@ class PreparedData:
     """One data set, ready for training: what `trainer.train_dataset` is, and what happened on the way there."""
 
     dataset: Any
-    """datasets.Dataset or IterableDataset with `input_ids`, `labels` (unshifted, -100 where not trained) and, for
-    packed
-    blocks, `seq_lengths`."""
+    """datasets.Dataset or IterableDataset with `input_ids`, `labels` (unshifted, -100 where not trained), for packed
+    blocks `seq_lengths`, and where some target weighs other than 1 `weights`."""
     summary: DataSummary
+    places: Any = None
+    """`data.places.Places`: the rows, by file and line, that each example is made of; None where nothing is known, as
+    of a stream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +200,8 @@ class MicroBatch:
     """int64: the trained tokens, `targets_N[i] == input_ids_T[target_rows_N[i] + 1]`."""
     document_keys: tuple[int, ...]
     """D integers that name the documents wherever they are cut: they key NEFTune's noise."""
+    weights_N: torch.Tensor | None = None
+    """float32, positive: what each target weighs in the loss; None: each weighs 1."""
 
     @property
     def num_tokens(self) -> int:
@@ -198,11 +222,19 @@ class LossSums:
     """
 
     loss_sum: torch.Tensor
-    """float32 scalar: the sum of the targets' losses (label smoothing included)."""
+    """float32 scalar: the sum of the targets' losses (label smoothing included), each times its weight."""
     entropy_sum: torch.Tensor
+    """float32 scalar, in nats; not weighted, as it measures the model and not the objective."""
     num_correct: torch.Tensor
-    """float32 scalar: targets that were the model's first choice."""
+    """float32 scalar: targets that were the model's first choice; not weighted."""
     num_targets: int
+    weight_sum: torch.Tensor | None = None
+    """float32 scalar: the sum of the targets' weights; None: each weighs 1."""
+
+    @property
+    def mean_loss(self) -> float:
+        """Weighted mean over the targets, of which there is at least one."""
+        return float(self.loss_sum) / (self.num_targets if self.weight_sum is None else float(self.weight_sum))
 
     def __add__(self, other: LossSums) -> LossSums:
         return LossSums(
@@ -210,7 +242,15 @@ class LossSums:
             self.entropy_sum + other.entropy_sum,
             self.num_correct + other.num_correct,
             self.num_targets + other.num_targets,
+            _sum_of_weights(self, other),
         )
+
+
+def _sum_of_weights(one: LossSums, other: LossSums) -> torch.Tensor | None:
+    """Of both; None where neither is weighted."""
+    if one.weight_sum is None:
+        return None if other.weight_sum is None else other.weight_sum + one.num_targets
+    return one.weight_sum + (other.num_targets if other.weight_sum is None else other.weight_sum)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,10 @@ from sartor.config.table import OPTIONS, Status
 CHOICES: dict[str, tuple[str, ...]] = {
     "truncation_mode": ("keep_start", "keep_end"),
     "packing_strategy": ("bfd", "bfd_split", "wrapped"),
+    "bad_rows": ("error", "skip"),
+    "mix_until": ("first_exhausted", "all_exhausted", "all_exhausted_without_replacement"),
+    "target_start": ("proven", "variant", "partial"),
+    "no_targets": ("drop", "error"),
     "loss_type": ("nll", "dft"),
     "train_sampling_strategy": ("random", "sequential", "group_by_length"),
     "include_num_input_tokens_seen": ("no", "all", "non_padding"),
@@ -204,6 +208,18 @@ def contradictions(args: Any) -> dict[str, str]:
             f"label_smoothing_factor={args.label_smoothing_factor!r} cannot be used with loss_type='dft', which "
             "weights each target by its own probability: set one of them only"
         )
+    for name, changed in (
+        ("unroll", args.unroll),
+        ("append_eot", args.append_eot),
+        ("target_start", args.target_start != "proven"),
+    ):
+        if changed and not (
+            args.assistant_only_loss or (name == "target_start" and args.completion_only_loss is not False)
+        ):
+            problems[name] = (
+                f"{name}={_shown(getattr(args, name))} says how answers are trained: set assistant_only_loss=True "
+                "with it"
+            )
     # Both names hold the same value once a configuration is constructed.
     unknown = sorted(set(_mapping(args.gradient_checkpointing_kwargs)) - {"use_reentrant"})
     if unknown:

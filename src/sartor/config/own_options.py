@@ -16,6 +16,46 @@ class OwnOptions:
         default=None,
         metadata={"help": "How to make messages of other columns: user='{question}' assistant='{answer}'."},
     )
+    bad_rows: str = field(
+        default="error",
+        metadata={"help": "Rows that cannot be used: 'error' (one that names them), or 'skip' (named and counted)."},
+    )
+    mix_until: str = field(
+        default="first_exhausted",
+        metadata={
+            "help": "Where a mixture of weighted sources ends: 'first_exhausted' (no row twice), 'all_exhausted' (every "
+            "row at least once, those of small sources again), 'all_exhausted_without_replacement' (every row once)."
+        },
+    )
+
+    unroll: bool = field(
+        default=False,
+        metadata={
+            "help": "With assistant_only_loss: one row for each answer, of the messages up to it, of which the "
+            "answer is "
+            "trained. For chat templates that write earlier answers otherwise than the last."
+        },
+    )
+    append_eot: bool = field(
+        default=False,
+        metadata={
+            "help": "With assistant_only_loss: append the end-of-text token to answers behind which the chat template "
+            "writes no token that ends them."
+        },
+    )
+    target_start: str = field(
+        default="proven",
+        metadata={
+            "help": "How well the prompt must agree with what stands before an answer: 'proven' (it is the same), "
+            "'variant' (it is the prompt of another thinking mode), 'partial' (only its header agrees)."
+        },
+    )
+    no_targets: str = field(
+        default="drop",
+        metadata={
+            "help": "What becomes of rows of which max_length leaves nothing that is trained: 'drop' or 'error'."
+        },
+    )
 
     # --- the execution ---
     micro_batch_tokens: int | None = field(

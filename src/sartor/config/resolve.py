@@ -62,6 +62,12 @@ def _data_settings(args: SFTConfig) -> DataSettings:
         num_proc=args.dataset_num_proc,
         seed=args.seed,
         mapping=checks.parse_mapping(args.map),
+        bad_rows=args.bad_rows,
+        mix_until=args.mix_until,
+        unroll=args.unroll,
+        append_eot=args.append_eot,
+        target_start=args.target_start,
+        no_targets=args.no_targets,
     )
 
 

@@ -16,8 +16,11 @@ _MODEL = {
 }
 _DATA = {
     "map": "",
+    "bad_rows": "",
+    "mix_until": "",
     "max_length": "",
     "truncation_mode": "",
+    "no_targets": "",
     "packing": "",
     "packing_strategy": "",
     "padding_free": "",
@@ -55,6 +58,9 @@ _OPTIMIZER = {
 _LOSS = {
     "completion_only_loss": "",
     "assistant_only_loss": "",
+    "unroll": "",
+    "append_eot": "",
+    "target_start": "",
     "loss_type": "",
     "label_smoothing_factor": "Share of each target's weight that is spread over all tokens.",
     "neftune_noise_alpha": "Strength of NEFTune's noise on the embeddings (https://huggingface.co/papers/2310.05914).",
