@@ -17,6 +17,8 @@ FIELD_FLAGS = (
     Flag('router_aux_loss_coef', 'float', None, "Weight of the load-balancing loss of mixture-of-experts models. If not set, the model's own.", 'model', optional=True),
     Flag('use_cache', 'bool', False, "The model configuration's use_cache. Training itself never uses a cache.", 'model'),
     Flag('map', 'list', None, "How to make messages of other columns: user='{question}' assistant='{answer}'.", 'data', optional=True, repeats=True),
+    Flag('bad_rows', 'str', 'error', "Rows that cannot be used: 'error' (one that names them), or 'skip' (named and counted).", 'data', choices=('error', 'skip')),
+    Flag('mix_until', 'str', 'first_exhausted', "Where a mixture of weighted sources ends: 'first_exhausted' (no row twice), 'all_exhausted' (every row at least once, those of small sources again), 'all_exhausted_without_replacement' (every row once).", 'data', choices=('first_exhausted', 'all_exhausted', 'all_exhausted_without_replacement')),
     Flag('max_length', 'int', 1024, 'Most tokens of an example, longer ones are cut; length of a block when packing. None: never cut.', 'data', aliases=('max_seq_length',), optional=True),
     Flag('truncation_mode', 'str', 'keep_start', 'Which end of a long example to keep.', 'data', choices=('keep_start', 'keep_end')),
     Flag('no_targets', 'str', 'drop', "What becomes of rows of which max_length leaves nothing that is trained: 'drop' or 'error'.", 'data', choices=('drop', 'error')),

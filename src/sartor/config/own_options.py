@@ -23,7 +23,8 @@ class OwnOptions:
     mix_until: str = field(
         default="first_exhausted",
         metadata={
-            "help": "Where a mixture of weighted sources ends: 'first_exhausted' (no row twice), 'all_exhausted' (every "
+            "help": "Where a mixture of weighted sources ends: 'first_exhausted' (no row twice), 'all_exhausted' "
+            "(every "
             "row at least once, those of small sources again), 'all_exhausted_without_replacement' (every row once)."
         },
     )
