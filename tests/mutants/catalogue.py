@@ -31,7 +31,7 @@ WEIGHTING = (
     Mutant(
         "mean of means",
         f"{RUN}/stepper.py",
-        "micro, batch_targets=num_targets,",
+        "micro, batch_targets=total_weight,",
         "micro,\n"
         "                batch_targets=micro.num_targets\n"
         "                * sum(1 for _ in micro_batches(engine, batch.examples, batch.keys)),",

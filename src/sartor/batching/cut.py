@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
+from sartor.errors import DataError
 from sartor.records import IGNORE_INDEX, Example, MicroBatch
 
 # Distinguishes the documents of one example in their keys; more documents than this in one example cannot occur, since
@@ -76,8 +77,11 @@ def make_micro_batch(
     """Lay examples end to end; targets are shifted once, within each document.
 
     Args:
-        examples: packed ones bring the lengths of their documents.
+        examples: packed ones bring the lengths of their documents; a token that weighs 0 is no target.
         keys: an integer per example that names it whatever the cut; its index in the data set.
+
+    Raises:
+        DataError: weights that are negative or not finite.
 
     Example: two documents [7, 8, 9] (all trained) and [4, 5] (5 trained) make the row [7, 8, 9, 4, 5] with positions
     [0, 1, 2, 0, 1]; rows 0, 1 and 3 predict 8, 9 and 5.  Row 2 predicts nothing: the next document is not its future.
@@ -94,6 +98,9 @@ def make_micro_batch(
     starts_D = lengths_D.cumsum(0) - lengths_D
     positions_T = torch.arange(ids_T.shape[0]) - torch.repeat_interleave(starts_D, lengths_D)
     is_target_T = labels_T != IGNORE_INDEX
+    weights_T = _weights(examples, keys)
+    if weights_T is not None:
+        is_target_T &= weights_T > 0
     is_target_T[starts_D] = False  # nothing within the document predicts its first token
     target_rows_N = is_target_T.nonzero().squeeze(1) - 1
     targets_N = labels_T[target_rows_N + 1]
@@ -104,4 +111,26 @@ def make_micro_batch(
         target_rows_N.to(device),
         targets_N.to(device),
         tuple(document_keys),
+        None if weights_T is None else weights_T[target_rows_N + 1].to(device),
     )
+
+
+def _weights(examples: Sequence[Example], keys: Sequence[int]) -> torch.Tensor | None:
+    """The examples' weights end to end, float32; 1 for those without, and None where none of them brings any.
+
+    Raises:
+        DataError: a weight is negative or not finite; prepared data is checked before, a transform's rows are not.
+    """
+    if not any(len(example.weights) for example in examples):
+        return None
+    parts = []
+    for example, key in zip(examples, keys, strict=True):
+        given = example.weights if len(example.weights) else [1.0] * len(example.input_ids)
+        part = torch.as_tensor(given, dtype=torch.float32)
+        if part.shape[0] != len(example.input_ids) or not (part >= 0).all() or not part.isfinite().all():
+            raise DataError(
+                f"row {key} (from 0): `weights` must be a number from 0 on for each of its {len(example.input_ids)} "
+                "tokens."
+            )
+        parts.append(part)
+    return torch.cat(parts)

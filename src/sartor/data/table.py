@@ -1,15 +1,15 @@
 """Tokenized rows as flat arrays, and as the Arrow table that they end up in.
 
-What comes in: token ids and which of them are trained.  What goes out: a `datasets.Dataset` with `input_ids`,
-`labels` and, for packed blocks, `seq_lengths`.  What it keeps true: cutting, choosing and packing move ids and labels
-together.
+What comes in: token ids, which of them are trained, and perhaps what each weighs.  What goes out: a `datasets.Dataset`
+with `input_ids`, `labels`, for packed blocks `seq_lengths`, and where tokens are weighted `weights`.  What it keeps
+true: cutting, choosing and packing move ids, labels and weights together.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Tokens = NDArray[np.int32]
 Integers = NDArray[np.int64]
+Weights = NDArray[np.float32]
 
 ROWS_PER_CHUNK = 10_000
 """Rows per chunk of the Arrow table: its lists count tokens in 32 bits, chunk by chunk."""
@@ -39,6 +40,8 @@ class TokenRows:
     offsets: Integers
     documents: Sequence[Sequence[int]] | None = None
     """Lengths of the documents in each row, where rows are packed blocks; None: each row is one document."""
+    weights: Weights | None = None
+    """What each token weighs in the loss; None: each weighs 1."""
 
     @classmethod
     def from_lists(
@@ -76,7 +79,17 @@ class TokenRows:
             np.concatenate([part.labels for part in parts]),
             np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
             documents if any(part.documents is not None for part in parts) else None,
+            _concatenated_weights(parts),
         )
+
+    def weighted(self, weights: Weights) -> TokenRows:
+        """The same rows with these weights, one for each token; a token that weighs 0 is not trained.
+
+        Where all that is trained weighs 1, the rows stay without weights: they are trained as if none had been given.
+        """
+        labels = np.where(weights == 0, np.int32(IGNORE_INDEX), self.labels)
+        is_plain = bool((weights[labels != IGNORE_INDEX] == 1).all())
+        return replace(self, labels=labels, weights=None if is_plain else weights)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -114,7 +127,8 @@ class TokenRows:
         if documents is not None:
             places = zip(rows.tolist(), starts.tolist(), lengths.tolist(), strict=True)
             documents = [_overlaps(documents[row], start, start + length) for row, start, length in places]
-        return TokenRows(self.input_ids[source], self.labels[source], offsets, documents)
+        weights = None if self.weights is None else self.weights[source]
+        return TokenRows(self.input_ids[source], self.labels[source], offsets, documents, weights)
 
     def take(self, rows: Integers) -> TokenRows:
         """The rows of these numbers, in that order."""
@@ -134,20 +148,22 @@ class TokenRows:
         if packing.keeps_documents:
             lengths = packing.lengths.tolist()
             documents = [lengths[start:end] for start, end in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)]
-        return TokenRows(pieces.input_ids, pieces.labels, pieces.offsets[ends], documents)
+        return TokenRows(pieces.input_ids, pieces.labels, pieces.offsets[ends], documents, pieces.weights)
 
     def to_dataset(self) -> datasets.Dataset:
-        """The rows as a data set in memory; 32-bit ids and labels."""
+        """The rows as a data set in memory; 32-bit ids, labels and weights."""
         import datasets
         import pyarrow
 
-        names = ["input_ids", "labels"] + ([] if self.documents is None else ["seq_lengths"])
+        names = _names(with_documents=self.documents is not None, with_weights=self.weights is not None)
         firsts = range(0, max(1, len(self)), ROWS_PER_CHUNK)
         batches = [pyarrow.RecordBatch.from_arrays(self._arrays(first), names=names) for first in firsts]
         table = datasets.table.InMemoryTable(pyarrow.Table.from_batches(batches))
         digest = hashlib.blake2b(self.input_ids.tobytes(), digest_size=8)
         digest.update(self.labels.tobytes())
         digest.update(self.offsets.tobytes())
+        if self.weights is not None:
+            digest.update(self.weights.tobytes())
         return datasets.Dataset(table, fingerprint=digest.hexdigest())
 
     def _arrays(self, first: int) -> list[pyarrow.Array]:
@@ -164,6 +180,8 @@ class TokenRows:
         if self.documents is not None:
             documents = list(self.documents[first : first + ROWS_PER_CHUNK])
             columns.append(pyarrow.array(documents, pyarrow.list_(pyarrow.int32())))
+        if self.weights is not None:
+            columns.append(pyarrow.ListArray.from_arrays(chunk_offsets, pyarrow.array(self.weights[start:end])))
         return columns
 
     def to_lists(self) -> dict[str, list[Any]]:
@@ -175,7 +193,18 @@ class TokenRows:
         }
         if self.documents is not None:
             columns["seq_lengths"] = [list(lengths) for lengths in self.documents]
+        if self.weights is not None:
+            columns["weights"] = [self.weights[start:end].tolist() for start, end in bounds]
         return columns
+
+
+def _concatenated_weights(parts: Sequence[TokenRows]) -> Weights | None:
+    """Weights of all parts; 1 in those that have none, and None where none has any."""
+    if all(part.weights is None for part in parts):
+        return None
+    return np.concatenate(
+        [np.ones(part.num_tokens, np.float32) if part.weights is None else part.weights for part in parts]
+    )
 
 
 def _overlaps(documents: Sequence[int], start: int, end: int) -> list[int]:
@@ -189,9 +218,16 @@ def _overlaps(documents: Sequence[int], start: int, end: int) -> list[int]:
     return parts
 
 
-def features(*, with_documents: bool) -> datasets.Features:
-    """The columns of prepared data."""
+def _names(*, with_documents: bool, with_weights: bool) -> list[str]:
+    """Columns of prepared data, in order."""
+    return ["input_ids", "labels"] + ["seq_lengths"] * with_documents + ["weights"] * with_weights
+
+
+def features(*, with_documents: bool, with_weights: bool = False) -> datasets.Features:
+    """The columns of prepared data, and what is in them."""
     import datasets
 
-    names = ["input_ids", "labels"] + (["seq_lengths"] if with_documents else [])
-    return datasets.Features({name: datasets.List(datasets.Value("int32")) for name in names})
+    names = _names(with_documents=with_documents, with_weights=with_weights)
+    return datasets.Features(
+        {name: datasets.List(datasets.Value("float32" if name == "weights" else "int32")) for name in names}
+    )

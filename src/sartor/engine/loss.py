@@ -38,12 +38,25 @@ class LossForm:
     logit_softcap: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """Trained tokens of some rows, and what each weighs."""
+
+    ids_C: torch.Tensor
+    weights_C: torch.Tensor | None
+    """None: each weighs 1."""
+
+    def __getitem__(self, rows: slice) -> Targets:
+        return Targets(self.ids_C[rows], None if self.weights_C is None else self.weights_C[rows])
+
+
 def linear_cross_entropy(
     hidden_NH: torch.Tensor,
     head: nn.Module,
     targets_N: torch.Tensor,
     form: LossForm,
     *,
+    weights_N: torch.Tensor | None = None,
     grad_scale: float | None,
     chunk_rows: int,
     compute_dtype: torch.dtype,
@@ -58,6 +71,7 @@ def linear_cross_entropy(
             head, is called once per chunk.
         targets_N: int64.
         form: what is minimised.
+        weights_N: what each target's loss and gradient are multiplied by; None: 1.
         grad_scale: d(objective)/d(loss sum), usually loss scale / targets in the optimizer batch; None: no gradients.
         chunk_rows: C, rows of logits that exist at a time.
         compute_dtype: dtype of the head's product.
@@ -71,11 +85,11 @@ def linear_cross_entropy(
     for start in range(0, targets_N.shape[0], chunk_rows):
         rows = slice(start, start + chunk_rows)
         hidden_CH = hidden_NH[rows].detach()
-        targets_C = targets_N[rows]
+        targets = Targets(targets_N[rows], None if weights_N is None else weights_N[rows])
         if plain is not None:
-            part, grad_CH = plain.chunk(hidden_CH, targets_C, form, grad_scale)
+            part, grad_CH = plain.chunk(hidden_CH, targets, form, grad_scale)
         else:
-            part, grad_CH = _called_chunk(head, hidden_CH, targets_C, form, grad_scale, compute_dtype)
+            part, grad_CH = _called_chunk(head, hidden_CH, targets, form, grad_scale, compute_dtype)
         sums = sums + part
         if grad_hidden_NH is not None and grad_CH is not None:
             grad_hidden_NH[rows] = grad_CH
@@ -99,14 +113,14 @@ class _PlainHead:
         """In the compute dtype; the parameter's own memory where that is its dtype."""
 
     def chunk(
-        self, hidden_CH: torch.Tensor, targets_C: torch.Tensor, form: LossForm, grad_scale: float | None
+        self, hidden_CH: torch.Tensor, targets: Targets, form: LossForm, grad_scale: float | None
     ) -> tuple[LossSums, torch.Tensor | None]:
         """Sums and the hidden states' gradient; the parameters' is added to their `.grad`."""
         hidden_CH = hidden_CH.to(self.dtype)
         logits_CV = hidden_CH @ self.weight_VH.T
         if self.bias is not None:
             logits_CV += self.bias.detach().to(self.dtype)
-        part, grad_logits_CV = _chunk(logits_CV, targets_C, form, grad_scale)
+        part, grad_logits_CV = _chunk(logits_CV, targets, form, grad_scale)
         if grad_logits_CV is None:
             return part, None
         if self.bias is not None and self.bias.requires_grad:
@@ -126,7 +140,7 @@ class _PlainHead:
 def _called_chunk(
     head: nn.Module,
     hidden_CH: torch.Tensor,
-    targets_C: torch.Tensor,
+    targets: Targets,
     form: LossForm,
     grad_scale: float | None,
     compute_dtype: torch.dtype,
@@ -136,11 +150,11 @@ def _called_chunk(
     if grad_scale is None:
         with torch.no_grad(), autocast(device, compute_dtype):
             logits_CV = head(hidden_CH)
-        return _chunk(logits_CV.clone(), targets_C, form, None)
+        return _chunk(logits_CV.clone(), targets, form, None)
     with torch.enable_grad(), autocast(device, compute_dtype):
         leaf_CH = hidden_CH.requires_grad_()
         logits_CV = head(leaf_CH)
-    part, grad_logits_CV = _chunk(logits_CV.detach().clone(), targets_C, form, grad_scale)  # the head may need its own
+    part, grad_logits_CV = _chunk(logits_CV.detach().clone(), targets, form, grad_scale)  # the head may need its own
     assert grad_logits_CV is not None
     torch.autograd.backward(logits_CV, grad_logits_CV.to(logits_CV.dtype))
     return part, leaf_CH.grad
@@ -148,7 +162,7 @@ def _called_chunk(
 
 @torch.no_grad()
 def _chunk(
-    logits_CV: torch.Tensor, targets_C: torch.Tensor, form: LossForm, grad_scale: float | None
+    logits_CV: torch.Tensor, targets: Targets, form: LossForm, grad_scale: float | None
 ) -> tuple[LossSums, torch.Tensor | None]:
     """Sums and the gradient with respect to the head's raw output, for one chunk of logits.
 
@@ -162,12 +176,13 @@ def _chunk(
         rows_at_once = max(1, CACHE_BYTES // (4 * logits_CV.shape[1]))
     for start in range(0, logits_CV.shape[0], rows_at_once):
         rows = slice(start, start + rows_at_once)
-        sums = sums + _rows(logits_CV[rows], targets_C[rows], form, grad_scale)
+        sums = sums + _rows(logits_CV[rows], targets[rows], form, grad_scale)
     return sums, (logits_CV if grad_scale is not None else None)
 
 
-def _rows(logits_CV: torch.Tensor, targets_C: torch.Tensor, form: LossForm, grad_scale: float | None) -> LossSums:
+def _rows(logits_CV: torch.Tensor, targets: Targets, form: LossForm, grad_scale: float | None) -> LossSums:
     """`_chunk` for rows that are worked on together."""
+    targets_C, weights_C = targets.ids_C, targets.weights_C
     targets_C1 = targets_C[:, None]
     z_CV = logits_CV.to(_wide_dtype(logits_CV.dtype))  # the same memory where the dtype is the same
     if form.logit_scale != 1.0:
@@ -182,11 +197,15 @@ def _rows(logits_CV: torch.Tensor, targets_C: torch.Tensor, form: LossForm, grad
     log_total_C = total_C.log()
     target_C = z_CV.gather(1, targets_C1).squeeze(1)
     nll_C = log_total_C - target_C
-    loss_C, weight_C = _loss_and_weight(nll_C, log_total_C, z_CV, form)
+    loss_C, factor_C = _loss_and_factor(nll_C, log_total_C, z_CV, form)
+    weight_sum = None
+    if weights_C is not None:
+        weights_C = weights_C.to(loss_C.dtype)
+        loss_C, factor_C, weight_sum = loss_C * weights_C, factor_C * weights_C, weights_C.sum()
     num_correct = _num_first_choices(z_CV, target_C, targets_C, exact=logits_CV.dtype == z_CV.dtype)
     entropy_C = log_total_C - z_CV.mul_(exp_CV).sum(dim=-1) / total_C
     if grad_scale is not None:
-        row_scale_C = weight_C * grad_scale
+        row_scale_C = factor_C * grad_scale
         torch.mul(exp_CV, (row_scale_C / total_C)[:, None], out=z_CV)
         z_CV.scatter_add_(1, targets_C1, (row_scale_C * (form.label_smoothing - 1.0))[:, None])
         if form.label_smoothing:
@@ -198,7 +217,8 @@ def _rows(logits_CV: torch.Tensor, targets_C: torch.Tensor, form: LossForm, grad
             z_CV.mul_(form.logit_scale)
         if z_CV.data_ptr() != logits_CV.data_ptr():
             logits_CV.copy_(z_CV)
-    return LossSums(loss_C.sum(), entropy_C.sum(), num_correct.to(nll_C.dtype), int(targets_C.shape[0]))
+    num_targets = int(targets_C.shape[0])
+    return LossSums(loss_C.sum(), entropy_C.sum(), num_correct.to(nll_C.dtype), num_targets, weight_sum)
 
 
 def _num_first_choices(
@@ -216,10 +236,10 @@ def _num_first_choices(
     return (z_CV[candidates].argmax(dim=-1) == targets_C[candidates]).sum()
 
 
-def _loss_and_weight(
+def _loss_and_factor(
     nll_C: torch.Tensor, log_total_C: torch.Tensor, z_CV: torch.Tensor, form: LossForm
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each target's loss, and the constant that its gradient is weighed by."""
+    """Each target's loss, and the constant that its gradient is multiplied by."""
     loss_C = nll_C
     if form.label_smoothing:
         smooth_C = log_total_C - z_CV.mean(dim=-1)

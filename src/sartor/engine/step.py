@@ -1,8 +1,8 @@
 """The engine: forward and backward of one micro-batch, and the gradient's norm.
 
 In: a model, a plan and micro-batches.  Out: sums over targets; gradients are added to the parameters' `.grad`.  What it
-keeps true: the objective is the sum over targets divided by the targets of the *optimizer* batch, so that any cut into
-micro-batches gives the same gradient up to rounding.
+keeps true: the objective is the sum over targets divided by the targets of the *optimizer* batch (weighted: the sum of
+their weights), so that any cut into micro-batches gives the same gradient up to rounding.
 """
 
 from __future__ import annotations
@@ -64,13 +64,13 @@ class Engine:
             yield
 
     def backward(
-        self, micro: MicroBatch, *, batch_targets: int, batch_tokens: int, loss_scale: float = 1.0
+        self, micro: MicroBatch, *, batch_targets: float, batch_tokens: int, loss_scale: float = 1.0
     ) -> LossSums:
         """Forward and backward of one micro-batch; gradients of sum / `batch_targets` are added to `.grad`.
 
         Args:
             micro: whole documents.
-            batch_targets: targets in the whole optimizer batch.
+            batch_targets: targets in the whole optimizer batch, or the sum of their weights.
             batch_tokens: tokens in it; weighs a mixture of experts' balance loss.
             loss_scale: for float16.
 
@@ -83,7 +83,7 @@ class Engine:
         with autocast(self.device, torch.float32), self._planned_attention():
             return self._backward(micro, batch_targets, batch_tokens, loss_scale)
 
-    def _backward(self, micro: MicroBatch, batch_targets: int, batch_tokens: int, loss_scale: float) -> LossSums:
+    def _backward(self, micro: MicroBatch, batch_targets: float, batch_tokens: int, loss_scale: float) -> LossSums:
         self._adds_noise = True
         try:
             output = self._decode(micro)
@@ -194,6 +194,7 @@ class Engine:
             output_head(self.model),
             micro.targets_N,
             self.form,
+            weights_N=micro.weights_N,
             grad_scale=grad_scale,
             chunk_rows=self.plan.loss_chunk_rows,
             compute_dtype=compute_dtype,

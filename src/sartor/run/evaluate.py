@@ -22,8 +22,8 @@ class Evaluation:
 
     @property
     def loss(self) -> float:
-        """Mean over all targets of the data set."""
-        return float(self.sums.loss_sum) / self.sums.num_targets
+        """Mean over all targets of the data set, by their weights."""
+        return self.sums.mean_loss
 
     @property
     def entropy(self) -> float:

@@ -1,7 +1,7 @@
 """The stepper that drives the engine: cuts, gradients, clipping, update, schedule.
 
 In: optimizer batches of examples.  Out: step results.  What it keeps true: gradients are of the sum over the batch's
-targets divided by their number, whatever the cut.
+targets divided by their number, or by the sum of their weights, whatever the cut.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from sartor.batching.cut import cut_flat, cut_padded, make_micro_batch
 from sartor.engine.step import Engine
@@ -43,13 +44,14 @@ class EngineStepper:
                 "rows "
                 "without targets, or make the batch larger."
             )
+        total_weight = sum_of_weights(batch.examples) if is_weighted(batch.examples) else num_targets
         engine.step_number = self._updater.num_updates
         engine.model.train()
         total: LossSums | None = None
         num_micro_batches = 0
         for micro in micro_batches(engine, batch.examples, batch.keys):
             sums = engine.backward(
-                micro, batch_targets=num_targets, batch_tokens=num_tokens, loss_scale=self._updater.loss_scale
+                micro, batch_targets=total_weight, batch_tokens=num_tokens, loss_scale=self._updater.loss_scale
             )
             total = sums if total is None else total + sums
             num_micro_batches += 1
@@ -141,11 +143,34 @@ class Updater:
 
 def count_targets(example: Example) -> int:
     """Trained tokens of an example: labels that are not ignored, but for each document's first."""
-    is_target = np.asarray(example.labels) != IGNORE_INDEX
+    return int(np.count_nonzero(_is_target(example)))
+
+
+def _is_target(example: Example) -> NDArray[np.bool_]:
+    is_target: NDArray[np.bool_] = np.asarray(example.labels) != IGNORE_INDEX
+    if len(example.weights):
+        is_target &= np.asarray(example.weights) > 0
     starts = np.cumsum((0, *example.seq_lengths[:-1]))
     if len(is_target):
         is_target[starts] = False  # nothing within the document predicts its first token
-    return int(np.count_nonzero(is_target))
+    return is_target
+
+
+def is_weighted(examples: Sequence[Example]) -> bool:
+    """Whether any of the examples brings weights."""
+    return any(len(example.weights) for example in examples)
+
+
+def sum_of_weights(examples: Sequence[Example]) -> float:
+    """What the targets of the examples weigh together: what the sum of their losses is divided by."""
+    return float(
+        sum(
+            np.asarray(example.weights, np.float64)[_is_target(example)].sum()
+            if len(example.weights)
+            else count_targets(example)
+            for example in examples
+        )
+    )
 
 
 def micro_batches(engine: Engine, examples: Sequence[Example], keys: Sequence[int]) -> Iterator[MicroBatch]:

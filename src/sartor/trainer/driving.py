@@ -37,7 +37,7 @@ class Window:
 
     def add(self, result: StepResult) -> None:
         """Count a step."""
-        self.loss += float(result.sums.loss_sum) / result.sums.num_targets
+        self.loss += result.sums.mean_loss
         self.sums = result.sums if self.sums is None else self.sums + result.sums
 
     def metrics(self) -> dict[str, float]:

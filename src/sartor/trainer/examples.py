@@ -20,7 +20,13 @@ def example_of(row: Mapping[str, Any]) -> Example:
     """
     input_ids = row.get("input_ids", ())
     labels = row.get("labels")
-    return Example(input_ids, input_ids if labels is None else labels, tuple(row.get("seq_lengths") or ()))
+    weights = row.get("weights")
+    return Example(
+        input_ids,
+        input_ids if labels is None else labels,
+        tuple(row.get("seq_lengths") or ()),
+        () if weights is None else weights,
+    )
 
 
 class Examples:
@@ -65,7 +71,10 @@ class Examples:
         documents: list[Any] = [()] * len(ids)
         if "seq_lengths" in self._columns:
             documents = [tuple(lengths.tolist()) for lengths in _lists(table.column("seq_lengths"))]
-        return [Example(*parts) for parts in zip(ids, labels, documents, strict=True)]  # type: ignore[arg-type]
+        weights: list[Any] = [()] * len(ids)
+        if "weights" in self._columns:
+            weights = _lists(table.column("weights"), np.float32)
+        return [Example(*parts) for parts in zip(ids, labels, documents, weights, strict=True)]  # type: ignore[arg-type]
 
     def rows(self, indices: Sequence[int]) -> list[Mapping[str, Any]]:
         """The same as the data set itself gives them, with all their columns."""
@@ -126,11 +135,11 @@ def _list_lengths(column: Any) -> NDArray[np.int64]:
     return np.asarray(pyarrow.compute.fill_null(pyarrow.compute.list_value_length(column), 0), dtype=np.int64)
 
 
-def _lists(column: Any) -> list[NDArray[np.int64]]:
-    """Arrow's column of lists as one array per row."""
+def _lists(column: Any, dtype: type[np.generic] = np.int64) -> list[NDArray[Any]]:
+    """Arrow's column of lists as one array per row; a missing one is empty."""
     import pyarrow.compute
 
-    flat = np.asarray(pyarrow.compute.list_flatten(column), dtype=np.int64)
+    flat = np.asarray(pyarrow.compute.list_flatten(column), dtype=dtype)
     if not flat.flags.writeable:  # Arrow's own memory, of which torch wants a copy
         flat = flat.copy()
     return np.split(flat, np.cumsum(_list_lengths(column)))[:-1]
