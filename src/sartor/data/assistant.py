@@ -16,6 +16,7 @@ from sartor.data.problems import ProblemLog
 from sartor.data.provenance.shadow import Kind
 from sartor.data.targets import Proof, Prover, Rule, Unproven
 from sartor.data.template import note_refusal, tools_of
+from sartor.data.tokenizing import BatchTokenizer, Tokenization, run
 from sartor.data.turn_tokens import TurnTokenizer
 from sartor.errors import ConfigurationError
 
@@ -27,12 +28,15 @@ FIELD_NAMES = {Kind.CONTENT: "the content", Kind.REASONING: "the reasoning", Kin
 class AssistantTargets:
     """Encodes conversations, and counts what is worth saying about them."""
 
-    def __init__(self, tokenizer: Any, end_tokens: Sequence[str], *, completion_only: bool) -> None:
+    def __init__(
+        self, tokenizer: Any, end_tokens: Sequence[str], *, completion_only: bool, tally: Counter[str] | None = None
+    ) -> None:
         """Look up the tokens that end a turn.
 
         Args:
             end_tokens: texts of tokens at which generation stops, besides the tokenizer's end-of-text token.
             completion_only: whether answers in a prompt are not trained.
+            tally: where counts go; `notes` is made of it.
 
         Raises:
             ConfigurationError: the tokenizer cannot say where in a text its tokens are, or has no usable end token.
@@ -48,20 +52,22 @@ class AssistantTargets:
         self._completion_only = completion_only
         self._turn_tokenizer = TurnTokenizer(tokenizer)
         self._provers: dict[str, Prover] = {}
-        self._rules: Counter[Rule] = Counter()
-        self._dropped: Counter[Kind] = Counter()
-        self._num_rewritten = 0
-        self._num_cut_rows = 0
+        self._tally: Counter[str] = Counter() if tally is None else tally
 
     def encode(self, rows: Sequence[TrainingRow], problems: ProblemLog) -> tuple[Ids, Ids]:
         """Ids of conversations and which are trained; nothing once there is a problem."""
+        return run(self.encoding(rows, problems), BatchTokenizer(self._tokenizer))
+
+    def encoding(self, rows: Sequence[TrainingRow], problems: ProblemLog) -> Tokenization[tuple[Ids, Ids]]:
+        """The same, step by step: yields texts wherever it needs their tokens (see `tokenizing`)."""
         proofs = [self._proof(row, problems) for row in rows]
         if problems:
             return [], []
         proven = [proof for proof in proofs if proof is not None]
         texts = [proof.text for proof in proven]
-        encodings = self._turn_tokenizer.encode(texts).encodings if texts else []
-        self._turn_tokenizer.learn_prompts(texts, [proof.turns for proof in proven])
+        encodings = yield self._turn_tokenizer.batch(texts)
+        heads = self._turn_tokenizer.heads(texts, [proof.turns for proof in proven])
+        self._turn_tokenizer.learn_heads(heads, (yield self._turn_tokenizer.batch(heads)) if heads else [])
         all_ids, all_marks = [], []
         for row, proof, encoding in zip(rows, proven, encodings, strict=True):
             num_cut = self._turn_tokenizer.num_cut_turns
@@ -71,7 +77,7 @@ class AssistantTargets:
                 problems.add(error.kind, row.where, str(error), row.body)
                 continue
             self._count(proof)
-            self._num_cut_rows += self._turn_tokenizer.num_cut_turns > num_cut
+            self._tally["rows in parts"] += self._turn_tokenizer.num_cut_turns > num_cut
             all_ids.append(ids)
             all_marks.append(marks)
         return all_ids, all_marks
@@ -101,32 +107,37 @@ class AssistantTargets:
         return self._provers[template]
 
     def _count(self, proof: Proof) -> None:
-        self._rules.update(turn.rule for turn in proof.turns)
-        self._num_rewritten += sum(turn.is_rewritten for turn in proof.turns)
-        self._dropped.update(kind for _, kind in proof.dropped)
+        for turn in proof.turns:
+            self._tally[f"proven: {turn.rule.name}"] += 1
+            self._tally["rewritten answers"] += turn.is_rewritten
+        for _, kind in proof.dropped:
+            self._tally[f"left out: {kind.name}"] += 1
 
     def notes(self) -> tuple[str, ...]:
         """What is worth saying aloud."""
-        num_turns = self._rules.total()
+        num_turns = sum(self._tally[f"proven: {rule.name}"] for rule in Rule)
         if not num_turns:
             return ()
         notes = [
             f"The chat template has no {{% generation %}} marks: the targets of {num_turns:,} answers are proven by "
             f"rendering with provenance{self._ways()}."
         ]
-        if self._dropped:
-            fields = ", ".join(f"{FIELD_NAMES[kind]} of {count:,} messages" for kind, count in self._dropped.items())
+        dropped = {name: self._tally[f"left out: {kind.name}"] for kind, name in FIELD_NAMES.items()}
+        if any(dropped.values()):
+            fields = ", ".join(f"{name} of {count:,} messages" for name, count in dropped.items() if count)
             notes.append(f"The chat template leaves out {fields}: that is not trained.")
-        if self._num_rewritten:
+        if self._tally["rewritten answers"]:
             notes.append(
-                f"{self._num_rewritten:,} of {num_turns:,} answers are written otherwise once the conversation "
+                f"{self._tally['rewritten answers']:,} of {num_turns:,} answers are written otherwise once the "
+                "conversation "
                 "goes on (a "
                 "template may drop earlier reasoning), and are trained as written. To train each as it is generated, "
                 "give a row of prompt + completion for each answer."
             )
-        if self._num_cut_rows:
+        if self._tally["rows in parts"]:
             notes.append(
-                f"{self._num_cut_rows:,} rows are tokenized in parts, cut where an answer begins, because the "
+                f"{self._tally['rows in parts']:,} rows are tokenized in parts, cut where an answer begins, "
+                "because the "
                 "whole text "
                 "has other tokens there than the prompt that the model will get; their ids differ from trl's."
             )
@@ -134,8 +145,9 @@ class AssistantTargets:
 
     def _ways(self) -> str:
         """How many turns were proven in a weaker way than the whole text's beginning."""
+        counts = {rule: self._tally[f"proven: {rule.name}"] for rule in Rule}
         prefix = {Rule.EXACT, Rule.EXACT_START}
-        ways = [f"{count:,} where {rule}" for rule, count in self._rules.items() if rule not in prefix]
+        ways = [f"{count:,} where {rule}" for rule, count in counts.items() if count and rule not in prefix]
         return f" ({'; '.join(ways)})" if ways else ""
 
 

@@ -127,12 +127,12 @@ def _prepare_rows(
 ) -> PreparedData:
     problems = ProblemLog()
     parts = [encoder.encode(rows, places, problems) for rows, places in _batches(dataset, reading, name)]
-    problems.raise_if_any(f"{name} data", encoder.num_rows)
+    problems.raise_if_any(f"{name} data", encoder.tally["rows"])
     encoded = TokenRows.concatenate(parts)
     if not encoded.num_targets:
         raise DataError(f"{name} data: no token of any of the {len(encoded):,} rows is trained: all labels are -100.")
     notes = notes_of(reading, encoder, settings)
-    summary = DataSummary(name, reading.format, encoder.num_rows, 0, 0, 0, 0, notes=notes)
+    summary = DataSummary(name, reading.format, encoder.tally["rows"], 0, 0, 0, 0, notes=notes)
     result, summary = cut(encoded, settings, summary)
     if not result.num_targets:
         raise DataError(
@@ -218,18 +218,6 @@ def _counted(summary: DataSummary, result: TokenRows) -> DataSummary:
 def notes_of(reading: Reading, encoder: Encoder, settings: DataSettings) -> tuple[str, ...]:
     """What is worth saying aloud."""
     notes = [*reading.notes, *encoder.notes()]
-    if encoder.num_eos_appended:
-        notes.append(f"The end-of-text token is appended to {encoder.num_eos_appended:,} rows.")
-    if encoder.num_prompts_not_prefix:
-        notes.append(
-            f"In {encoder.num_prompts_not_prefix:,} rows the prompt alone is tokenized otherwise than before its "
-            "completion; the completion is trained from where they part. End prompts at a token's boundary to avoid it."
-        )
-    if encoder.num_without_end:
-        notes.append(
-            f"In {encoder.num_without_end:,} of {encoder.num_rows:,} conversations no end-of-text token is trained, so "
-            "the model may not learn to stop. Set eos_token to the token that ends an answer in the chat template."
-        )
     if settings.num_proc is not None and settings.num_proc > 1:
         notes.append("dataset_num_proc starts no processes: the tokenizer's own threads use the cores.")
     return tuple(notes)

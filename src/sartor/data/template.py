@@ -118,6 +118,37 @@ def render(
     return texts
 
 
+def render_marked(
+    tokenizer: Any,
+    rows: Sequence[TrainingRow],
+    messages_of: Callable[[TrainingRow], list[Message]],
+    problems: ProblemLog,
+) -> list[tuple[str, list[tuple[int, int]]]]:
+    """Texts of the rows' conversations, each with the first and last + 1 character of its `{% generation %}` blocks."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    def texts_and_blocks(part: Sequence[TrainingRow]) -> list[tuple[str, list[tuple[int, int]]]]:
+        tools = tools_of(part[0])
+        conversations = [
+            [{key: value for key, value in message.items() if value is not None} for message in messages_of(row)]
+            for row in part
+        ]
+        texts, blocks = render_jinja_template(
+            conversations,
+            tools=tools,
+            chat_template=tokenizer.get_chat_template(None, tools),
+            return_assistant_tokens_mask=True,
+            **{**tokenizer.special_tokens_map, **part[0].template_keywords},
+        )
+        return list(zip(texts, blocks, strict=True))
+
+    return [
+        result
+        for group in groups_of(rows)
+        for result in each_or_all(group, texts_and_blocks, problems, instead=("", []))
+    ]
+
+
 def groups_of(rows: Sequence[TrainingRow]) -> Iterator[Sequence[TrainingRow]]:
     """Runs of neighbours with the same tools and template keywords: these can be rendered in one call."""
     first = 0

@@ -8,7 +8,8 @@ over the cores.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from sartor.data.assistant import AssistantTargets
 from sartor.data.formats import Message, Reading, TrainingRow, convert
 from sartor.data.problems import ProblemLog
 from sartor.data.table import TokenRows
-from sartor.data.template import each_or_all, groups_of, has_generation_marks, render, tools_of
+from sartor.data.template import has_generation_marks, render, render_marked
+from sartor.data.tokenizing import BatchTokenizer, Encodings, TextBatch, Tokenization, run
 from sartor.errors import ConfigurationError
 from sartor.records import DataSettings, RowFormat
 
@@ -26,7 +28,10 @@ Ids = list[list[int]]
 
 
 class Encoder:
-    """Encodes rows of one data set, and counts what is worth saying about them."""
+    """Encodes rows of one data set, and counts what is worth saying about them.
+
+    `tally` holds all counts, by name, so that counts of several processes can be added up; `notes` is made of it alone.
+    """
 
     def __init__(
         self, tokenizer: Any, reading: Reading, settings: DataSettings, end_tokens: Sequence[str] = ()
@@ -37,15 +42,19 @@ class Encoder:
         self._assistant_only = settings.assistant_only_loss
         self._completion_only = settings.completion_only_loss is not False
         self._appends_eos = not reading.is_conversational and reading.format is not RowFormat.TOKENIZED
-        self.num_rows = 0
-        self.num_eos_appended = 0
-        self.num_prompts_not_prefix = 0
-        """Rows whose prompt alone is tokenized otherwise than at the start of prompt and completion."""
-        self.num_without_end = 0
-        """Conversations of which no end-of-text token is trained."""
+        self.tokenize = BatchTokenizer(tokenizer)
+        self.tally: Counter[str] = Counter()
         self._proven: AssistantTargets | None = None
         if self._assistant_only and reading.is_conversational and not has_generation_marks(tokenizer):
-            self._proven = AssistantTargets(tokenizer, end_tokens, completion_only=self._completion_only)
+            self._proven = AssistantTargets(
+                tokenizer, end_tokens, completion_only=self._completion_only, tally=self.tally
+            )
+        if self._assistant_only and not tokenizer.is_fast:
+            raise ConfigurationError(
+                "assistant_only_loss=True needs a fast tokenizer (one with tokenizer.json); this one cannot say "
+                "where in "
+                "a text its tokens are."
+            )
         if self._appends_eos and tokenizer.eos_token is None:
             raise ConfigurationError(
                 "The tokenizer has no end-of-text token to append to the rows. Set tokenizer.eos_token, or eos_token."
@@ -53,75 +62,68 @@ class Encoder:
 
     def encode(self, rows: Sequence[Row], places: Sequence[str], problems: ProblemLog) -> TokenRows:
         """Tokens of these rows, all of them or, once there is a problem, none: then rows are only checked."""
-        self.num_rows += len(rows)
+        return run(self.encoding(rows, places, problems), self.tokenize)
+
+    def encoding(self, rows: Sequence[Row], places: Sequence[str], problems: ProblemLog) -> Tokenization[TokenRows]:
+        """The same, step by step: yields texts wherever it needs their tokens (see `tokenizing`)."""
+        self.tally["rows"] += len(rows)
         if self._reading.format is RowFormat.TOKENIZED:
             return self._tokenized(rows, places, problems)
         converted = [convert(row, where, self._reading, problems) for row, where in zip(rows, places, strict=True)]
         if problems:
             return TokenRows.from_lists([], [])
         good = [row for row in converted if row is not None]
-        ids, is_target = self._tokens_of(good, problems)
+        ids, is_target = yield from self._tokens_of(good, problems)
         if problems:
             return TokenRows.from_lists([], [])
         encoded = TokenRows.from_targets(ids, is_target)
         self._check(encoded, good, problems)
         return encoded
 
-    def _tokens_of(self, rows: Sequence[TrainingRow], problems: ProblemLog) -> tuple[Ids, Ids | None]:
+    def _tokens_of(self, rows: Sequence[TrainingRow], problems: ProblemLog) -> Tokenization[tuple[Ids, Ids | None]]:
         """Ids, and for each a 1 where it is trained; None: all are."""
         if self._proven is not None:
-            return self._proven.encode(rows, problems)
+            return (yield from self._proven.encoding(rows, problems))
         match self._reading.format:
             case RowFormat.MESSAGES:
                 if self._assistant_only:
-                    return self._marked(rows, problems)
-                return self._tokenize(render(self._tokenizer, rows, _body, problems), rendered=True), None
+                    return (yield from self._marked(rows, problems))
+                texts = render(self._tokenizer, rows, _body, problems)
+                return (yield from _ids_of(TextBatch(texts, is_rendered=True))), None
             case RowFormat.TEXT:
-                return self._tokenize([self._ended(str(row.body)) for row in rows]), None
+                return (yield from _ids_of(TextBatch([self._ended(str(row.body)) for row in rows]))), None
             case RowFormat.PROMPT_COMPLETION:
-                prompt_ids = self._tokenize([str(row.prompt) for row in rows])
-                ids = self._tokenize([self._ended(str(row.body), str(row.prompt)) for row in rows])
+                prompt_ids = yield from _ids_of(TextBatch([str(row.prompt) for row in rows]))
+                texts = [self._ended(str(row.body), str(row.prompt)) for row in rows]
+                ids = yield from _ids_of(TextBatch(texts))
                 return ids, self._completions(prompt_ids, ids, None)
             case _:
-                return self._conversational_completions(rows, problems)
+                return (yield from self._conversational_completions(rows, problems))
 
-    def _conversational_completions(self, rows: Sequence[TrainingRow], problems: ProblemLog) -> tuple[Ids, Ids | None]:
+    def _conversational_completions(
+        self, rows: Sequence[TrainingRow], problems: ProblemLog
+    ) -> Tokenization[tuple[Ids, Ids | None]]:
         prompts = render(self._tokenizer, rows, _prompt, problems, add_generation_prompt=True)
         if problems:
             return [], None
-        prompt_ids = self._tokenize(prompts, rendered=True)
+        prompt_ids = yield from _ids_of(TextBatch(prompts, is_rendered=True))
         if self._assistant_only:
-            ids, is_marked = self._marked(rows, problems)
+            ids, is_marked = yield from self._marked(rows, problems)
             return ids, self._completions(prompt_ids, ids, is_marked)
-        ids = self._tokenize(render(self._tokenizer, rows, _whole, problems), rendered=True)
+        texts = render(self._tokenizer, rows, _whole, problems)
+        ids = yield from _ids_of(TextBatch(texts, is_rendered=True))
         return ids, self._completions(prompt_ids, ids, None)
 
-    def _tokenize(self, texts: Sequence[str], *, rendered: bool = False) -> Ids:
-        """Ids of each text.  `rendered`: a template has written the special tokens already."""
-        options = {"add_special_tokens": False} if rendered else {}
-        return self._tokenizer(
-            list(texts), return_attention_mask=False, return_token_type_ids=False, verbose=False, **options
-        )["input_ids"]
-
-    def _marked(self, rows: Sequence[TrainingRow], problems: ProblemLog) -> tuple[Ids, Ids]:
+    def _marked(self, rows: Sequence[TrainingRow], problems: ProblemLog) -> Tokenization[tuple[Ids, Ids]]:
         """Ids of conversations, and which of them lie between the template's generation marks."""
-
-        def tokens_and_marks(part: Sequence[TrainingRow]) -> list[tuple[list[int], list[int]]]:
-            result = self._tokenizer.apply_chat_template(
-                [_whole(row) for row in part],
-                tools=tools_of(part[0]),
-                return_dict=True,
-                return_assistant_tokens_mask=True,
-                **part[0].template_keywords,
-            )
-            return list(zip(result["input_ids"], result["assistant_masks"], strict=True))
-
-        pairs = [
-            pair
-            for group in groups_of(rows)
-            for pair in each_or_all(group, tokens_and_marks, problems, instead=([], []))
+        marked = render_marked(self._tokenizer, rows, _whole, problems)
+        encodings = yield TextBatch([text for text, _ in marked], is_rendered=True, needs_characters=True)
+        ids = [encoding.ids for encoding in encodings]
+        marks = [
+            _marked_tokens(encoding, len(tokens), blocks)
+            for encoding, tokens, (_, blocks) in zip(encodings, ids, marked, strict=True)
         ]
-        return [ids for ids, _ in pairs], [marks for _, marks in pairs]
+        return ids, marks
 
     def _completions(self, prompt_ids: Ids, ids: Ids, is_marked: Ids | None) -> Ids | None:
         """Which tokens are trained of prompts and completions: from where ids and the prompt's own ids part.
@@ -135,7 +137,7 @@ class Encoder:
         is_target: Ids = []
         for number, (prompt, whole) in enumerate(zip(prompt_ids, ids, strict=True)):
             start = common_prefix_length(prompt, whole)
-            self.num_prompts_not_prefix += start < len(prompt)
+            self.tally["prompts that are no prefix"] += start < len(prompt)
             rest = [1] * (len(whole) - start) if is_marked is None else is_marked[number][start:]
             is_target.append([0] * start + rest)
         return is_target
@@ -144,12 +146,25 @@ class Encoder:
         """The text with the end-of-text token, unless it has it already."""
         if text.endswith(self._tokenizer.eos_token):
             return prompt + text
-        self.num_eos_appended += 1
+        self.tally["end-of-text tokens appended"] += 1
         return f"{prompt}{text}{self._tokenizer.eos_token}"
 
     def notes(self) -> tuple[str, ...]:
-        """What is worth saying about the rows encoded so far."""
-        return () if self._proven is None else self._proven.notes()
+        """What is worth saying about the rows that are in the tally."""
+        notes = [] if self._proven is None else list(self._proven.notes())
+        if count := self.tally["end-of-text tokens appended"]:
+            notes.append(f"The end-of-text token is appended to {count:,} rows.")
+        if count := self.tally["prompts that are no prefix"]:
+            notes.append(
+                f"In {count:,} rows the prompt alone is tokenized otherwise than before its completion; the completion "
+                "is trained from where they part. End prompts at a token's boundary to avoid it."
+            )
+        if count := self.tally["conversations without end"]:
+            notes.append(
+                f"In {count:,} of {self.tally['rows']:,} conversations no end-of-text token is trained, so the model "
+                "may not learn to stop. Set eos_token to the token that ends an answer in the chat template."
+            )
+        return tuple(notes)
 
     def _check(self, encoded: TokenRows, rows: Sequence[TrainingRow], problems: ProblemLog) -> None:
         """Note rows without tokens, and rows of which nothing is trained although something should be."""
@@ -159,7 +174,7 @@ class Encoder:
             problems.add("nothing trained", rows[number].where, self._why_nothing(), rows[number].body)
         if self._reading.is_conversational and self._proven is None and self._tokenizer.eos_token_id is not None:
             ends = encoded.count(encoded.labels == self._tokenizer.eos_token_id)
-            self.num_without_end += int(np.count_nonzero(ends == 0))
+            self.tally["conversations without end"] += int(np.count_nonzero(ends == 0))
 
     def _why_nothing(self) -> str:
         if self._proven is not None:
@@ -187,6 +202,24 @@ class Encoder:
         if self._completion_only and row.get("completion_mask") is not None:
             masks.append(row["completion_mask"])
         return [token if all(flags) else -100 for token, *flags in zip(row["input_ids"], *masks, strict=True)]
+
+
+def _ids_of(batch: TextBatch) -> Generator[TextBatch, Encodings, Ids]:
+    """Ids of each text."""
+    encodings = yield batch
+    return [encoding.ids for encoding in encodings]
+
+
+def _marked_tokens(encoding: Any, num_tokens: int, blocks: Sequence[tuple[int, int]]) -> list[int]:
+    """A 1 for each token of a text that lies in one of the marked blocks of characters, as transformers finds them."""
+    marks = [0] * num_tokens
+    for start, end in blocks:
+        first, last = encoding.char_to_token(start), encoding.char_to_token(end - 1)
+        if first is None:
+            break
+        after = last + 1 if last else num_tokens
+        marks[first:after] = [1] * (after - first)
+    return marks
 
 
 def common_prefix_length(first: Sequence[int], second: Sequence[int]) -> int:

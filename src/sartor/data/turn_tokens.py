@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sartor.data.targets import Turn, Unproven
+from sartor.data.tokenizing import BatchTokenizer, Encodings, TextBatch
 
 MAX_HEADS = 4096
 """Heads of turns whose ids are kept: templates write few different ones."""
@@ -35,6 +36,7 @@ class TurnTokenizer:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+        self._batches = BatchTokenizer(tokenizer)
         self._special_ids = frozenset(tokenizer.all_special_ids)
         self._is_byte_level = _is_byte_level(tokenizer.backend_tokenizer)
         self._heads: dict[str, list[int]] = {}
@@ -42,21 +44,20 @@ class TurnTokenizer:
         self.num_cut_turns = 0
         """Turns at whose start the text was cut."""
 
-    def encode(self, texts: Sequence[str]) -> Any:
-        """Ids of texts, with the means to find characters in them.  A template has written the special tokens."""
-        return self._tokenizer(
-            list(texts),
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
+    def batch(self, texts: Sequence[str]) -> TextBatch:
+        """Texts whose tokens are to be found by their characters.  A template has written the special tokens."""
+        return TextBatch(texts, is_rendered=True, needs_characters=True)
 
-    def learn_prompts(self, texts: Sequence[str], turns: Sequence[Sequence[Turn]]) -> None:
-        """Tokenize what stands before the turns of many texts in one call, where it has to be compared as a whole."""
+    def heads(self, texts: Sequence[str], turns: Sequence[Sequence[Turn]]) -> list[str]:
+        """What stands before the turns of many texts, where it has to be compared as a whole; else nothing."""
+        if self._is_byte_level:
+            return []
+        return [text[: turn.start] for text, inside in zip(texts, turns, strict=True) for turn in inside]
+
+    def learn_heads(self, heads: Sequence[str], encodings: Encodings) -> None:
+        """Keep the tokens of these heads, until those of the next texts come."""
         if not self._is_byte_level:
-            heads = [text[: turn.start] for text, inside in zip(texts, turns, strict=True) for turn in inside]
-            self._heads = dict(zip(heads, self.encode(heads)["input_ids"], strict=True)) if heads else {}
+            self._heads = {head: encoding.ids for head, encoding in zip(heads, encodings, strict=True)}
 
     def targets(self, text: str, turns: Sequence[Turn], encoding: Any) -> tuple[list[int], list[int]]:
         """Ids of one text, and which of them are trained.
@@ -91,7 +92,7 @@ class TurnTokenizer:
         skipped = 0
         if first and not self._is_byte_level:
             piece, first, skipped = "\n" + piece, first - 1, len(self._newline)
-        encoding = self.encode([piece]).encodings[0]
+        (encoding,) = self._batches(self.batch([piece]))
         ids = encoding.ids
         if ids[:skipped] != self._newline[:skipped]:
             raise Unproven("tokens across a turn's start", _JOINED)
@@ -153,7 +154,8 @@ class TurnTokenizer:
         return ids
 
     def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self.encode([text])["input_ids"][0]
+        (encoding,) = self._batches(self.batch([text]))
+        ids: list[int] = encoding.ids
         return ids
 
 
