@@ -7,7 +7,7 @@ What it keeps true: a row is either converted whole or noted as a problem; none 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sartor.data.files import WHERE_COLUMN
@@ -22,6 +22,9 @@ Columns = Mapping[str, Any]
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 """What ShareGPT's `from` values mean in a chat template's words."""
 TOKEN_COLUMNS = ("input_ids", "labels", "completion_mask", "assistant_masks")
+WEIGHT_COLUMN = "weight"
+LARGEST_WEIGHT = 1e15
+"""Products of two weights, and sums of many of these, are 32-bit numbers; so are those of the smallest, 1e-15."""
 TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
 RESERVED_KEYWORDS = frozenset(
     [
@@ -56,6 +59,8 @@ class TrainingRow:
     prompt: list[Message] | str | None = None
     tools: Any = None
     template_keywords: Mapping[str, Any] = field(default_factory=dict)
+    weight: float = 1.0
+    """What the row's targets weigh in the loss, besides what their messages do; 0: the row is left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,8 @@ class Reading:
     formatting_func: Callable[[dict[str, Any]], str] | None = None
     needs_assistant: bool = False
     """Whether a conversation without an assistant message is a problem, because nothing of it would be trained."""
+    has_row_weights: bool = False
+    """Whether the column `weight` is what each row weighs, and nothing else."""
     unused_columns: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -172,9 +179,13 @@ def _with_rest(reading: Reading, columns: Sequence[str], settings: DataSettings)
     if reading.is_conversational:
         used.update(TEMPLATE_COLUMNS)
     if reading.format is RowFormat.TOKENIZED:
-        used.update(TOKEN_COLUMNS, ("attention_mask", "seq_lengths"))
+        used.update(TOKEN_COLUMNS, ("attention_mask", "seq_lengths", "weights"))
+    has_row_weights = WEIGHT_COLUMN in columns and WEIGHT_COLUMN not in used
+    used.add(WEIGHT_COLUMN)
     unused = tuple(column for column in columns if column not in used) if reading.formatting_func is None else ()
     notes = reading.notes
+    if has_row_weights:
+        notes += (f"The column {WEIGHT_COLUMN} is what each row weighs in the loss.",)
     if unused:
         notes += (f"Columns that are not used: {', '.join(unused)}.",)
     return Reading(
@@ -184,6 +195,7 @@ def _with_rest(reading: Reading, columns: Sequence[str], settings: DataSettings)
         reading.mapping,
         reading.formatting_func,
         needs_assistant=settings.assistant_only_loss and reading.format is RowFormat.MESSAGES,
+        has_row_weights=has_row_weights,
         unused_columns=unused,
         notes=notes,
     )
@@ -193,12 +205,25 @@ def convert(row: Columns, where: str, reading: Reading, problems: ProblemLog) ->
     """One row in the shape that is encoded; None where it has a problem, which is then in `problems`."""
     check = RowCheck(row, where, reading, problems)
     if reading.formatting_func is not None:
-        return check.formatted(reading.formatting_func)
-    if reading.mapping:
-        return check.mapped()
-    if reading.format in (RowFormat.PROMPT_COMPLETION, RowFormat.TEXT):
-        return check.text()
-    return check.conversation()
+        converted = check.formatted(reading.formatting_func)
+    elif reading.mapping:
+        converted = check.mapped()
+    elif reading.format in (RowFormat.PROMPT_COMPLETION, RowFormat.TEXT):
+        converted = check.text()
+    else:
+        converted = check.conversation()
+    return check.weighted(converted) if reading.has_row_weights else converted
+
+
+def weight_problem(value: object) -> str | None:
+    """Why a value is no weight; None where it is one, or is left out (None)."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return f"is a {type(value).__name__}; a weight is a number from 0 on."
+    if value != 0 and not 1 / LARGEST_WEIGHT <= value <= LARGEST_WEIGHT:  # nor is what is not a number
+        return f"is {value}; a weight is 0, or a number between {1 / LARGEST_WEIGHT:g} and {LARGEST_WEIGHT:g}."
+    return None
 
 
 class RowCheck:
@@ -213,6 +238,18 @@ class RowCheck:
     def _note(self, kind: str, message: str) -> None:
         shown = {column: value for column, value in self._row.items() if column != WHERE_COLUMN}
         self._problems.add(kind, self._where, message, shown)
+
+    def weighted(self, converted: TrainingRow | None) -> TrainingRow | None:
+        """The converted row with the weight that stands in its column; one without a value weighs 1."""
+        weight = self._row.get(WEIGHT_COLUMN)
+        problem = weight_problem(weight)
+        if problem:
+            self._note(
+                "bad weight",
+                f"the column {WEIGHT_COLUMN!r} {problem} Rename or remove the column where it means something else.",
+            )
+            return None
+        return converted if converted is None or weight is None else replace(converted, weight=float(weight))
 
     def formatted(self, formatting_func: Callable[[dict[str, Any]], str]) -> TrainingRow | None:
         """The text that the user's function makes of the row."""
@@ -318,6 +355,14 @@ class RowCheck:
             self._note("wrong type", f"message {number} is a {kind}, not an object with role and content.")
             return False
         role, content = message.get("role"), message.get("content")
+        problem = weight_problem(message.get("weight"))
+        if problem:
+            self._note("bad weight", f"the weight of message {number} ({role}) {problem}")
+            return False
+        if not isinstance(message.get("train", True), bool | None):
+            kind = type(message["train"]).__name__
+            self._note("bad train", f"`train` of message {number} ({role}) is a {kind}; it must be true or false.")
+            return False
         if role not in ROLES:
             said = "has no role" if role is None else f"has the role {role!r}"
             self._note("unknown role", f"message {number} {said}; roles are {', '.join(ROLES)}.")

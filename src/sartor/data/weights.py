@@ -1,0 +1,180 @@
+"""What each token weighs in the loss: row weight times message weight.
+
+What comes in: checked rows, their tokens, and which of them are trained.  What goes out: the same tokens with weights.
+What it keeps true: a weight is never guessed: where it cannot be told to which message a token belongs, the row is a
+problem; and a token that weighs 0 is not trained at all.
+
+A row's weight stands in its column `weight`, a message's under its key `weight` (`"train": false` is 0); what is left
+out is 1.  Worked example: a row of weight 2 whose answers weigh 1 and 0.5 gives 2 to each token of the first and 1 to
+each of the second.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sartor.data.formats import Message, TrainingRow
+from sartor.data.problems import ProblemLog
+from sartor.data.table import TokenRows
+from sartor.data.template import tools_of
+from sartor.errors import ConfigurationError
+
+Weights = NDArray[np.float64]
+
+
+def message_weight(message: Mapping[str, Any]) -> float:
+    """What a checked message weighs: 0 where it says `"train": false`, else its `weight`, else 1."""
+    if message.get("train") is False:
+        return 0.0
+    weight = message.get("weight")
+    return 1.0 if weight is None else float(weight)
+
+
+def has_weights(row: TrainingRow) -> bool:
+    """Whether some message of a conversation weighs other than 1."""
+    return any(message_weight(message) != 1 for message in _messages(row))
+
+
+class _Unplaced(Exception):
+    """Where a message lies in its conversation's text cannot be told; says why."""
+
+
+class Weigher:
+    """Weighs the tokens of rows, and counts the rows that have weights."""
+
+    def __init__(self, tokenizer: Any, tally: Counter[str], *, assistant_only: bool, completion_only: bool) -> None:
+        """What is never trained needs no weight.
+
+        Args:
+            tally: where counts go; `notes` is made of it.
+            assistant_only: whether only messages of the assistant are trained.
+            completion_only: whether only the completion is trained of rows that have a prompt.
+        """
+        self._tokenizer = tokenizer
+        self._assistant_only = assistant_only
+        self._completion_only = completion_only
+        self._tally = tally
+
+    def weigh(
+        self,
+        encoded: TokenRows,
+        rows: Sequence[TrainingRow],
+        turns: Sequence[Sequence[int]] | None,
+        problems: ProblemLog,
+    ) -> TokenRows:
+        """The same rows with their weights; a problem for each row whose messages cannot be told apart.
+
+        Args:
+            encoded: the rows' tokens.
+            rows: the rows.
+            turns: for each token the number of its message, from 1, or 0 where it is of none; None: not known.
+        """
+        weights = np.ones(encoded.num_tokens)
+        is_weighted = False
+        for number, row in enumerate(rows):
+            start, end = encoded.offsets[number], encoded.offsets[number + 1]
+            has_message_weights = has_weights(row)
+            if row.weight == 1 and not has_message_weights:
+                continue
+            is_weighted = True
+            self._tally["weighted rows"] += row.weight != 0
+            self._tally["rows of weight 0"] += row.weight == 0
+            weights[start:end] = row.weight
+            if has_message_weights and row.weight:
+                try:
+                    of_turns = None if turns is None else turns[number]
+                    weights[start:end] *= self._of_messages(row, encoded.input_ids[start:end].tolist(), of_turns)
+                except _Unplaced as error:
+                    problems.add("weights cannot be placed", row.where, str(error), row.body)
+        return encoded.weighted(weights.astype(np.float32)) if is_weighted else encoded
+
+    def _of_messages(self, row: TrainingRow, ids: list[int], turns: Sequence[int] | None) -> Weights | float:
+        """The message's weight for each token of a row."""
+        messages = _messages(row)
+        weights = [message_weight(message) for message in messages]
+        if turns is not None:
+            return np.array([1.0, *weights])[np.asarray(turns, np.int64)]
+        weights = self._spread(row, messages, weights)
+        changes = [number for number in range(1, len(weights)) if weights[number] != weights[number - 1]]
+        if not changes:
+            return weights[0]
+        text, borders = self._borders(row, messages, changes)
+        encoding = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        if encoding["input_ids"] != ids:
+            raise _Unplaced("its text has other tokens than the row, so they cannot be weighed. " + _ADVICE)
+        starts = [start for start, _ in encoding["offset_mapping"]]
+        return np.array([weights[0], *(weights[number] for number in changes)])[
+            np.searchsorted(borders, starts, "right")
+        ]
+
+    def _spread(self, row: TrainingRow, messages: Sequence[Message], weights: Sequence[float]) -> list[float]:
+        """Weights where messages that are not trained have that of the next one that is, so that fewer change.
+
+        Worked example: system, user, answer of 0.5, user, answer of 1 become 0.5, 0.5, 0.5, 1, 1.
+        """
+        first = 0 if row.prompt is None or not self._completion_only else len(row.prompt)
+        spread: list[float] = []
+        following: float | None = None
+        for number in reversed(range(len(messages))):
+            is_trained = number >= first and (not self._assistant_only or messages[number]["role"] == "assistant")
+            following = weights[number] if is_trained else following
+            spread.append(1.0 if following is None else following)
+        return spread[::-1]
+
+    def _borders(self, row: TrainingRow, messages: list[Message], firsts: Sequence[int]) -> tuple[str, list[int]]:
+        """The conversation's text, and the characters at which the messages of these numbers begin.
+
+        A message begins where the text of those before it ends, provided that the template only adds to it.
+        """
+        if not self._tokenizer.is_fast:
+            raise ConfigurationError(
+                "Weights of messages need a fast tokenizer (one with tokenizer.json): this one cannot say where in a "
+                "text its tokens are. Give weights to rows only."
+            )
+        text = self._rendered(row, messages)
+        borders = []
+        for first in firsts:
+            try:
+                before = self._rendered(row, messages[:first])
+            except Exception:  # a template is a program and may raise what it likes
+                before = None
+            if before is None or not text.startswith(before):
+                raise _Unplaced(
+                    f"the chat template does not write its first {first} messages alone as it writes them where the "
+                    f"conversation goes on, so where message {first + 1} begins cannot be told. {_ADVICE}"
+                )
+            borders.append(len(before))
+        return text, borders
+
+    def _rendered(self, row: TrainingRow, messages: list[Message]) -> str:
+        text: str = self._tokenizer.apply_chat_template(
+            messages, tools=tools_of(row), tokenize=False, **row.template_keywords
+        )
+        return text
+
+    def notes(self) -> tuple[str, ...]:
+        """What is worth saying about the rows that are in the tally."""
+        notes = []
+        if count := self._tally["weighted rows"]:
+            notes.append(
+                f"{count:,} rows have a weight other than 1, their own or a message's: the losses of their targets are "
+                "multiplied by it."
+            )
+        if count := self._tally["rows of weight 0"]:
+            notes.append(f"{count:,} rows have weight 0: nothing of them is trained, and they are left out.")
+        return tuple(notes)
+
+
+_ADVICE = "Give it as prompt + completion, a row for each answer, with the weight in the row's column `weight`."
+
+
+def _messages(row: TrainingRow) -> list[Message]:
+    """All messages of a row; none of a row of text."""
+    if not isinstance(row.body, list):
+        return []
+    return row.body if not isinstance(row.prompt, list) else row.prompt + row.body
