@@ -443,7 +443,7 @@ PROOF = (
     ),
     Mutant(
         "header trained",
-        f"{DATA}/targets.py",
+        f"{DATA}/attempt.py",
         "            start = len(prompt)\n",
         "            start = span.start\n",
         ("tests/data/test_targets.py::test_each_kind_of_template_is_proven_or_refused",),
@@ -471,7 +471,7 @@ PROOF = (
     ),
     Mutant(
         "messages out of order trained",
-        f"{DATA}/targets.py",
+        f"{DATA}/attempt.py",
         "        self._refuse_moved(number, span)\n",
         "",
         ("tests/data/test_targets.py::test_each_kind_of_template_is_proven_or_refused",),
