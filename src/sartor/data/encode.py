@@ -170,11 +170,16 @@ def places_of(rows: Sequence[Mapping[str, Any]], first: int, name: str) -> list[
 def cut(rows: TokenRows, settings: DataSettings, summary: DataSummary) -> tuple[TokenRows, DataSummary]:
     """Rows cut to `max_length`, without those that keep no target; the summary with what that cost.
 
-    With packing nothing is dropped, as in trl: `bfd` cuts rows to the block's length from the end, the other strategies
-    cut nothing.
+    Rows of weight 0 never had a target, and are left out whatever the options; rows that came tokenized without any
+    are treated as trl does.  With packing nothing is dropped, as in trl: `bfd` cuts rows to the block's length from
+    the end, the other strategies cut nothing.
     """
+    num_left_out = 0
+    if summary.format is not RowFormat.TOKENIZED and not (has_target := rows.targets_per_row > 0).all():
+        num_left_out = int(np.count_nonzero(~has_target))
+        rows = rows.take(np.flatnonzero(has_target))
     if settings.max_length is None or (settings.packing and settings.packing_strategy != "bfd"):
-        return rows, summary
+        return rows, replace(summary, num_dropped_rows=num_left_out)
     mode = "keep_start" if settings.packing else settings.truncation_mode
     is_cut = rows.lengths > settings.max_length
     short = rows.truncate(settings.max_length, mode) if is_cut.any() else rows
@@ -185,7 +190,7 @@ def cut(rows: TokenRows, settings: DataSettings, summary: DataSummary) -> tuple[
         num_truncated_rows=int(np.count_nonzero(is_cut)),
         num_truncated_tokens=rows.num_tokens - short.num_tokens,
         num_truncated_targets=rows.num_targets - short.num_targets,
-        num_dropped_rows=len(short) - len(kept),
+        num_dropped_rows=num_left_out + len(short) - len(kept),
     )
 
 

@@ -1,7 +1,7 @@
 """From trained characters to trained tokens: which tokens of a text are what a model generates after its prompt.
 
-What comes in: texts and the trained turns in each.  What goes out: ids, and a 1 for each that is trained.  What it
-keeps
+What comes in: texts and the trained turns in each.  What goes out: ids, and for each its message, from 1, or 0.  What
+it keeps
 true: a turn's tokens begin where those of the prompt end, as they do when a model is used.
 
 Offsets alone prove nothing.  Worked example: a prompt ends with two newlines; alone it is tokenized with `\\n\\n` as
@@ -32,7 +32,7 @@ _JOINED = (
 
 
 class TurnTokenizer:
-    """Tokenizes texts, and marks the tokens of their trained turns."""
+    """Tokenizes texts, and marks the tokens of their trained turns with the number of their message, from 1."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -60,7 +60,7 @@ class TurnTokenizer:
             self._heads = {head: encoding.ids for head, encoding in zip(heads, encodings, strict=True)}
 
     def targets(self, text: str, turns: Sequence[Turn], encoding: Any) -> tuple[list[int], list[int]]:
-        """Ids of one text, and which of them are trained.
+        """Ids of one text, and for each the number of the trained message it is of, from 1; 0: of none.
 
         Args:
             encoding: the tokenizer's encoding of the text.
@@ -107,7 +107,7 @@ class TurnTokenizer:
     def _marks(
         self, turns: Sequence[Turn], starts: Sequence[int | None], encoding: Any, ids: list[int], first: int
     ) -> list[int]:
-        """A 1 for each token of a turn, of a text whose first character has the number `first`."""
+        """The message for each token of a turn, of a text whose first character has the number `first`."""
         marks = [0] * len(ids)
         for turn, start in zip(turns, starts, strict=True):
             if start is None:
@@ -119,7 +119,7 @@ class TurnTokenizer:
                     f"the tokenizer joins {turn.end_token!r} with what is next to it, so the turn's end cannot be "
                     "trained.",
                 )
-            marks[start : end + 1] = [1] * (end + 1 - start)
+            marks[start : end + 1] = [turn.message + 1] * (end + 1 - start)
         return marks
 
     def _start_token(self, text: str, start: int, encoding: Any, ids: list[int]) -> int | None:

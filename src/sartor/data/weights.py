@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sartor.data.formats import Message, TrainingRow
+from sartor.data.formats import WEIGHT_COLUMN, Message, TrainingRow, weight_problem
 from sartor.data.problems import ProblemLog
 from sartor.data.table import TokenRows
 from sartor.data.template import tools_of
@@ -92,6 +92,15 @@ class Weigher:
                 except _Unplaced as error:
                     problems.add("weights cannot be placed", row.where, str(error), row.body)
         return encoded.weighted(weights.astype(np.float32)) if is_weighted else encoded
+
+    def of_tokens(self, row: Mapping[str, Any]) -> NDArray[np.float32]:
+        """Weights of a checked row that is tokenized already: of the row times those of its tokens."""
+        given, of_row = row.get("weights"), row.get(WEIGHT_COLUMN)
+        weights = np.ones(len(row["input_ids"])) if given is None else np.asarray(given, np.float64)
+        weights = weights if of_row is None else weights * float(of_row)
+        self._tally["weighted rows"] += bool((weights != 1).any() and weights.any())
+        self._tally["rows of weight 0"] += not weights.any()
+        return weights.astype(np.float32)
 
     def _of_messages(self, row: TrainingRow, ids: list[int], turns: Sequence[int] | None) -> Weights | float:
         """The message's weight for each token of a row."""
@@ -171,6 +180,26 @@ class Weigher:
 
 
 _ADVICE = "Give it as prompt + completion, a row for each answer, with the weight in the row's column `weight`."
+
+
+def token_weights_problem(row: Mapping[str, Any]) -> str | None:
+    """What is wrong with the weights of a row that is tokenized already, whose `input_ids` are checked."""
+    problem = weight_problem(row.get(WEIGHT_COLUMN))
+    if problem:
+        return f"the column {WEIGHT_COLUMN!r} {problem}"
+    weights = row.get("weights")
+    if weights is None:
+        return None
+    num_tokens = len(row["input_ids"])
+    if not isinstance(weights, list) or len(weights) != num_tokens:
+        return (
+            f"weights has {len(weights) if isinstance(weights, list) else 0} entries; the row has {num_tokens} tokens."
+        )
+    for number, weight in enumerate(weights):
+        problem = "is missing." if weight is None else weight_problem(weight)
+        if problem:
+            return f"number {number} (from 0) of weights {problem}"
+    return None
 
 
 def _messages(row: TrainingRow) -> list[Message]:
