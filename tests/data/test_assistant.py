@@ -188,7 +188,9 @@ def test_any_answer_is_trained_behind_the_tokens_of_its_prompt(make: Any, templa
     messages = [{**message, "content": text} for message, text in zip(CONVERSATION, texts, strict=True)]
     problems = ProblemLog()
     targets = AssistantTargets(tokenizer, [], completion_only=True)
-    (ids,), (marks,) = targets.encode([TrainingRow("here", messages)], problems)
+    (ids,), (turns,) = targets.encode([TrainingRow("here", messages)], problems)
+    assert {turn for turn in turns if turn} == {2, 4}
+    marks = [int(turn > 0) for turn in turns]
     whole, prompt = (
         tokenizer(tokenizer.apply_chat_template(part, tokenize=False, **options), add_special_tokens=False)["input_ids"]
         for part, options in ((messages, {}), (messages[:1], {"add_generation_prompt": True}))
