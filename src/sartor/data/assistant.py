@@ -1,23 +1,24 @@
 """Tokens of conversations with any chat template, of which the assistant's turns are trained, as proven by `targets`.
 
-What comes in: checked rows.  What goes out: ids, and a 1 for each that is trained.  What it keeps true: a row whose
-targets cannot be proven is a problem that names it, never guessed or skipped; what a template leaves out or writes
-otherwise is counted.
+What comes in: checked rows.  What goes out: ids, and for each its message, from 1, or 0.  What it keeps true: a row
+whose targets cannot be proven is a problem that names it, never guessed or skipped; what a template leaves out or
+writes otherwise is counted.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from sartor.data.formats import Message, TrainingRow
 from sartor.data.problems import ProblemLog
 from sartor.data.provenance.shadow import Kind
-from sartor.data.targets import Proof, Prover, Rule, Unproven
+from sartor.data.targets import Proof, Prover, Rule, Start, Unproven
 from sartor.data.template import note_refusal, tools_of
 from sartor.data.tokenizing import BatchTokenizer, Tokenization, run
 from sartor.data.turn_tokens import TurnTokenizer
+from sartor.data.unroll import is_trained
 from sartor.errors import ConfigurationError
 
 Ids = list[list[int]]
@@ -29,13 +30,22 @@ class AssistantTargets:
     """Encodes conversations, and counts what is worth saying about them."""
 
     def __init__(
-        self, tokenizer: Any, end_tokens: Sequence[str], *, completion_only: bool, tally: Counter[str] | None = None
+        self,
+        tokenizer: Any,
+        end_tokens: Sequence[str],
+        *,
+        completion_only: bool,
+        start: Start = Start.PROVEN,
+        append_eot: bool = False,
+        tally: Counter[str] | None = None,
     ) -> None:
         """Look up the tokens that end a turn.
 
         Args:
             end_tokens: texts of tokens at which generation stops, besides the tokenizer's end-of-text token.
             completion_only: whether answers in a prompt are not trained.
+            start: how well a prompt must agree with what stands before an answer.
+            append_eot: whether the end-of-text token is appended where the template writes no end.
             tally: where counts go; `notes` is made of it.
 
         Raises:
@@ -50,12 +60,14 @@ class AssistantTargets:
         self._tokenizer = tokenizer
         self._end_tokens = _end_tokens(tokenizer, end_tokens)
         self._completion_only = completion_only
+        self._start = start
+        self._append_eot = append_eot
         self._turn_tokenizer = TurnTokenizer(tokenizer)
         self._provers: dict[str, Prover] = {}
         self._tally: Counter[str] = Counter() if tally is None else tally
 
     def encode(self, rows: Sequence[TrainingRow], problems: ProblemLog) -> tuple[Ids, Ids]:
-        """Ids of conversations and which are trained; nothing once there is a problem."""
+        """Ids of conversations, and for each the trained message it is of, from 1, or 0; nothing after a problem."""
         return run(self.encoding(rows, problems), BatchTokenizer(self._tokenizer))
 
     def encoding(self, rows: Sequence[TrainingRow], problems: ProblemLog) -> Tokenization[tuple[Ids, Ids]]:
@@ -88,7 +100,7 @@ class AssistantTargets:
         assert isinstance(body, list)
         messages: list[Message] = prompt + body
         first = len(prompt) if self._completion_only else 0
-        trained = [number for number, message in enumerate(messages) if number >= first and _is_trained(message)]
+        trained = [number for number, message in enumerate(messages) if number >= first and is_trained(message)]
         try:
             tools = tools_of(row)
             return self._prover(tools).prove(messages, tools, row.template_keywords, trained)
@@ -102,7 +114,12 @@ class AssistantTargets:
         template = self._tokenizer.get_chat_template(None, tools)
         if template not in self._provers:
             self._provers[template] = Prover(
-                template, self._tokenizer.special_tokens_map, self._end_tokens, self._tokenizer.all_special_tokens
+                template,
+                self._tokenizer.special_tokens_map,
+                self._end_tokens,
+                self._tokenizer.all_special_tokens,
+                start=self._start,
+                append_eot=self._append_eot,
             )
         return self._provers[template]
 
@@ -110,6 +127,8 @@ class AssistantTargets:
         for turn in proof.turns:
             self._tally[f"proven: {turn.rule.name}"] += 1
             self._tally["rewritten answers"] += turn.is_rewritten
+            self._tally["ends appended"] += turn.is_end_appended
+        self._tally["ends appended within"] += sum(turn.is_end_appended for turn in proof.turns[:-1])
         for _, kind in proof.dropped:
             self._tally[f"left out: {kind.name}"] += 1
 
@@ -130,9 +149,17 @@ class AssistantTargets:
             notes.append(
                 f"{self._tally['rewritten answers']:,} of {num_turns:,} answers are written otherwise once the "
                 "conversation "
-                "goes on (a "
-                "template may drop earlier reasoning), and are trained as written. To train each as it is generated, "
-                "give a row of prompt + completion for each answer."
+                "goes on (a template may drop earlier reasoning), and are trained as written. Set unroll=True to "
+                "train each as it is generated, in a row of its own."
+            )
+        if count := self._tally["ends appended"]:
+            within = (
+                f"; in {self._tally['ends appended within']:,} cases the conversation goes on behind it, which no "
+                "prompt of the template does: unroll=True trains each answer as it is generated"
+            )
+            notes.append(
+                f"append_eot: {self._end_tokens[0]} is appended to {count:,} answers behind which the chat template "
+                f"writes no end{within if self._tally['ends appended within'] else ''}."
             )
         if self._tally["rows in parts"]:
             notes.append(
@@ -149,11 +176,6 @@ class AssistantTargets:
         prefix = {Rule.EXACT, Rule.EXACT_START}
         ways = [f"{count:,} where {rule}" for rule, count in counts.items() if count and rule not in prefix]
         return f" ({'; '.join(ways)})" if ways else ""
-
-
-def _is_trained(message: Mapping[str, Any]) -> bool:
-    """Whether a message is one to train: `"train": false` leaves an answer out."""
-    return message["role"] == "assistant" and message.get("train") is not False
 
 
 def _end_tokens(tokenizer: Any, others: Sequence[str]) -> list[str]:

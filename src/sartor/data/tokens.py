@@ -18,8 +18,11 @@ from sartor.data.assistant import AssistantTargets
 from sartor.data.formats import Message, Reading, TrainingRow, convert
 from sartor.data.problems import ProblemLog
 from sartor.data.table import TokenRows
+from sartor.data.targets import Start
 from sartor.data.template import has_generation_marks, render, render_marked
 from sartor.data.tokenizing import BatchTokenizer, Encodings, TextBatch, Tokenization, run
+from sartor.data.unroll import unrolled
+from sartor.data.weights import Weigher, has_weights, token_weights_problem
 from sartor.errors import ConfigurationError
 from sartor.records import DataSettings, RowFormat
 
@@ -40,14 +43,23 @@ class Encoder:
         self._reading = reading
         self.format = reading.format
         self._assistant_only = settings.assistant_only_loss
-        self._completion_only = settings.completion_only_loss is not False
+        self._completion_only = settings.completion_only_loss is not False or settings.unroll
+        self._unrolls = settings.unroll
         self._appends_eos = not reading.is_conversational and reading.format is not RowFormat.TOKENIZED
         self.tokenize = BatchTokenizer(tokenizer)
         self.tally: Counter[str] = Counter()
+        self._weigher = Weigher(
+            tokenizer, self.tally, assistant_only=self._assistant_only, completion_only=self._completion_only
+        )
         self._proven: AssistantTargets | None = None
         if self._assistant_only and reading.is_conversational and not has_generation_marks(tokenizer):
             self._proven = AssistantTargets(
-                tokenizer, end_tokens, completion_only=self._completion_only, tally=self.tally
+                tokenizer,
+                end_tokens,
+                completion_only=self._completion_only,
+                start=Start(settings.target_start),
+                append_eot=settings.append_eot,
+                tally=self.tally,
             )
         if self._assistant_only and not tokenizer.is_fast:
             raise ConfigurationError(
@@ -62,30 +74,38 @@ class Encoder:
 
     def encode(self, rows: Sequence[Row], places: Sequence[str], problems: ProblemLog) -> TokenRows:
         """Tokens of these rows, all of them or, once there is a problem, none: then rows are only checked."""
-        return run(self.encoding(rows, places, problems), self.tokenize)
+        return run(self.encoding(rows, places, problems), self.tokenize)[0]
 
-    def encoding(self, rows: Sequence[Row], places: Sequence[str], problems: ProblemLog) -> Tokenization[TokenRows]:
-        """The same, step by step: yields texts wherever it needs their tokens (see `tokenizing`)."""
+    def encoding(
+        self, rows: Sequence[Row], places: Sequence[str], problems: ProblemLog
+    ) -> Tokenization[tuple[TokenRows, list[str]]]:
+        """The same, with the place of each encoded row: step by step, yields texts wherever it needs their tokens.
+
+        A conversation that is unrolled gives several rows of one place.
+        """
         self.tally["rows"] += len(rows)
         if self._reading.format is RowFormat.TOKENIZED:
-            return self._tokenized(rows, places, problems)
+            return self._tokenized(rows, places, problems), list(places)
         converted = [convert(row, where, self._reading, problems) for row, where in zip(rows, places, strict=True)]
         if problems:
-            return TokenRows.from_lists([], [])
+            return TokenRows.from_lists([], []), []
         good = [row for row in converted if row is not None]
+        if self._unrolls and self._reading.is_conversational:
+            good = unrolled(good, self.tally)
         ids, is_target = yield from self._tokens_of(good, problems)
         if problems:
-            return TokenRows.from_lists([], [])
+            return TokenRows.from_lists([], []), []
         encoded = TokenRows.from_targets(ids, is_target)
+        encoded = self._weigher.weigh(encoded, good, None if self._proven is None else is_target, problems)
         self._check(encoded, good, problems)
-        return encoded
+        return encoded, [row.where for row in good]
 
     def _tokens_of(self, rows: Sequence[TrainingRow], problems: ProblemLog) -> Tokenization[tuple[Ids, Ids | None]]:
         """Ids, and for each a 1 where it is trained; None: all are."""
         if self._proven is not None:
             return (yield from self._proven.encoding(rows, problems))
         match self._reading.format:
-            case RowFormat.MESSAGES:
+            case RowFormat.MESSAGES if not self._unrolls:
                 if self._assistant_only:
                     return (yield from self._marked(rows, problems))
                 texts = render(self._tokenizer, rows, _body, problems)
@@ -103,10 +123,12 @@ class Encoder:
     def _conversational_completions(
         self, rows: Sequence[TrainingRow], problems: ProblemLog
     ) -> Tokenization[tuple[Ids, Ids | None]]:
-        prompts = render(self._tokenizer, rows, _prompt, problems, add_generation_prompt=True)
+        asked = [row for row in rows if row.prompt]  # an unrolled first message has nothing before it
+        prompts = render(self._tokenizer, asked, _prompt, problems, add_generation_prompt=True)
         if problems:
             return [], None
-        prompt_ids = yield from _ids_of(TextBatch(prompts, is_rendered=True))
+        some_ids = iter((yield from _ids_of(TextBatch(prompts, is_rendered=True))))
+        prompt_ids = [next(some_ids) if row.prompt else [] for row in rows]
         if self._assistant_only:
             ids, is_marked = yield from self._marked(rows, problems)
             return ids, self._completions(prompt_ids, ids, is_marked)
@@ -151,7 +173,10 @@ class Encoder:
 
     def notes(self) -> tuple[str, ...]:
         """What is worth saying about the rows that are in the tally."""
-        notes = [] if self._proven is None else list(self._proven.notes())
+        notes = [*self._weigher.notes(), *(() if self._proven is None else self._proven.notes())]
+        if count := self.tally["unrolled answers"]:
+            rows = f"{self.tally['unrolled conversations']:,} conversations"
+            notes.append(f"unroll: {rows} give {count:,} rows, one for each answer.")
         if count := self.tally["end-of-text tokens appended"]:
             notes.append(f"The end-of-text token is appended to {count:,} rows.")
         if count := self.tally["prompts that are no prefix"]:
@@ -170,13 +195,18 @@ class Encoder:
         """Note rows without tokens, and rows of which nothing is trained although something should be."""
         for number in np.flatnonzero(encoded.lengths == 0).tolist():
             problems.add("no tokens", rows[number].where, "the row is tokenized to nothing.", rows[number].body)
-        for number in np.flatnonzero((encoded.targets_per_row == 0) & (encoded.lengths > 0)).tolist():
-            problems.add("nothing trained", rows[number].where, self._why_nothing(), rows[number].body)
+        is_left_out = np.array([row.weight == 0 for row in rows], np.bool_)
+        for number in np.flatnonzero((encoded.targets_per_row == 0) & (encoded.lengths > 0) & ~is_left_out).tolist():
+            problems.add("nothing trained", rows[number].where, self._why_nothing(rows[number]), rows[number].body)
         if self._reading.is_conversational and self._proven is None and self._tokenizer.eos_token_id is not None:
             ends = encoded.count(encoded.labels == self._tokenizer.eos_token_id)
-            self.tally["conversations without end"] += int(np.count_nonzero(ends == 0))
+            self.tally["conversations without end"] += int(np.count_nonzero((ends == 0) & ~is_left_out))
 
-    def _why_nothing(self) -> str:
+    def _why_nothing(self, row: TrainingRow) -> str:
+        if has_weights(row):
+            return (
+                "every message of it that would be trained has weight 0 or train: false. Give the row weight 0 instead."
+            )
         if self._proven is not None:
             return "it has no message of the assistant that is to be trained."
         if self._assistant_only:
@@ -185,7 +215,8 @@ class Encoder:
 
     def _tokenized(self, rows: Sequence[Row], places: Sequence[str], problems: ProblemLog) -> TokenRows:
         """Rows that are tokenized already: their labels as they are, or made from their masks."""
-        ids, labels, documents = [], [], []
+        ids, labels, documents, weights = [], [], [], []
+        is_weighted = self._reading.has_row_weights or "weights" in rows[0]
         has_documents = "seq_lengths" in rows[0]
         for row, where in zip(rows, places, strict=True):
             problem = _token_problem(row)
@@ -195,7 +226,10 @@ class Encoder:
                 ids.append(row["input_ids"])
                 labels.append(row["labels"] if row.get("labels") is not None else self._labels_of(row))
                 documents.append(row.get("seq_lengths") or [len(row["input_ids"])])
-        return TokenRows.from_lists(ids, labels, documents if has_documents else None)
+                if is_weighted:
+                    weights.append(self._weigher.of_tokens(row))
+        tokens = TokenRows.from_lists(ids, labels, documents if has_documents else None)
+        return tokens if not weights else tokens.weighted(np.concatenate(weights))
 
     def _labels_of(self, row: Row) -> list[int]:
         masks = [row["assistant_masks"]] if row.get("assistant_masks") is not None else []
@@ -255,6 +289,9 @@ def _token_problem(row: Row) -> tuple[str, str] | None:
         if values is not None and (not isinstance(values, list) or len(values) != len(ids)):
             length = len(values) if isinstance(values, list) else 0
             return f"bad {column}", f"{column} has {length} entries; the row has {len(ids)} tokens."
+    problem = token_weights_problem(row)
+    if problem:
+        return "bad weight", problem
     lengths = row.get("seq_lengths")
     if lengths is not None and sum(lengths) != len(ids):
         return "bad seq_lengths", f"seq_lengths adds up to {sum(lengths)}; the row has {len(ids)} tokens."
