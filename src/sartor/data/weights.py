@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sartor.data.formats import WEIGHT_COLUMN, Message, TrainingRow, weight_problem
+from sartor.data.formats import WEIGHT_COLUMN, Message, Reading, TrainingRow, weight_problem
 from sartor.data.problems import ProblemLog
 from sartor.data.table import TokenRows
 from sartor.data.template import tools_of
 from sartor.errors import ConfigurationError
+from sartor.records import RowFormat
 
 Weights = NDArray[np.float64]
 
@@ -180,6 +181,31 @@ class Weigher:
 
 
 _ADVICE = "Give it as prompt + completion, a row for each answer, with the weight in the row's column `weight`."
+
+
+def may_have_weights(reading: Reading, columns: Sequence[str], features: Mapping[str, Any] | None) -> bool:
+    """Whether tokens of a stream may be weighted, as far as can be told before it is read.
+
+    Where the columns say nothing of the messages' keys, they may.
+
+    Args:
+        features: types of the columns, where the stream knows them.
+    """
+    if reading.has_row_weights or reading.format is RowFormat.TOKENIZED:
+        return reading.has_row_weights or "weights" in columns
+    if not reading.is_conversational or reading.mapping:
+        return False
+    return any(
+        _may_have_key((features or {}).get(column), "weight")
+        for column in (reading.body_column, reading.prompt_column)
+        if column is not None
+    )
+
+
+def _may_have_key(feature: Any, key: str) -> bool:
+    """Whether a column of lists of objects may have this key in them."""
+    inner = feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
+    return key in inner if isinstance(inner, dict) else True
 
 
 def token_weights_problem(row: Mapping[str, Any]) -> str | None:
