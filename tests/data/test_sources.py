@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from datasets import Dataset, DatasetDict
 
-from sartor.data.files import WHERE_COLUMN
+from sartor.data.encode import prepare
 from sartor.data.sources import load
+from sartor.data.tables import WHERE_COLUMN
 from sartor.errors import DataError, HubError
+from sartor.records import DataSettings
 
 ROWS = [{"text": "one"}, {"text": "two\nlines"}, {"text": "drei, größer"}]
 
@@ -67,13 +69,18 @@ def test_csv_values_stay_text(tmp_path: Path) -> None:
     assert load(path)[0]["answer"] == "072"
 
 
-def test_all_bad_lines_are_in_one_error_with_the_first_of_each_kind(tmp_path: Path) -> None:
+def told(path: Path, tokenizer: Any) -> str:
+    """The error that a file of bad rows leads to."""
+    with pytest.raises(DataError) as caught:
+        prepare(load(path), tokenizer, DataSettings())
+    return str(caught.value)
+
+
+def test_all_bad_lines_are_in_one_error_with_the_first_of_each_kind(tokenizer: Any, tmp_path: Path) -> None:
     good = json.dumps({"text": "fine"})
     content = "\n".join([good, '{"text": "ha', good, "[1, 2]", '{"text" 5}', "7", good, '{"text": "half']).encode()
     path = write(tmp_path / "bad.jsonl", content.replace(b"7\n", b'{"text": "\xff"}\n'))
-    with pytest.raises(DataError) as caught:
-        load(path)
-    message = str(caught.value)
+    message = told(path, tokenizer)
     assert "5 of 8 rows cannot be used" in message
     assert "not JSON (2 times, first in bad.jsonl, line 2)" in message
     assert '{"text": "ha' in message
@@ -101,7 +108,6 @@ def test_a_row_of_a_list_that_is_no_dict_is_named() -> None:
     ("content", "said"),
     [
         ('{"data": [{"text": "a"}]}', r"one object, not a list.*under 'data'"),
-        ("[1, {}]", r"list\.json, row 0\): it is a number"),
         ('[{"text": "a"},\n {"text" "b"}]', r"line 2: not JSON: Expecting ':' delimiter at column 10"),
         ("", r"line 1: not JSON"),
         ("5", r"holds a number"),
@@ -115,7 +121,6 @@ def test_a_json_file_that_is_no_list_of_objects_is_explained(content: str, said:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("a,b\n1,2\n1,2,3\n", r"a\.csv, line 3\): it has 3 values; the header has 2"),
         ("a,a\n1,2\n", r"line 1: the header has 'a' more than once"),
         ('a\n"open\n', r"not CSV: unexpected end of data"),
         ("a\n", "no rows"),
@@ -124,6 +129,17 @@ def test_a_json_file_that_is_no_list_of_objects_is_explained(content: str, said:
 def test_a_broken_csv_file_names_its_line(content: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"(?s){said}"):
         load(write(tmp_path / "a.csv", content))
+
+
+def test_entries_of_lists_and_rows_of_tables_that_are_none_are_named(tokenizer: Any, tmp_path: Path) -> None:
+    listed = told(write(tmp_path / "list.json", '[1, {"text": "a"}]'), tokenizer)
+    assert "1 of 2 rows cannot be used" in listed
+    assert "not an object (list.json, row 0): it is a number" in listed
+    ragged = told(write(tmp_path / "a.csv", "text,b\n1,2\n1,2,3\n"), tokenizer)
+    assert "wrong number of values (a.csv, line 3): it has 3 values; the header has 2" in ragged
+    undecodable = told(write(tmp_path / "b.csv", b'text,b\n1,2\n"\n",\xff\n1,2\n'), tokenizer)
+    assert "1 of 3 rows" in undecodable
+    assert "not UTF-8 (b.csv, line 3)" in undecodable
 
 
 def test_files_that_are_damaged_or_empty_are_errors(tmp_path: Path) -> None:

@@ -16,12 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sartor.data.files import WHERE_COLUMN
 from sartor.data.formats import Reading, detect
+from sartor.data.places import Places
 from sartor.data.problems import ProblemLog
 from sartor.data.table import TokenRows
+from sartor.data.tables import WHERE_COLUMN
 from sartor.data.template import adopt_chatml
+from sartor.data.tokenizing import run
 from sartor.data.tokens import Encoder
+from sartor.data.usable import encoding_usable
 from sartor.errors import ConfigurationError, DataError
 from sartor.records import DataSettings, DataSummary, Packing, PreparedData, RowFormat
 
@@ -125,23 +128,42 @@ def _prepare_rows(
     name: str,
     pack: Packer | None,
 ) -> PreparedData:
-    problems = ProblemLog()
-    parts = [encoder.encode(rows, places, problems) for rows, places in _batches(dataset, reading, name)]
-    problems.raise_if_any(f"{name} data", encoder.tally["rows"])
+    skips = settings.bad_rows == "skip"
+    problems, num_rows = ProblemLog(), 0
+    parts: list[TokenRows] = []
+    kept_places: list[Places] = []
+    for rows, where in _batches(dataset, reading, name):
+        num_rows += len(rows)
+        part, kept = run(encoding_usable(encoder, rows, where, problems, skip=skips), encoder.tokenize)
+        parts.append(part)
+        kept_places.append(Places.of_texts(kept))
     encoded = TokenRows.concatenate(parts)
+    if not skips or not len(encoded):
+        problems.raise_if_any(f"{name} data", num_rows)
     if not encoded.num_targets:
         raise DataError(f"{name} data: no token of any of the {len(encoded):,} rows is trained: all labels are -100.")
-    notes = notes_of(reading, encoder, settings)
-    summary = DataSummary(name, reading.format, encoder.tally["rows"], 0, 0, 0, 0, notes=notes)
-    result, summary = cut(encoded, settings, summary)
+    places = Places.concatenate(kept_places)
+    summary = DataSummary(name, reading.format, num_rows, 0, 0, 0, 0, notes=notes_of(reading, encoder, settings))
+    result, summary, places = cut(encoded, settings, with_problems(summary, problems), places)
     if not result.num_targets:
         raise DataError(
             f"{name} data: with max_length={settings.max_length} and truncation_mode={settings.truncation_mode} "
             f"nothing that is trained is left of any of the {len(encoded):,} rows; the longest has "
             f"{int(encoded.lengths.max()):,} tokens. Raise max_length, or try the other truncation_mode."
         )
-    result = arrange(result, settings, pack)
-    return PreparedData(result.to_dataset(), _counted(summary, result))
+    result, places = arrange(result, settings, pack, places)
+    summary = replace(_counted(summary, result), source_rows=Places.concatenate(kept_places).counts())
+    return PreparedData(result.to_dataset(), summary, places)
+
+
+def with_problems(summary: DataSummary, problems: ProblemLog) -> DataSummary:
+    """The summary with the rows that are left out because they cannot be used."""
+    return replace(
+        summary,
+        num_skipped_rows=len(problems.bad_places),
+        skipped_kinds=problems.counts,
+        notes=summary.notes + tuple(f"skipped: {told}" for told in problems.told()),
+    )
 
 
 def _batches(
@@ -167,8 +189,10 @@ def places_of(rows: Sequence[Mapping[str, Any]], first: int, name: str) -> list[
     return [row.get(WHERE_COLUMN) or f"{name} data, row {number}" for number, row in enumerate(rows, first)]
 
 
-def cut(rows: TokenRows, settings: DataSettings, summary: DataSummary) -> tuple[TokenRows, DataSummary]:
-    """Rows cut to `max_length`, without those that keep no target; the summary with what that cost.
+def cut(
+    rows: TokenRows, settings: DataSettings, summary: DataSummary, places: Places
+) -> tuple[TokenRows, DataSummary, Places]:
+    """Rows cut to `max_length`, without those that keep no target; the summary with what that cost; the rows' places.
 
     Rows of weight 0 never had a target, and are left out whatever the options; rows that came tokenized without any
     are treated as trl does.  With packing nothing is dropped, as in trl: `bfd` cuts rows to the block's length from
@@ -177,37 +201,46 @@ def cut(rows: TokenRows, settings: DataSettings, summary: DataSummary) -> tuple[
     num_left_out = 0
     if summary.format is not RowFormat.TOKENIZED and not (has_target := rows.targets_per_row > 0).all():
         num_left_out = int(np.count_nonzero(~has_target))
-        rows = rows.take(np.flatnonzero(has_target))
+        rows, places = rows.take(np.flatnonzero(has_target)), places.take(np.flatnonzero(has_target))
     if settings.max_length is None or (settings.packing and settings.packing_strategy != "bfd"):
-        return rows, replace(summary, num_dropped_rows=num_left_out)
+        return rows, replace(summary, num_dropped_rows=num_left_out), places
     mode = "keep_start" if settings.packing else settings.truncation_mode
     is_cut = rows.lengths > settings.max_length
     short = rows.truncate(settings.max_length, mode) if is_cut.any() else rows
     keeps_targets = short.targets_per_row > 0
-    kept = short if settings.packing or keeps_targets.all() else short.take(np.flatnonzero(keeps_targets))
-    return kept, replace(
+    summary = replace(
         summary,
         num_truncated_rows=int(np.count_nonzero(is_cut)),
         num_truncated_tokens=rows.num_tokens - short.num_tokens,
         num_truncated_targets=rows.num_targets - short.num_targets,
-        num_dropped_rows=num_left_out + len(short) - len(kept),
+        num_dropped_rows=num_left_out,
     )
+    if settings.packing or keeps_targets.all():
+        return short, summary, places
+    kept = np.flatnonzero(keeps_targets)
+    num_dropped = num_left_out + len(short) - len(kept)
+    return short.take(kept), replace(summary, num_dropped_rows=num_dropped), places.take(kept)
 
 
-def arrange(rows: TokenRows, settings: DataSettings, pack: Packer | None) -> TokenRows:
-    """Rows shuffled and packed as asked: `shuffle_dataset` shuffles before and after packing, as in trl."""
+def arrange(rows: TokenRows, settings: DataSettings, pack: Packer | None, places: Places) -> tuple[TokenRows, Places]:
+    """Rows and their places, shuffled and packed as asked.
+
+    `shuffle_dataset` shuffles before and after packing, as in trl.
+    """
     if settings.packing:
         assert pack is not None
         assert settings.max_length is not None
         if settings.shuffle_dataset:
-            rows = _shuffled(rows, settings.seed)
-        rows = rows.packed(pack(rows.lengths, settings.max_length, settings.packing_strategy))
-    return _shuffled(rows, settings.seed) if settings.shuffle_dataset else rows
+            rows, places = _shuffled(rows, places, settings.seed)
+        packing = pack(rows.lengths, settings.max_length, settings.packing_strategy)
+        rows, places = rows.packed(packing), places.packed(packing)
+    return _shuffled(rows, places, settings.seed) if settings.shuffle_dataset else (rows, places)
 
 
-def _shuffled(rows: TokenRows, seed: int) -> TokenRows:
+def _shuffled(rows: TokenRows, places: Places, seed: int) -> tuple[TokenRows, Places]:
     """The order that `datasets.Dataset.shuffle(seed=seed)` gives."""
-    return rows.take(np.random.default_rng(seed).permutation(len(rows)))
+    order = np.random.default_rng(seed).permutation(len(rows))
+    return rows.take(order), places.take(order)
 
 
 def _counted(summary: DataSummary, result: TokenRows) -> DataSummary:

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sartor.data.files import WHERE_COLUMN
 from sartor.data.mapping import ROLES, Pairs, check_mapping, columns_of, fill, suggest
 from sartor.data.problems import ProblemLog, excerpt
+from sartor.data.tables import OUR_COLUMNS, WHERE_COLUMN
 from sartor.errors import ConfigurationError, DataError
 from sartor.records import DataSettings, RowFormat
 
@@ -175,7 +175,7 @@ def _check_losses(reading: Reading, settings: DataSettings, name: str) -> None:
 
 def _with_rest(reading: Reading, columns: Sequence[str], settings: DataSettings) -> Reading:
     """The reading with the columns that nothing uses, and what to say about them."""
-    used = {reading.body_column, reading.prompt_column, WHERE_COLUMN, *columns_of(reading.mapping)}
+    used = {reading.body_column, reading.prompt_column, *OUR_COLUMNS, *columns_of(reading.mapping)}
     if reading.is_conversational:
         used.update(TEMPLATE_COLUMNS)
     if reading.format is RowFormat.TOKENIZED:

@@ -1,5 +1,7 @@
 """Collects what is wrong with rows, so that one error tells it all: the first of each kind, and how many there are."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -22,12 +24,29 @@ class ProblemLog:
     def __bool__(self) -> bool:
         return bool(self._first)
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """How often each kind of problem was noted; a row may have several."""
+        return dict(self._counts)
+
+    @property
+    def bad_places(self) -> frozenset[str]:
+        """Where the rows stand that have a problem."""
+        return frozenset(self._bad_places)
+
     def add(self, kind: str, where: str, message: str, row: object = None) -> None:
         """Note a problem; `kind` groups it with others of its sort, `row` is what its excerpt shows."""
         if kind not in self._first:
             self._first[kind] = Problem(kind, where, message, "" if row is None else excerpt(row))
         self._counts[kind] = self._counts.get(kind, 0) + 1
         self._bad_places.add(where)
+
+    def update(self, other: ProblemLog) -> None:
+        """Note all that another log has, behind what is here."""
+        for kind, problem in other._first.items():
+            self._first.setdefault(kind, problem)
+            self._counts[kind] = self._counts.get(kind, 0) + other._counts[kind]
+        self._bad_places |= other._bad_places
 
     def raise_if_any(self, source: str, num_rows: int) -> None:
         """Raise one error that tells everything noted; do nothing where nothing was.
@@ -42,12 +61,19 @@ class ProblemLog:
         """The message of that error."""
         lines = [f"{source}: {len(self._bad_places):,} of {num_rows:,} rows cannot be used."]
         for number, (kind, problem) in enumerate(self._first.items(), 1):
-            count = self._counts[kind]
-            place = problem.where if count == 1 else f"{count:,} times, first in {problem.where}"
-            lines.append(f"  {number}. {kind} ({place}): {problem.message}")
+            lines.append(f"  {number}. {self._told(kind)}")
             if problem.excerpt:
                 lines.append(f"       {problem.excerpt}")
         return "\n".join(lines)
+
+    def told(self) -> tuple[str, ...]:
+        """One sentence for each kind: how often it occurs, where first, and what is wrong."""
+        return tuple(self._told(kind) for kind in self._first)
+
+    def _told(self, kind: str) -> str:
+        count, problem = self._counts[kind], self._first[kind]
+        place = problem.where if count == 1 else f"{count:,} times, first in {problem.where}"
+        return f"{kind} ({place}): {problem.message}"
 
 
 def excerpt(row: object, characters: int = EXCERPT_CHARACTERS) -> str:

@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sartor.data.files import SUFFIXES, dataset_of, kind_of, read_file
+from sartor.data.files import SUFFIXES, kind_of, read_file
 from sartor.data.problems import ProblemLog
+from sartor.data.tables import dataset_of
 from sartor.errors import DataError, HubError
 from sartor.records import Row
 

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from sartor.data.encode import Packer, cut, notes_of, places_of, rows_of
 from sartor.data.formats import Reading
+from sartor.data.places import Places
 from sartor.data.problems import ProblemLog
 from sartor.data.table import TokenRows, features
+from sartor.data.tokenizing import run
 from sartor.data.tokens import Encoder
+from sartor.data.usable import Skipped, encoding_usable
 from sartor.records import DataSettings, DataSummary, PreparedData
 
 if TYPE_CHECKING:
@@ -62,13 +65,18 @@ def _encoding(
     encoder: Encoder, settings: DataSettings, name: str
 ) -> Callable[[Batch, list[int]], dict[str, list[Any]]]:
     summary = DataSummary(name, encoder.format, 0, 0, 0, 0, 0)
+    skips, skipped = settings.bad_rows == "skip", Skipped(name)
 
     def encode(batch: Batch, indices: list[int]) -> dict[str, list[Any]]:
         problems = ProblemLog()
         rows = rows_of(batch)
-        encoded = encoder.encode(rows, places_of(rows, indices[0], name), problems)
-        problems.raise_if_any(f"{name} data, rows {indices[0]} to {indices[-1]}", len(rows))
-        return cut(encoded, settings, summary)[0].to_lists()
+        places = places_of(rows, indices[0], name)
+        encoded, places = run(encoding_usable(encoder, rows, places, problems, skip=skips), encoder.tokenize)
+        if skips:
+            skipped.update(problems)
+        else:
+            problems.raise_if_any(f"{name} data, rows {indices[0]} to {indices[-1]}", len(rows))
+        return cut(encoded, settings, summary, Places.of_texts(places))[0].to_lists()
 
     return encode
 
