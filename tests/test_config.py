@@ -78,7 +78,6 @@ NO_EFFECT_VALUES: dict[str, Any] = {
     "dataloader_in_order": False,
     "length_column_name": "len",
     "pad_to_multiple_of": 8,
-    "save_only_model": True,
     "ignore_data_skip": True,
     "restore_callback_states_from_checkpoint": True,
     "do_train": True,

@@ -42,12 +42,20 @@ class RunFolderError(SartorError, OSError):
     """The run folder cannot be used: it holds another run, is not writable, or the disk is full."""
 
 
+class DiskFullError(RunFolderError):
+    """What was to be written does not fit; what was there before is as it was."""
+
+
 class HubError(SartorError, RuntimeError):
     """The Hub refused, or cannot be reached."""
 
 
 class NonFiniteError(SartorError, ArithmeticError):
     """A loss or gradient that is not finite; names the step and the rows of its batch."""
+
+
+class OutOfMemoryError(SartorError, MemoryError):
+    """Memory ran out, and nothing is left that would need less."""
 
 
 class SartorWarning(UserWarning):

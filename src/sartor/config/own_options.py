@@ -58,6 +58,26 @@ class OwnOptions:
         },
     )
 
+    # --- evaluation ---
+    eval_on_end: bool = field(
+        default=False, metadata={"help": "Evaluate after the last step too, where no evaluation came then."}
+    )
+    sample_prompts: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Questions that the model is asked during training; its answers are kept in samples.md and "
+            "samples.jsonl."
+        },
+    )
+    sample_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "Steps between answers to sample_prompts. If not set, they are asked at each evaluation. Always "
+            "before the first step and after the last."
+        },
+    )
+    sample_max_new_tokens: int = field(default=64, metadata={"help": "Most tokens of an answer to sample_prompts."})
+
     # --- the execution ---
     micro_batch_tokens: int | None = field(
         default=None,
@@ -72,8 +92,38 @@ class OwnOptions:
     loss_chunk_rows: int | None = field(
         default=None, metadata={"help": "Target tokens the output head takes at once. If not set, the plan chooses."}
     )
+    on_non_finite: str = field(
+        default="stop",
+        metadata={
+            "help": "What becomes of an optimizer batch whose loss or gradient is not finite: 'stop' (an error that "
+            "names its rows), or 'skip' (it is not stepped on; said and counted)."
+        },
+    )
     strict_precision: bool = field(
         default=False, metadata={"help": "Compute in bf16 or fp16 as asked, also where the hardware makes it slow."}
+    )
+
+    # --- checkpoints ---
+    on_full_disk: str = field(
+        default="stop",
+        metadata={
+            "help": "What becomes of the run when a checkpoint does not fit on the disk: 'stop', or 'continue' without "
+            "it. Those that were saved before stay in any case."
+        },
+    )
+    save_in_background: bool = field(
+        default=True,
+        metadata={
+            "help": "Write checkpoints while training goes on; costs a copy of the state in memory, and is left out "
+            "where that does not fit."
+        },
+    )
+    accept_changes: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Names of what may differ from the checkpoint that a run is resumed from: options, or data, "
+            "eval_data, tokenizer, template, model, adapter, loss, device."
+        },
     )
 
 

@@ -46,7 +46,8 @@ _HONOURED_AS_IN_TRL = (
     "eval_strategy eval_steps eval_delay per_device_eval_batch_size prediction_loss_only eval_on_start "
     "eval_do_concat_batches eval_accumulation_steps include_for_metrics batch_eval_metrics "
     # saving and the Hub
-    "save_strategy save_steps save_total_limit push_to_hub hub_token hub_private_repo hub_model_id hub_strategy "
+    "save_strategy save_steps save_total_limit save_only_model push_to_hub hub_token hub_private_repo "
+    "hub_model_id hub_strategy "
     "hub_always_push hub_revision load_best_model_at_end metric_for_best_model greater_is_better "
     # data and loss
     "dataloader_drop_last remove_unused_columns model_init_kwargs trust_remote_code chat_template_path "
@@ -85,7 +86,6 @@ _NO_WORKERS = "batches are cut from memory-mapped rows in the training process, 
 _SCRIPTS = "only scripts read this; the trainer does what its methods are called for"
 _COMPILE = "compiling is not supported yet: leave it out"
 _LIGER = "Sartor's own chunked loss saves the same memory, and the model's layers stay transformers' own: leave it out"
-_RESUME = "it matters when a run is resumed, which is not supported yet"
 
 _REFUSED = {
     "fsdp": f"{_ONE_PROCESS}: leave it out",
@@ -100,7 +100,8 @@ _REFUSED = {
     "liger_kernel_config": _LIGER,
     "optim_target_modules": "optimizers that act on some modules alone (GaLore, APOLLO) are not supported: use "
     "`adamw_torch_fused`, or `peft_config` to train few parameters",
-    "enable_jit_checkpoint": "saving on SIGTERM is not supported yet: use `save_strategy` and `save_steps`",
+    "enable_jit_checkpoint": "a checkpoint is saved on SIGTERM without it, unless `save_strategy` is 'no': leave "
+    "it out",
     "debug": "its hooks are not installed here: use `torch.autograd.set_detect_anomaly(True)`",
     "label_names": "labels are always the column `labels`: leave it out, or give ['labels']",
     "activation_offloading": "not built yet: use `gradient_checkpointing=True`, or a smaller `micro_batch_tokens`",
@@ -129,9 +130,11 @@ _NO_EFFECT = {
     "dataloader_in_order": _NO_WORKERS,
     "length_column_name": "`group_by_length` groups by the length of the tokenized examples themselves",
     "pad_to_multiple_of": "examples are laid end to end, so there is nothing to pad",
-    "save_only_model": "a checkpoint holds the model alone as long as resuming is not supported",
-    "ignore_data_skip": _RESUME,
-    "restore_callback_states_from_checkpoint": _RESUME,
+    "ignore_data_skip": "a resumed run goes on at the row where it stopped, always; rows that can be addressed are not "
+    "read again",
+    "restore_callback_states_from_checkpoint": "the states of callbacks are always restored: without them a "
+    "resumed run "
+    "would not be the same run",
     "do_train": _SCRIPTS,
     "do_eval": _SCRIPTS,
     "do_predict": _SCRIPTS,

@@ -117,6 +117,10 @@ _SAVING = {
     "save_strategy": "When to save a checkpoint: no, steps, epoch or best.",
     "save_steps": "Steps between two checkpoints; below 1 a share of all steps.",
     "save_total_limit": "How many checkpoints to keep, the newest. If not set, all.",
+    "save_only_model": "Save checkpoints that can be used, but not gone on from.",
+    "on_full_disk": "",
+    "save_in_background": "",
+    "accept_changes": "",
 }
 _HUB = {
     "push_to_hub": "Upload the model to the Hugging Face Hub.",

@@ -98,6 +98,10 @@ class Masters:
         """The dtypes that parameters had before they were widened."""
         return frozenset(self._arrival.values())
 
+    def arrival_dtype(self, parameter: nn.Parameter) -> torch.dtype:
+        """The dtype that a parameter is saved in: the one it had before it was widened, if it was."""
+        return self._arrival.get(parameter, parameter.dtype)
+
     def widen(self, compute_dtype: torch.dtype) -> None:
         """Give float32 data to what is trained, and, where float32 is computed in, to what is frozen too.
 

@@ -1,0 +1,345 @@
+"""Checkpoint folders: written beside their place, sealed by a manifest, and found again.
+
+In: a folder with a model in it, and the state of a run.  Out: `checkpoint-N`, whole or not at all.  What it keeps true:
+a folder with a manifest that verifies holds every byte that was written; files reach the disk before the manifest, the
+manifest before the name, and nothing is loaded whose bytes are not the ones that were written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sartor.errors import RunFolderError
+from sartor.run import state as packing
+
+MANIFEST_NAME = "manifest.json"
+STATE_FOLDER = "run_state"
+_TENSORS_NAME = "state.safetensors"
+_TREE_NAME = "state.json"
+_FORMAT = 1
+_BLOCK_BYTES = 1 << 22
+_NAME = re.compile(r"checkpoint-(\d+)")
+_ASIDE = re.compile(r"_checkpoint-\d+\.(partial|deleted)")
+
+
+class DamagedError(RunFolderError):
+    """A checkpoint that is not what was written; says which file, and how."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The newest checkpoint of a run folder that can be gone on from, and what is wrong with newer ones."""
+
+    path: Path | None
+    damaged: tuple[tuple[Path, str], ...]
+    """Newest first: (folder, what is wrong with it)."""
+
+
+# --- writing -------------------------------------------------------------------------------------------------------
+
+
+def partial_path(target: Path) -> Path:
+    """Where `target` is written before it is whole."""
+    return target.with_name(f"_{target.name}.partial")
+
+
+def write_state(folder: Path, state: Mapping[str, Any]) -> int:
+    """Write the state of a run into a checkpoint that is being made; returns the bytes of its tensors.
+
+    Raises:
+        ConfigurationError: something in it can only be pickled; names it.
+        OSError, SafetensorError: the disk is full, or refuses.
+    """
+    from safetensors.torch import save_file
+
+    tree, tensors = packing.pack(dict(state), "the run")
+    (folder / STATE_FOLDER).mkdir(exist_ok=True)
+    plain: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        plain[name] = tensor.cpu().contiguous()
+        if plain[name].nbytes and plain[name].data_ptr() in seen:  # the format wants each tensor to have its own memory
+            plain[name] = plain[name].clone()
+        seen.add(plain[name].data_ptr())
+    save_file(plain, str(folder / STATE_FOLDER / _TENSORS_NAME))
+    text = json.dumps(tree, ensure_ascii=False, allow_nan=False)
+    (folder / STATE_FOLDER / _TREE_NAME).write_text(text, encoding="utf-8")
+    return sum(tensor.nbytes for tensor in plain.values())
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """What `write_state` wrote, of a checkpoint that was verified; tensors are on the CPU."""
+    from safetensors.torch import load_file
+
+    tree = json.loads((folder / STATE_FOLDER / _TREE_NAME).read_text(encoding="utf-8"))
+    state: dict[str, Any] = packing.unpack(tree, load_file(str(folder / STATE_FOLDER / _TENSORS_NAME)))
+    return state
+
+
+def seal(folder: Path) -> None:
+    """See every file of `folder` onto the disk, and then a manifest with size and checksum of each.
+
+    Raises:
+        OSError: the disk is full, or refuses.
+    """
+    files = {}
+    folders = {folder}
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            folders.add(path)
+        elif path.name != MANIFEST_NAME or path.parent != folder:
+            _to_disk(path)
+            files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "blake2b": _digest(path)}
+    for inner in sorted(folders):
+        _to_disk(inner)
+    content = {"format": _FORMAT, "files": files}
+    manifest = folder / MANIFEST_NAME
+    manifest.write_text(json.dumps({**content, "blake2b": _digest_of(content)}, indent=1) + "\n", encoding="utf-8")
+    _to_disk(manifest)
+    _to_disk(folder)
+
+
+def publish(partial: Path, target: Path) -> None:
+    """Give a sealed folder its name; from here on it is a checkpoint."""
+    if target.exists():
+        old = target.with_name(f"_{target.name}.deleted")
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(target, old)
+        os.replace(partial, target)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.replace(partial, target)
+    _to_disk(target.parent)
+
+
+def delete(folder: Path) -> None:
+    """Delete a checkpoint; killed in the middle of it, what is left has no checkpoint's name."""
+    aside = folder.with_name(f"_{folder.name}.deleted")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.replace(folder, aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def superfluous(run_folder: Path, limit: int | None, best: Path | None) -> list[Path]:
+    """The checkpoints to delete so that `limit` stay, by transformers' rule: never the newest, never the best.
+
+    Args:
+        limit: `save_total_limit`; None or 0: all stay.
+        best: the checkpoint of the best metric.
+    """
+    if not limit or limit < 0:
+        return []
+    folders = sorted(_checkpoints(run_folder), key=lambda path: path.stat().st_mtime_ns)  # a resumed run's are newer
+    protected = {folders[-1]} if folders else set()
+    if best is not None:
+        protected.add(best)
+    surplus = len(folders) - max(limit, len(protected))
+    return [folder for folder in folders if folder not in protected][: max(surplus, 0)]
+
+
+# --- finding and verifying -----------------------------------------------------------------------------------------
+
+
+def has_manifest(folder: Path) -> bool:
+    """Whether this is a checkpoint of ours, damaged or not."""
+    return (folder / MANIFEST_NAME).exists() or (folder / STATE_FOLDER).exists()
+
+
+def has_state(folder: Path) -> bool:
+    """Whether a run can go on from this checkpoint; False where it holds the model alone."""
+    return (folder / STATE_FOLDER / _TREE_NAME).exists()
+
+
+def verify(folder: Path) -> None:
+    """See that a checkpoint is, byte for byte, what was written.
+
+    Raises:
+        DamagedError: it is not; says which file, and how.
+    """
+    try:
+        content = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+        checksum = content.pop("blake2b")
+        files: dict[str, dict[str, Any]] = content["files"]
+    except FileNotFoundError:
+        raise DamagedError(f"{MANIFEST_NAME} is missing") from None
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise DamagedError(f"{MANIFEST_NAME} cannot be read ({error})") from error
+    if checksum != _digest_of(content):
+        raise DamagedError(f"{MANIFEST_NAME} was changed since it was written")
+    if content["format"] != _FORMAT:
+        raise DamagedError(f"its format is {content['format']}, and this version of Sartor reads {_FORMAT}")
+    for name, expected in files.items():
+        path = folder / name
+        try:
+            size_bytes = path.stat().st_size
+            if size_bytes != expected["bytes"]:
+                raise DamagedError(f"{name} has {size_bytes} bytes in place of {expected['bytes']}")
+            if _digest(path) != expected["blake2b"]:
+                raise DamagedError(f"the content of {name} was changed since it was written")
+        except FileNotFoundError:
+            raise DamagedError(f"{name} is missing") from None
+        except DamagedError:
+            raise
+        except OSError as error:
+            raise DamagedError(f"{name} cannot be read ({error.strerror})") from error
+
+
+def newest(run_folder: Path) -> Found:
+    """The newest checkpoint that verifies and holds a run's state, and the damaged ones that are newer."""
+    damaged = []
+    for folder in sorted(_checkpoints(run_folder), key=step_of, reverse=True):
+        if not has_manifest(folder):
+            damaged.append((folder, "it was not written by Sartor, or lost its manifest and its state"))
+            continue
+        try:
+            verify(folder)
+        except DamagedError as error:
+            damaged.append((folder, str(error)))
+            continue
+        if has_state(folder):
+            return Found(folder, tuple(damaged))
+        damaged.append((folder, "it holds the model alone (save_only_model=True)"))
+    return Found(None, tuple(damaged))
+
+
+def later_than(run_folder: Path, step: int) -> list[Path]:
+    """Checkpoints of steps after `step`, oldest first."""
+    return sorted((path for path in _checkpoints(run_folder) if step_of(path) > step), key=step_of)
+
+
+def set_aside(folder: Path, word: str) -> Path:
+    """Rename a checkpoint so that nothing takes it for one any more; returns its new place."""
+    number = 1
+    while (aside := folder.with_name(f"_{folder.name}.{word}{'' if number == 1 else number}")).exists():
+        number += 1
+    os.replace(folder, aside)
+    return aside
+
+
+def remove_remains(run_folder: Path) -> list[str]:
+    """Delete what a killed run left half written or half deleted; returns the names of what was half written."""
+    found = [path for path in _folders(run_folder) if _ASIDE.fullmatch(path.name)]
+    for path in found:
+        shutil.rmtree(path, ignore_errors=True)
+    return sorted(path.name for path in found if path.name.endswith(".partial"))
+
+
+def step_of(folder: Path) -> int:
+    """N of `checkpoint-N`; -1 for another name."""
+    match = _NAME.fullmatch(folder.name)
+    return int(match[1]) if match else -1
+
+
+def _checkpoints(run_folder: Path) -> list[Path]:
+    return [path for path in _folders(run_folder) if _NAME.fullmatch(path.name)]
+
+
+def _folders(run_folder: Path) -> Iterator[Path]:
+    return (path for path in run_folder.iterdir() if path.is_dir()) if run_folder.is_dir() else iter(())
+
+
+def _digest(path: Path) -> str:
+    checksum = hashlib.blake2b(digest_size=32)
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            checksum.update(block)
+    return checksum.hexdigest()
+
+
+def _digest_of(content: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=32).hexdigest()
+
+
+def _to_disk(path: Path) -> None:
+    """Make what is written durable; a folder's own names too, where the system can do that."""
+    if path.is_dir() and os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# --- in the background ---------------------------------------------------------------------------------------------
+
+
+class Writer:
+    """Does one thing at a time in a thread of its own; what goes wrong there is raised at the next question."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def start(self, job: Callable[[], None]) -> None:
+        """Begin `job`, after the one before it.
+
+        Raises:
+            Exception: what the one before it raised.
+        """
+        self.wait()
+        self._thread = threading.Thread(target=self._work, args=(job,), name="sartor-checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until the job is done.
+
+        Raises:
+            Exception: what it raised.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self._raise()
+
+    def check(self) -> None:
+        """Without waiting.
+
+        Raises:
+            Exception: what a job that has ended raised.
+        """
+        if self._thread is not None and not self._thread.is_alive():
+            self.wait()
+
+    def _work(self, job: Callable[[], None]) -> None:
+        try:
+            job()
+        except BaseException as error:
+            self._error = error
+
+    def _raise(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+
+def snapshot(value: Any) -> Any:
+    """A copy of a nested value whose tensors are on the CPU and nobody else's, so that training can go on."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu() if value.device.type != "cpu" else value.detach().clone()
+    if isinstance(value, dict):
+        copied = {key: snapshot(part) for key, part in value.items()}
+        return copied if type(value) is dict else type(value)(copied)
+    if isinstance(value, list | tuple):
+        return type(value)(snapshot(part) for part in value)
+    return value
+
+
+def num_bytes(value: Any) -> int:
+    """Bytes of all tensors in a nested value."""
+    if isinstance(value, torch.Tensor):
+        return int(value.nbytes)
+    if isinstance(value, Mapping):
+        return sum(num_bytes(part) for part in value.values())
+    return sum(num_bytes(part) for part in value) if isinstance(value, list | tuple) else 0
