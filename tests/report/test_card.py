@@ -69,7 +69,7 @@ def test_the_card_says_all_its_facts(tmp_path: Path) -> None:
         "`sartor chat alice/Rickified`",
         "all weights",
         "100 rows (messages), 99 examples with 18,000 tokens, of which 15,000 are trained; the longest has 370",
-        "3 rows were cut by 40 tokens; 1 rows without any target were dropped",
+        "3 rows were cut by 40 tokens, 20 of them trained ones; 1 rows without any target were dropped",
         "Optimizer batch: 16 examples",
         "Parameters in float32, computed in bfloat16 on cuda.",
         "| training, first logged (step 10) | 2.0000 |",

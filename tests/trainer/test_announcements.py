@@ -1,5 +1,7 @@
 """What happens to the data is said aloud when the trainer is made: counts, cuts, templates that were chosen."""
 
+import dataclasses
+import json
 import logging
 from pathlib import Path
 
@@ -19,6 +21,17 @@ def test_rows_tokens_and_what_max_length_cut_are_said(tmp_path: Path, caplog: py
     tiny.trainer(tmp_path, max_length=4)
     assert "train: 10 rows of text" in caplog.text
     assert "cut: 8 rows lost 29 tokens, 29 of them trained ones" in caplog.text
+
+
+def test_what_was_cut_and_dropped_is_in_the_runs_files(tmp_path: Path) -> None:
+    trainer = tiny.trainer(tmp_path, max_length=4, max_steps=1)
+    trainer.train()
+    written = json.loads((tmp_path / "data.json").read_text(encoding="utf-8"))
+    assert written == {"train": json.loads(json.dumps(dataclasses.asdict(trainer.preparation.summaries["train"])))}
+    train = written["train"]
+    assert (train["format"], train["num_rows"]) == ("text", 10)
+    assert [train[f"num_truncated_{what}"] for what in ("rows", "tokens", "targets")] == [8, 29, 29]
+    assert any("end-of-text token is appended to 10 rows" in note for note in train["notes"])
 
 
 def test_the_built_in_template_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

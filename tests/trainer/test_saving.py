@@ -131,7 +131,12 @@ def test_with_a_limit_of_one_only_the_best_is_left_at_the_end(tmp_path: Path) ->
 
 def test_without_a_save_strategy_no_weights_are_written(tmp_path: Path) -> None:
     tiny.trainer(tmp_path, max_steps=2).train()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "plan.json", "sft_config.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "data.json",
+        "metrics.jsonl",
+        "plan.json",
+        "sft_config.json",
+    ]
 
 
 class Interrupted(BaseException):

@@ -50,6 +50,7 @@ def test_a_run_leaves_a_model_and_what_happened(trained: Path) -> None:
         "model.safetensors",
         "tokenizer.json",
         "chat_template.jinja",
+        "data.json",
         "plan.json",
         "metrics.jsonl",
         "sft_config.json",

@@ -304,11 +304,10 @@ class Attempt:
             return after + len(self._text[after:limit].rstrip()), end_tokens[0], True
         raise Unproven(
             "no end token",
-            f"behind message {_number(number)} the template writes {self._text[after:limit][:80]!r}, and not one "
-            "of the "
-            f"end tokens ({', '.join(end_tokens)}), so the model would not learn to stop. Set eos_token to the "
-            "token that "
-            "ends an answer in the chat template, or append_eot=True to have it appended.",
+            f"behind message {_number(number)} the template writes {self._text[after:limit][:80]!r}, which "
+            f"does not end with one of the end tokens ({', '.join(end_tokens)}), so the model would not learn to stop. "
+            "Set eos_token to the token that ends an answer in the chat template, or append_eot=True to have it "
+            "appended.",
         )
 
     def _refuse_header(self, number: int, start: int, end: int) -> None:

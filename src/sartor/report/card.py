@@ -350,9 +350,14 @@ def _counts(summary: DataSummary) -> str:
         f"{summary.longest_tokens:,}"
     )
     if summary.num_truncated_rows:
-        text += f"; {summary.num_truncated_rows:,} rows were cut by {summary.num_truncated_tokens:,} tokens"
+        text += (
+            f"; {summary.num_truncated_rows:,} rows were cut by {summary.num_truncated_tokens:,} tokens, "
+            f"{summary.num_truncated_targets:,} of them trained ones"
+        )
     if summary.num_dropped_rows:
         text += f"; {summary.num_dropped_rows:,} rows without any target were dropped"
+    if summary.num_skipped_rows:
+        text += f"; {summary.num_skipped_rows:,} rows that cannot be used were left out"
     return text
 
 

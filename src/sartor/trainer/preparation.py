@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from sartor.batching.packing import pack
@@ -63,6 +64,13 @@ class Preparation:
         for line in inspect.describe(prepared.summary).splitlines():
             voice.say(line)
         return prepared.dataset
+
+    def as_json(self) -> dict[str, Any]:
+        """What was found, cut, dropped and left out of each data set, by name, for the run's folder.
+
+        Holds file names, counts and notes; no rows but what notes cite of bad ones.
+        """
+        return {name: asdict(summary) for name, summary in self.summaries.items()}
 
     def prepare_evaluation(self, datasets: Any) -> Any:
         """One evaluation set, or a dictionary of several by name."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 STATE_NAME = "trainer_state.json"
 PLAN_NAME = "plan.json"
+DATA_NAME = "data.json"
 METRICS_NAME = "metrics.jsonl"
 CONFIGURATION_NAME = "sft_config.json"
 

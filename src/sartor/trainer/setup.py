@@ -130,7 +130,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float | None:
 
 
 def announce(trainer: SFTTrainer, plan: Plan) -> None:
-    """Write the plan beside the run, and say it in a few lines.
+    """Write the plan and what is known of the data beside the run, and say the plan in a few lines.
 
     Raises:
         RunFolderError: the run folder cannot be written.
@@ -139,6 +139,7 @@ def announce(trainer: SFTTrainer, plan: Plan) -> None:
     with saving.explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_plan(plan, folder / saving.PLAN_NAME)
+    saving.write_json(folder / saving.DATA_NAME, trainer.preparation.as_json())
     trainer.say(
         f"computing in {plan.compute_dtype} on {plan.device}, parameters in {plan.parameter_dtype}; "
         f"{plan.layout.value}; up to {plan.micro_batch_tokens:,} tokens at once; gradient checkpointing "
