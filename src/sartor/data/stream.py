@@ -12,6 +12,7 @@ from sartor.data.problems import ProblemLog
 from sartor.data.table import TokenRows, features
 from sartor.data.tokenizing import run
 from sartor.data.tokens import Encoder
+from sartor.data.weights import may_have_weights
 from sartor.data.usable import Skipped, encoding_usable
 from sartor.records import DataSettings, DataSummary, PreparedData
 
@@ -37,23 +38,24 @@ def prepare_stream(
 ) -> PreparedData:
     """A stream of prepared rows.  Counts are not known before it is read, and stand at 0."""
     is_packed = "seq_lengths" in columns and "input_ids" in columns
+    with_weights = may_have_weights(reading, columns, dataset.features)
     stream = dataset.map(
-        _encoding(encoder, settings, name),
+        _encoding(encoder, settings, name, with_weights=with_weights),
         batched=True,
         batch_size=ROWS_PER_BATCH,
         with_indices=True,
         remove_columns=list(columns),
-        features=features(with_documents=is_packed),
+        features=features(with_documents=is_packed, with_weights=with_weights),
     )
     if settings.packing and pack is not None:
         if settings.shuffle_dataset:
             stream = stream.shuffle(seed=settings.seed)
         stream = stream.map(
-            _packing(pack, settings),
+            _packing(pack, settings, with_weights=with_weights),
             batched=True,
             batch_size=ROWS_PER_PACKING,
-            remove_columns=["input_ids", "labels"],
-            features=features(with_documents=settings.packing_strategy != "wrapped"),
+            remove_columns=["input_ids", "labels", *(["weights"] if with_weights else [])],
+            features=features(with_documents=settings.packing_strategy != "wrapped", with_weights=with_weights),
         )
     if settings.shuffle_dataset:
         stream = stream.shuffle(seed=settings.seed)
@@ -62,7 +64,7 @@ def prepare_stream(
 
 
 def _encoding(
-    encoder: Encoder, settings: DataSettings, name: str
+    encoder: Encoder, settings: DataSettings, name: str, *, with_weights: bool
 ) -> Callable[[Batch, list[int]], dict[str, list[Any]]]:
     summary = DataSummary(name, encoder.format, 0, 0, 0, 0, 0)
     skips, skipped = settings.bad_rows == "skip", Skipped(name)
@@ -76,15 +78,16 @@ def _encoding(
             skipped.update(problems)
         else:
             problems.raise_if_any(f"{name} data, rows {indices[0]} to {indices[-1]}", len(rows))
-        return cut(encoded, settings, summary, Places.of_texts(places))[0].to_lists()
+        return cut(encoded, settings, summary, Places.of_texts(places))[0].to_lists(with_weights=with_weights)
 
     return encode
 
 
-def _packing(pack: Packer, settings: DataSettings) -> Callable[[Batch], dict[str, list[Any]]]:
+def _packing(pack: Packer, settings: DataSettings, *, with_weights: bool) -> Callable[[Batch], dict[str, list[Any]]]:
     def packed(batch: Batch) -> dict[str, list[Any]]:
-        rows = TokenRows.from_lists(batch["input_ids"], batch["labels"])
+        rows = TokenRows.from_lists(batch["input_ids"], batch["labels"], weights=batch.get("weights"))
         assert settings.max_length is not None
-        return rows.packed(pack(rows.lengths, settings.max_length, settings.packing_strategy)).to_lists()
+        packed = rows.packed(pack(rows.lengths, settings.max_length, settings.packing_strategy))
+        return packed.to_lists(with_weights=with_weights)
 
     return packed

@@ -49,15 +49,20 @@ class TokenRows:
         ids: Sequence[Sequence[int]],
         labels: Sequence[Sequence[int]],
         documents: Sequence[Sequence[int]] | None = None,
+        weights: Sequence[Sequence[float] | None] | None = None,
     ) -> TokenRows:
-        """Rows from Python lists; each row's labels are as long as its ids."""
+        """Rows from Python lists; each row's labels, and its weights where it has any, are as long as its ids."""
         offsets = np.zeros(len(ids) + 1, np.int64)
         np.cumsum([len(row) for row in ids], out=offsets[1:])
         count = int(offsets[-1])
         flat_ids, flat_labels = (
             np.fromiter(chain.from_iterable(rows), np.int32, count=count) for rows in (ids, labels)
         )
-        return cls(flat_ids, flat_labels, offsets, documents)
+        flat_weights = None
+        if weights is not None and any(row is not None for row in weights):
+            each = ([1.0] * len(row) if given is None else given for row, given in zip(ids, weights, strict=True))
+            flat_weights = np.fromiter(chain.from_iterable(each), np.float32, count=count)
+        return cls(flat_ids, flat_labels, offsets, documents, flat_weights)
 
     @classmethod
     def from_targets(cls, ids: Sequence[Sequence[int]], is_target: Sequence[Sequence[int]] | None) -> TokenRows:
@@ -184,8 +189,12 @@ class TokenRows:
             columns.append(pyarrow.ListArray.from_arrays(chunk_offsets, pyarrow.array(self.weights[start:end])))
         return columns
 
-    def to_lists(self) -> dict[str, list[Any]]:
-        """The rows as columns of Python lists, as a batched `map` returns them."""
+    def to_lists(self, *, with_weights: bool = False) -> dict[str, list[Any]]:
+        """The rows as columns of Python lists, as a batched `map` returns them.
+
+        Args:
+            with_weights: whether there is a column of weights also where none are: with None for each row.
+        """
         bounds = list(zip(self.offsets[:-1].tolist(), self.offsets[1:].tolist(), strict=True))
         columns: dict[str, list[Any]] = {
             "input_ids": [self.input_ids[start:end].tolist() for start, end in bounds],
@@ -195,6 +204,8 @@ class TokenRows:
             columns["seq_lengths"] = [list(lengths) for lengths in self.documents]
         if self.weights is not None:
             columns["weights"] = [self.weights[start:end].tolist() for start, end in bounds]
+        elif with_weights:
+            columns["weights"] = [None] * len(self)
         return columns
 
 

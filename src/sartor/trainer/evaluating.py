@@ -21,6 +21,7 @@ from sartor.records import Example
 from sartor.run import evaluate as evaluation
 from sartor.trainer.examples import Examples, device_batches, example_of
 from sartor.trainer.setup import engine_for
+from sartor.trainer.weighted import refuse_with_own_loss
 
 if TYPE_CHECKING:
     from sartor.trainer.sft_trainer import SFTTrainer
@@ -130,6 +131,7 @@ def _padded(
 
     The loss is the user's own where they brought one, else ours: weighted by tokens.
     """
+    refuse_with_own_loss(trainer, loader.dataset)
     with engine_for(trainer, longest_tokens=lambda: _longest(loader.dataset), trains=False) as engine:
         with autocast(engine.device, engine.compute_dtype), _kept_in_its_dtype(trainer):
             output = trainer.evaluation_loop(

@@ -21,6 +21,7 @@ from sartor.engine.traits import base_model
 from sartor.records import IGNORE_INDEX, Example, Layout, LossSums, MicroBatch, StepResult
 from sartor.run.loop import OptimizerBatch
 from sartor.run.stepper import Updater, not_finite
+from sartor.trainer.weighted import refuse_weighted_rows
 
 if TYPE_CHECKING:
     from sartor.trainer.sft_trainer import SFTTrainer
@@ -85,6 +86,7 @@ class PaddedStepper:
     def _features(self, batch: OptimizerBatch, part: slice) -> list[dict[str, Any]]:
         """A device batch as a collator wants it, without columns it does not expect, unless the user asked for all."""
         rows = [dict(row) for row in batch.rows[part]]
+        refuse_weighted_rows(self._trainer, rows)
         if not self._trainer.args.remove_unused_columns or "input_ids" not in rows[0]:
             return rows
         names = ("input_ids", "labels", "seq_lengths")

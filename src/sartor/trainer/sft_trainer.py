@@ -26,6 +26,7 @@ from sartor.trainer.examples import default_collator
 from sartor.trainer.journal import Journal
 from sartor.trainer.overrides import overrides_loss, refuse_overrides
 from sartor.trainer.padded import dft_loss
+from sartor.trainer.weighted import refuse_with_own_loss
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -127,9 +128,12 @@ class SFTTrainer(Trainer):
         )
         if self.model.device != args.device:  # `*_full_eval` makes transformers leave the model where it is
             self._move_model_to_device(self.model, args.device)
+        self.has_own_collator = data_collator is not None
         self.uses_padded_batches = (
             data_collator is not None or compute_loss_func is not None or overrides_loss(self, SFTTrainer)
         )
+        for data in (self.train_dataset, self.eval_dataset):
+            refuse_with_own_loss(self, data)
         self.model.add_model_tags(self._tag_names)
         if self.uses_padded_batches:
             self.say(
