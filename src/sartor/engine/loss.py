@@ -13,6 +13,7 @@ Shape suffixes: N target tokens, H hidden width, V vocabulary, C rows of a chunk
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -25,9 +26,14 @@ CACHE_BYTES = 2 << 20
 """Of float32 logits that a CPU works on together: they, and as much again, fit its second-level cache or nearly so."""
 
 
+def every_piece(num_rows: int, piece_rows: int) -> Iterable[int]:
+    """Where pieces of `piece_rows` rows begin, all of them: 5 rows in pieces of 2 begin at 0, 2 and 4."""
+    return range(0, num_rows, piece_rows)
+
+
 @dataclass(frozen=True, slots=True)
 class LossForm:
-    """Which function of the log-probabilities is minimised."""
+    """Which function of the log-probabilities is minimised, and in which pieces it is worked on."""
 
     label_smoothing: float = 0.0
     """epsilon of (1 - epsilon) * nll + epsilon * mean over the vocabulary (Szegedy et al. 2015, equation 8,
@@ -36,6 +42,11 @@ class LossForm:
     """Weigh each token's loss by its own probability, held constant (https://huggingface.co/papers/2508.05629)."""
     logit_scale: float = 1.0
     logit_softcap: float | None = None
+    fits_cache: bool = True
+    """Whether a few rows of a chunk are worked on at a time, as a CPU likes it, or all of them, as a GPU does."""
+    pieces: Callable[[int, int], Iterable[int]] = every_piece
+    """Which chunks, and which of their pieces, are visited: every one.  A simulation of memory, for which pieces of a
+    size are alike, leaves repetitions out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +93,7 @@ def linear_cross_entropy(
     grad_hidden_NH = torch.empty_like(hidden_NH) if grad_scale is not None else None
     sums = no_sums(hidden_NH.device, _wide_dtype(compute_dtype))
     plain = _PlainHead(head, compute_dtype) if type(head) is nn.Linear else None
-    for start in range(0, targets_N.shape[0], chunk_rows):
+    for start in form.pieces(targets_N.shape[0], chunk_rows):
         rows = slice(start, start + chunk_rows)
         hidden_CH = hidden_NH[rows].detach()
         targets = Targets(targets_N[rows], None if weights_N is None else weights_N[rows])
@@ -172,9 +183,9 @@ def _chunk(
     """
     sums = no_sums(logits_CV.device, _wide_dtype(logits_CV.dtype))
     rows_at_once = logits_CV.shape[0]
-    if logits_CV.device.type == "cpu":
+    if form.fits_cache:
         rows_at_once = max(1, CACHE_BYTES // (4 * logits_CV.shape[1]))
-    for start in range(0, logits_CV.shape[0], rows_at_once):
+    for start in form.pieces(logits_CV.shape[0], rows_at_once):
         rows = slice(start, start + rows_at_once)
         sums = sums + _rows(logits_CV[rows], targets[rows], form, grad_scale)
     return sums, (logits_CV if grad_scale is not None else None)
@@ -215,7 +226,7 @@ def _rows(logits_CV: torch.Tensor, targets: Targets, form: LossForm, grad_scale:
             z_CV.mul_(slope_CV)
         if form.logit_scale != 1.0:
             z_CV.mul_(form.logit_scale)
-        if z_CV.data_ptr() != logits_CV.data_ptr():
+        if z_CV is not logits_CV:
             logits_CV.copy_(z_CV)
     num_targets = int(targets_C.shape[0])
     return LossSums(loss_C.sum(), entropy_C.sum(), num_correct.to(nll_C.dtype), num_targets, weight_sum)

@@ -7,7 +7,7 @@ their weights), so that any cut into micro-batches gives the same gradient up to
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
@@ -37,12 +37,18 @@ class Engine:
         self.device = next(model.parameters()).device
         self.compute_dtype: torch.dtype = getattr(torch, plan.compute_dtype)
         self.form = LossForm(
-            settings.label_smoothing, settings.loss_type == "dft", traits.logit_scale, traits.logit_softcap
+            settings.label_smoothing,
+            settings.loss_type == "dft",
+            traits.logit_scale,
+            traits.logit_softcap,
+            fits_cache=self.device.type == "cpu",
         )
         self.step_number = 0
         """Set by the loop before each optimizer step; keys NEFTune's noise."""
         self.balance_coefficient = 0.0
         """Weight of a mixture of experts' load-balancing loss; set by the trainer."""
+        self.on_phase: Callable[[str], None] = _unheard
+        """Told what begins: "forward", "loss", "backward"; whoever measures memory listens."""
         self._micro: MicroBatch | None = None
         self._adds_noise = False
 
@@ -62,6 +68,20 @@ class Engine:
                 handle = inner.get_input_embeddings().register_forward_hook(self._noise_hook)
                 undo.callback(handle.remove)
             yield
+
+    @property
+    def can_recompute(self) -> bool:
+        """Whether the architecture can recompute activations."""
+        return bool(base_model(self.model).supports_gradient_checkpointing)
+
+    def replan(self, plan: Plan) -> None:
+        """Go on under another plan; what may differ is what may change between micro-batches: sizes and recomputation.
+
+        Call it inside `running()`.
+        """
+        if plan.gradient_checkpointing != self.plan.gradient_checkpointing:
+            _set_recomputation(base_model(self.model), plan.gradient_checkpointing)
+        self.plan = plan
 
     def backward(
         self, micro: MicroBatch, *, batch_targets: float, batch_tokens: int, loss_scale: float = 1.0
@@ -85,12 +105,15 @@ class Engine:
 
     def _backward(self, micro: MicroBatch, batch_targets: float, batch_tokens: int, loss_scale: float) -> LossSums:
         self._adds_noise = True
+        self.on_phase("forward")
         try:
             output = self._decode(micro)
         finally:
             self._adds_noise = False
         hidden_NH = layout.target_hidden(output.last_hidden_state, micro, self.plan.layout)
+        self.on_phase("loss")
         sums, grad_NH = self._loss(hidden_NH, micro, loss_scale / batch_targets)
+        self.on_phase("backward")
         roots: list[torch.Tensor] = []
         gradients: list[torch.Tensor | None] = []
         if hidden_NH.requires_grad:
@@ -224,6 +247,10 @@ class Engine:
             seed=self.settings.seed,
             step=self.step_number,
         )
+
+
+def _unheard(phase: str) -> None:
+    """What happens where nobody listens to phases."""
 
 
 def _check_rotary(traits: ModelTraits, longest_tokens: int) -> None:

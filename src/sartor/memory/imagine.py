@@ -1,0 +1,146 @@
+"""A model that has shapes and dtypes but no memory: built from its configuration, on fake tensors.
+
+In: a transformers configuration, perhaps a LoRA configuration.  Out: the model whose parameters are fake CPU tensors,
+made inside the caller's FakeTensorMode.  What it keeps true: parameters that are tied stay one tensor, and every
+parameter has the dtype that a training would give it (float32 masters for what is trained).
+
+The model is built on the meta device *outside* of fake mode, since transformers and peft both initialise weights in
+ways that fake mode refuses, and its tensors are swapped for fake ones afterwards.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from sartor.engine.traits import base_model, decoder
+
+_HALF = (torch.bfloat16, torch.float16)
+
+
+def build(config: Any, *, dtype: torch.dtype, lora: Any = None, quantization: str | None = None) -> nn.Module:
+    """The model on the meta device, in training mode.
+
+    Args:
+        config: of a causal language model; it is copied.
+        dtype: that it arrives in, as `from_pretrained(dtype=...)` would load it.
+        lora: a peft configuration, or None for full training.
+        quantization: "4bit" (nf4, double quantized) or "8bit", by rule; None: weights as they are.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"), _without_initialisation():
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
+        if quantization is not None:
+            from sartor.memory.quantized import quantize
+
+            quantize(model, quantization)
+        if lora is not None:
+            import peft
+
+            model = peft.get_peft_model(model, copy.deepcopy(lora))
+    model.train()
+    return model
+
+
+@contextmanager
+def _without_initialisation() -> Iterator[None]:
+    """No random numbers for weights that have no memory: with large models that is most of the building time."""
+    from transformers.initialization import no_init_weights
+
+    with no_init_weights():
+        yield
+
+
+def widen(model: nn.Module, compute_dtype: torch.dtype) -> None:
+    """Give parameters on the meta device the dtypes of a training: see `engine.precision.Masters.widen`."""
+    from sartor.engine.precision import Masters
+
+    Masters(model).widen(compute_dtype)
+
+
+def materialise(model: nn.Module) -> None:
+    """Swap every parameter and buffer for an empty tensor of the current mode: fake ones inside a FakeTensorMode."""
+    swapped: dict[int, Any] = {}
+
+    def empty(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+
+    for module in model.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is None:
+                continue
+            if id(parameter) not in swapped:
+                new = nn.Parameter(empty(parameter), requires_grad=parameter.requires_grad)
+                swapped[id(parameter)] = (new, parameter)
+            module._parameters[name] = swapped[id(parameter)][0]
+        for name, buffer in list(module._buffers.items()):
+            if buffer is None:
+                continue
+            if id(buffer) not in swapped:
+                swapped[id(buffer)] = (empty(buffer), buffer)
+            module._buffers[name] = swapped[id(buffer)][0]
+        _swap_plain_tensors(module, swapped, empty)
+
+
+def _swap_plain_tensors(module: nn.Module, swapped: dict[int, Any], empty: Any) -> None:
+    """Rotary embeddings keep tensors as plain attributes, some of them buffers under a second name."""
+    for name, value in list(vars(module).items()):
+        if isinstance(value, torch.Tensor):
+            if id(value) not in swapped:
+                swapped[id(value)] = (empty(value), value)
+            setattr(module, name, swapped[id(value)][0])
+
+
+def layers_of(model: nn.Module, num_layers: int) -> tuple[nn.Module, str, nn.ModuleList] | None:
+    """Where the decoder's layers are: (owner, attribute name, list); None where no list has that many modules."""
+    for owner in decoder(model).modules():
+        for name, child in owner.named_children():
+            if isinstance(child, nn.ModuleList) and len(child) == num_layers:
+                return owner, name, child
+    return None
+
+
+def are_alike(layers: Sequence[nn.Module]) -> bool:
+    """Whether all layers have the same modules, shapes, dtypes and plain settings, but for their number."""
+    first = _signature(layers[0])
+    return all(_signature(layer) == first for layer in layers[1:])
+
+
+def _signature(layer: nn.Module) -> tuple[Any, ...]:
+    parts: list[Any] = []
+    for name, module in layer.named_modules():
+        plain = {
+            key: value
+            for key, value in vars(module).items()
+            if key != "layer_idx" and isinstance(value, (int, float, str, bool, tuple, type(None)))
+        }
+        parts.append((name, type(module), sorted(plain.items(), key=lambda item: item[0])))
+    for name, parameter in layer.named_parameters():
+        parts.append((name, tuple(parameter.shape), parameter.dtype, parameter.requires_grad))
+    return tuple(parts)
+
+
+@contextmanager
+def shortened(model: nn.Module, num_layers: int, kept: int) -> Iterator[None]:
+    """The decoder with its first `kept` layers only, while the block lasts."""
+    found = layers_of(model, num_layers)
+    if found is None or kept == num_layers:
+        yield
+        return
+    owner, name, layers = found
+    setattr(owner, name, nn.ModuleList(list(layers)[:kept]))
+    try:
+        yield
+    finally:
+        setattr(owner, name, layers)
+
+
+def embedding(model: nn.Module) -> nn.Module:
+    """The module that looks up token ids."""
+    return base_model(model).get_input_embeddings()

@@ -1,0 +1,201 @@
+"""Which bytes are alive at every moment of a step: a live set of storages, fed by every operator that runs.
+
+In: torch code run inside `with LiveSet(...)`, on fake tensors or on real ones.  Out: a log of births and deaths, from
+which `stretches` makes the largest moment of each stretch of the step, by component.  What it keeps true: a storage is
+counted once, from the operator that made it until nothing refers to it any more (autograd's saved tensors do), whatever
+views of it come and go.
+
+Example: `y = (x * 2).relu_()` is one birth (the product) and no second one: `relu_` returns the same storage.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sartor.memory.prediction import Component, Stretch
+
+
+class Phase(StrEnum):
+    """What a step is doing."""
+
+    BUILD = "build"
+    BATCH = "batch"
+    FORWARD = "forward"
+    LOSS = "loss"
+    BACKWARD = "backward"
+    CLIP = "clip"
+    UPDATE = "update"
+
+
+@dataclass(slots=True)
+class _Block:
+    """One storage's life."""
+
+    num_bytes: int
+    birth_phase: Phase
+    is_recomputed: bool
+    """Made while autograd ran backward, but with gradients enabled: an activation that is computed again."""
+    death_phase: Phase | None = None
+    owner: Component | None = None
+
+    @property
+    def component(self) -> Component:
+        """What the block is, now that its whole life is known."""
+        if self.owner is not None:
+            return self.owner
+        match self.birth_phase:
+            case Phase.BUILD:
+                return Component.PARAMETERS
+            case Phase.LOSS:
+                return Component.LOGITS
+            case Phase.FORWARD if self.death_phase is not Phase.FORWARD:
+                return Component.ACTIVATIONS
+            case Phase.BACKWARD if self.is_recomputed:
+                return Component.ACTIVATIONS
+        return Component.TEMPORARIES
+
+
+ScratchRule = Callable[[Any, tuple[Any, ...], dict[str, Any], Any], int]
+"""(operator, arguments, keyword arguments, result) to the bytes that its kernel takes beside its result while it
+runs.
+"""
+
+AnswerRule = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
+"""What an operator returns whose result depends on values, which fake tensors lack; NotImplemented for all others."""
+
+
+class LiveSet(TorchDispatchMode):
+    """Counts the bytes of all live storages that are made while it is active."""
+
+    def __init__(
+        self,
+        scratch: ScratchRule | None = None,
+        *,
+        answers: AnswerRule | None = None,
+        rounding_bytes: int = 1,
+    ) -> None:
+        """Start with nothing alive.
+
+        Args:
+            scratch: what operators take beside their results.
+            answers: for fake tensors.
+            rounding_bytes: of the device's allocator: each storage counts as a multiple of it.
+        """
+        super().__init__()
+        self._scratch = scratch
+        self._answers = answers
+        self._rounding_bytes = rounding_bytes
+        self._alive: dict[int, tuple[weakref.ref[Any], _Block]] = {}
+        self._log: list[tuple[_Block | None, int]] = []
+        """(block, signed bytes); (None, bytes) is scratch, gone with its operator."""
+        self._marks: list[tuple[int, Phase, int | None]] = [(0, Phase.BUILD, None)]
+        """(place in the log, phase, layer) of each stretch's beginning."""
+        self.phase = Phase.BUILD
+
+    def enter(self, phase: Phase, layer: int | None = None) -> None:
+        """From now on the step is in this phase, in this layer of the decoder."""
+        self.phase = phase
+        self._marks.append((len(self._log), phase, layer))
+
+    def own(self, component: Component, tensors: Iterable[torch.Tensor | None]) -> None:
+        """Say what these tensors are, for their whole life."""
+        for tensor in tensors:
+            if tensor is None:
+                continue
+            for storage in _storages(tensor):
+                found = self._alive.get(storage._cdata)
+                if found is not None:
+                    found[1].owner = component
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operator and count what it made."""
+        kwargs = kwargs or {}
+        result = NotImplemented if self._answers is None else self._answers(func, args, kwargs)
+        if result is NotImplemented:
+            result = func(*args, **kwargs)
+        for tensor in _tensors(result):
+            for storage in _storages(tensor):
+                self._count(storage)
+        if self._scratch is not None:
+            num_bytes = self._scratch(func, args, kwargs, result)
+            if num_bytes:
+                self._log.append((None, num_bytes))
+        return result
+
+    def _count(self, storage: Any) -> None:
+        key = storage._cdata
+        num_bytes = -(-storage.nbytes() // self._rounding_bytes) * self._rounding_bytes
+        found = self._alive.get(key)
+        if found is not None:
+            block = found[1]
+            if num_bytes != block.num_bytes:  # resized in place
+                self._log.append((block, num_bytes - block.num_bytes))
+                block.num_bytes = num_bytes
+            return
+        if num_bytes == 0:  # may still grow: seen again when it does
+            return
+        is_recomputed = self.phase is Phase.BACKWARD and torch.is_grad_enabled()
+        block = _Block(num_bytes, self.phase, is_recomputed)
+
+        def died(_: Any) -> None:
+            if self._alive.pop(key, None) is not None:
+                block.death_phase = self.phase
+                self._log.append((block, -block.num_bytes))
+
+        self._alive[key] = (weakref.ref(storage, died), block)
+        self._log.append((block, num_bytes))
+
+    @property
+    def live_bytes(self) -> int:
+        """Bytes that are alive now."""
+        return sum(block.num_bytes for _, block in self._alive.values())
+
+    def num_marks(self) -> int:
+        """Stretches begun so far; `stretches(first)` takes it to begin here."""
+        return len(self._marks)
+
+    def stretches(self, first: int = 0) -> list[Stretch]:
+        """The largest moment of each stretch from the `first` one on, in their order; call it when the step is over."""
+        live = dict.fromkeys(Component, 0)
+        found: list[Stretch] = []
+        ends = [mark[0] for mark in self._marks[1:]] + [len(self._log)]
+        for number, ((start, phase, layer), end) in enumerate(zip(self._marks, ends, strict=True)):
+            best, best_total = dict(live), sum(live.values())
+            total = best_total
+            for block, num_bytes in self._log[start:end]:
+                if block is None:
+                    if total + num_bytes > best_total:
+                        best, best_total = {**live, Component.SCRATCH: num_bytes}, total + num_bytes
+                    continue
+                live[block.component] += num_bytes
+                total += num_bytes
+                if total > best_total:
+                    best, best_total = dict(live), total
+            if number >= first:
+                found.append(Stretch(phase.value, layer, best))
+        return found
+
+
+def _tensors(result: Any) -> Iterator[torch.Tensor]:
+    if isinstance(result, torch.Tensor):
+        yield result
+    elif isinstance(result, (tuple, list)):
+        for part in result:
+            yield from _tensors(part)
+
+
+def _storages(tensor: torch.Tensor) -> Iterator[Any]:
+    """The storages of a tensor; a wrapper without one of its own is looked into by `own`'s callers."""
+    try:
+        yield tensor.untyped_storage()
+    except (NotImplementedError, RuntimeError):  # sparse layouts and wrapper subclasses have none
+        return
