@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sartor.data.formats import Reading, detect
+from sartor.data.detection import recognise
+from sartor.data.formats import Reading
 from sartor.data.places import Places
 from sartor.data.problems import ProblemLog
 from sartor.data.table import TokenRows
@@ -83,11 +84,7 @@ def prepare(
             "have it return input_ids and labels."
         )
     dataset = dataset.with_format(None)
-    first_row = next(iter(dataset), None)
-    if first_row is None:
-        raise DataError(f"{name} data: there are no rows.")
-    columns = dataset.column_names or list(first_row)
-    reading = detect(columns, first_row, settings, name=name, formatting_func=formatting_func)
+    columns, reading = recognise(dataset, settings, name=name, formatting_func=formatting_func)
     if settings.packing and "seq_lengths" in columns and reading.format is RowFormat.TOKENIZED:
         raise ConfigurationError(f"The {name} data is packed already (it has seq_lengths). Set packing=False.")
     reading = _with_template(reading, tokenizer)

@@ -1,31 +1,30 @@
-"""Says what a data set's columns mean, and turns rows into one shape, checked one by one.
+"""Turns rows into one shape, checked one by one.
 
-What comes in: a data set's columns and its rows.  What goes out: `TrainingRow`s, or problems that name their row.
-What it keeps true: a row is either converted whole or noted as a problem; none is skipped, repaired or guessed at.
+What comes in: rows, and how they are to be read (see `detection`).  What goes out: `TrainingRow`s, or problems that
+name their row. What it keeps true: a row is either converted whole or noted as a problem; none is skipped, repaired
+or guessed at.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sartor.data.mapping import ROLES, Pairs, check_mapping, columns_of, fill, suggest
+from sartor.data.kinds import Kind, kind_of_row
+from sartor.data.mapping import ROLES, Pairs, columns_of, fill
 from sartor.data.problems import ProblemLog, excerpt
-from sartor.data.tables import OUR_COLUMNS, WHERE_COLUMN
-from sartor.errors import ConfigurationError, DataError
-from sartor.records import DataSettings, RowFormat
+from sartor.data.shapes import BadShape, alpaca_messages, message_of_sharegpt, with_system
+from sartor.data.tables import OUR_COLUMNS
+from sartor.records import RowFormat
 
 Message = dict[str, Any]
 Columns = Mapping[str, Any]
 
-SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
-"""What ShareGPT's `from` values mean in a chat template's words."""
-TOKEN_COLUMNS = ("input_ids", "labels", "completion_mask", "assistant_masks")
 WEIGHT_COLUMN = "weight"
 LARGEST_WEIGHT = 1e15
 """Products of two weights, and sums of many of these, are 32-bit numbers; so are those of the smallest, 1e-15."""
-TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
 RESERVED_KEYWORDS = frozenset(
     [
         "conversation",
@@ -78,6 +77,12 @@ class Reading:
     """Whether the column `weight` is what each row weighs, and nothing else."""
     unused_columns: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    kind: Kind | None = None
+    """What a row's columns are, where they say it; None: told by options."""
+    disagreement: str = ""
+    """Where not all rows are of this kind: how many are of which, and where the first of each stands."""
+    text_column: str = "text"
+    """The column whose text would be trained."""
 
     @property
     def is_conversational(self) -> bool:
@@ -85,129 +90,17 @@ class Reading:
         return self.format in (RowFormat.MESSAGES, RowFormat.CONVERSATIONAL_PROMPT_COMPLETION)
 
 
-def detect(
-    columns: Sequence[str],
-    first_row: Columns,
-    settings: DataSettings,
-    *,
-    name: str,
-    formatting_func: Callable[[dict[str, Any]], str] | None = None,
-) -> Reading:
-    """Decide what the columns mean.
-
-    In this order: `input_ids` (tokenized already), `formatting_func`, `--map`, `prompt` + `completion`, `messages`,
-    `conversations`, the text column.  `first_row` only tells text from messages, and is shown where nothing fits.
-
-    Raises:
-        DataError: the columns mean nothing to us; shows a row and suggests a mapping.
-        ConfigurationError: options that do not fit such rows.
-    """
-    if "image" in columns or "images" in columns:
-        raise DataError(f"{name} data: the column image(s) cannot be trained on: only text is supported. Remove it.")
-    if "input_ids" in columns:
-        reading = _tokenized(columns, settings, formatting_func)
-    elif formatting_func is not None:
-        if settings.completion_only_loss or (settings.completion_only_loss is None and _has_both(columns)):
-            raise ConfigurationError(
-                "formatting_func makes one text of each row, so completion_only_loss cannot apply. Set "
-                "completion_only_loss=False, or leave the function out and give prompt and completion."
-            )
-        reading = Reading(RowFormat.TEXT, "formatting_func's result", formatting_func=formatting_func)
-    elif settings.mapping:
-        check_mapping(settings.mapping, [column for column in columns if column != WHERE_COLUMN])
-        reading = Reading(RowFormat.MESSAGES, "messages", mapping=settings.mapping)
-    else:
-        reading = _by_columns(columns, first_row, settings, name)
-    _check_losses(reading, settings, name)
-    return _with_rest(reading, columns, settings)
-
-
-def _has_both(columns: Sequence[str]) -> bool:
-    return "prompt" in columns and "completion" in columns
-
-
-def _tokenized(columns: Sequence[str], settings: DataSettings, formatting_func: object) -> Reading:
-    notes = []
-    if formatting_func is not None:
-        notes.append("formatting_func is not called: the rows are tokenized already (they have input_ids).")
-    if settings.mapping:
-        notes.append("--map is not used: the rows are tokenized already (they have input_ids).")
-    return Reading(RowFormat.TOKENIZED, "input_ids", notes=tuple(notes))
-
-
-def _by_columns(columns: Sequence[str], first_row: Columns, settings: DataSettings, name: str) -> Reading:
-    if _has_both(columns):
-        is_messages = isinstance(first_row["prompt"], list) or isinstance(first_row["completion"], list)
-        kind = RowFormat.CONVERSATIONAL_PROMPT_COMPLETION if is_messages else RowFormat.PROMPT_COMPLETION
-        return Reading(kind, "completion", prompt_column="prompt")
-    for column in ("messages", "conversations"):
-        if column in columns:
-            return Reading(RowFormat.MESSAGES, column)
-    if settings.dataset_text_field in columns:
-        return Reading(RowFormat.TEXT, settings.dataset_text_field)
-    shown = {column: value for column, value in first_row.items() if column != WHERE_COLUMN}
-    raise DataError(
-        f"{name} data: nothing says what to train on. The columns are {', '.join(shown)}; known are messages, "
-        f"prompt + completion, {settings.dataset_text_field} (dataset_text_field), conversations and input_ids.\n"
-        + suggest(list(shown), shown)
-    )
-
-
-def _check_losses(reading: Reading, settings: DataSettings, name: str) -> None:
-    """Refuse options that could only be ignored for rows of this format."""
-    if reading.format is RowFormat.TOKENIZED:
-        return
-    if settings.assistant_only_loss and not reading.is_conversational:
-        raise ConfigurationError(
-            f"assistant_only_loss=True needs conversations; the {name} data has {reading.format}. Leave it out, or "
-            "give messages."
-        )
-    if settings.completion_only_loss and reading.prompt_column is None:
-        raise ConfigurationError(
-            f"completion_only_loss=True needs a prompt and a completion; the {name} data has {reading.format}. "
-            + (
-                "Use assistant_only_loss=True to train the answers only."
-                if reading.is_conversational
-                else "Leave it out."
-            )
-        )
-
-
-def _with_rest(reading: Reading, columns: Sequence[str], settings: DataSettings) -> Reading:
-    """The reading with the columns that nothing uses, and what to say about them."""
-    used = {reading.body_column, reading.prompt_column, *OUR_COLUMNS, *columns_of(reading.mapping)}
-    if reading.is_conversational:
-        used.update(TEMPLATE_COLUMNS)
-    if reading.format is RowFormat.TOKENIZED:
-        used.update(TOKEN_COLUMNS, ("attention_mask", "seq_lengths", "weights"))
-    has_row_weights = WEIGHT_COLUMN in columns and WEIGHT_COLUMN not in used
-    used.add(WEIGHT_COLUMN)
-    unused = tuple(column for column in columns if column not in used) if reading.formatting_func is None else ()
-    notes = reading.notes
-    if has_row_weights:
-        notes += (f"The column {WEIGHT_COLUMN} is what each row weighs in the loss.",)
-    if unused:
-        notes += (f"Columns that are not used: {', '.join(unused)}.",)
-    return Reading(
-        reading.format,
-        reading.body_column,
-        reading.prompt_column,
-        reading.mapping,
-        reading.formatting_func,
-        needs_assistant=settings.assistant_only_loss and reading.format is RowFormat.MESSAGES,
-        has_row_weights=has_row_weights,
-        unused_columns=unused,
-        notes=notes,
-    )
-
-
 def convert(row: Columns, where: str, reading: Reading, problems: ProblemLog) -> TrainingRow | None:
     """One row in the shape that is encoded; None where it has a problem, which is then in `problems`."""
     check = RowCheck(row, where, reading, problems)
+    if reading.disagreement and not check.is_of_kind():
+        return None
     if reading.formatting_func is not None:
         converted = check.formatted(reading.formatting_func)
     elif reading.mapping:
         converted = check.mapped()
+    elif reading.kind is Kind.ALPACA:
+        converted = check.alpaca()
     elif reading.format in (RowFormat.PROMPT_COMPLETION, RowFormat.TEXT):
         converted = check.text()
     else:
@@ -236,8 +129,27 @@ class RowCheck:
         self._problems = problems
 
     def _note(self, kind: str, message: str) -> None:
-        shown = {column: value for column, value in self._row.items() if column != WHERE_COLUMN}
+        shown = {column: value for column, value in self._row.items() if column not in OUR_COLUMNS}
         self._problems.add(kind, self._where, message, shown)
+
+    def is_of_kind(self) -> bool:
+        """Whether the row is of the same kind as most; one that is of no kind lacks something, which is told later."""
+        kind = kind_of_row(self._row, self._reading.text_column)
+        if kind in (None, self._reading.kind):
+            return True
+        self._note("another format", f"it is {kind}. {self._reading.disagreement}")
+        return False
+
+    def alpaca(self) -> TrainingRow | None:
+        """The prompt and the completion of Alpaca's columns."""
+        try:
+            messages = alpaca_messages(self._row)
+        except BadShape as error:
+            self._note(error.kind, str(error))
+            return None
+        if not all(self._is_good(message, number) for number, message in enumerate(messages, 1)):
+            return None
+        return self._row_of(messages[-1:], messages[:-1], is_checked=True)
 
     def weighted(self, converted: TrainingRow | None) -> TrainingRow | None:
         """The converted row with the weight that stands in its column; one without a value weighs 1."""
@@ -253,7 +165,7 @@ class RowCheck:
 
     def formatted(self, formatting_func: Callable[[dict[str, Any]], str]) -> TrainingRow | None:
         """The text that the user's function makes of the row."""
-        columns = {column: value for column, value in self._row.items() if column != WHERE_COLUMN}
+        columns = {column: value for column, value in self._row.items() if column not in OUR_COLUMNS}
         try:
             text = formatting_func(columns)
         except Exception as error:
@@ -320,7 +232,23 @@ class RowCheck:
             self._note("no assistant message", "assistant_only_loss=True would train nothing of it.")
             return None
         keywords = self._keywords()
-        return None if keywords is None else TrainingRow(self._where, body, prompt, self._row.get("tools"), keywords)
+        if keywords is None or not self._has_good_tools():
+            return None
+        return TrainingRow(self._where, body, prompt, self._row.get("tools"), keywords)
+
+    def _has_good_tools(self) -> bool:
+        """Whether tools, which may be given as JSON text, are a list."""
+        tools = self._row.get("tools")
+        if isinstance(tools, str):
+            try:
+                tools = json.loads(tools)
+            except ValueError as error:
+                self._note("bad tools", f"the text in the column 'tools' is not JSON: {error}.")
+                return False
+        if tools is None or isinstance(tools, list):
+            return True
+        self._note("bad tools", f"the column 'tools' holds a {type(tools).__name__}, not a list of tools.")
+        return False
 
     def _messages_of(self, column: str) -> list[Message] | None:
         messages = self._row.get(column)
@@ -334,19 +262,16 @@ class RowCheck:
         if not messages:
             self._note("no messages", f"the column {column!r} is an empty list.")
             return None
-        converted = [self._converted(message) for message in messages]
+        try:
+            converted = [message_of_sharegpt(message, number) for number, message in enumerate(messages, 1)]
+            if self._reading.kind is Kind.CONVERSATIONS:
+                converted = with_system(converted, self._row.get("system"))
+        except BadShape as error:
+            self._note(error.kind, str(error))
+            return None
         if not all(self._is_good(message, number) for number, message in enumerate(converted, 1)):
             return None
         return converted
-
-    @staticmethod
-    def _converted(message: Any) -> Any:
-        """A message with `role` and `content`, where it has ShareGPT's `from` and `value`."""
-        if not isinstance(message, dict) or "from" not in message or message.get("role") is not None:
-            return message
-        role = message["from"]
-        rest = {key: value for key, value in message.items() if key not in ("from", "value", "role", "content")}
-        return {"role": SHAREGPT_ROLES.get(role, role), "content": message.get("value"), **rest}
 
     def _is_good(self, message: Any, number: int) -> bool:
         """Whether message `number` (from 1) can be rendered; notes why not."""

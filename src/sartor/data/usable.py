@@ -33,7 +33,7 @@ def encoding_usable(
         skip: whether rows are left out where others cannot be used.  If not, nothing is encoded once there is a
             problem: the rows are only checked.
     """
-    rows, places = _readable(rows, places, problems)
+    rows, places = readable(rows, places, problems)
     if not skip:
         return (yield from encoder.encoding(rows, places, problems))
     while True:
@@ -68,7 +68,7 @@ class Skipped:
                 )
 
 
-def _readable(rows: Sequence[Row], places: Sequence[str], problems: ProblemLog) -> tuple[Sequence[Row], list[str]]:
+def readable(rows: Sequence[Row], places: Sequence[str], problems: ProblemLog) -> tuple[Sequence[Row], list[str]]:
     """The rows that could be read; the others are noted as the reader has found them."""
     if not rows or PROBLEM_COLUMN not in rows[0]:
         return rows, list(places)
