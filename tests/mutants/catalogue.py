@@ -25,6 +25,8 @@ def plain_loop(case: str) -> str:
     return f"tests/whole/test_mathematics.py::test_a_training_equals_a_plain_loop_in_float64[{case}]"
 
 
+WEIGHTED_TRAINING = "tests/trainer/test_weights.py::test_a_weighted_training_is_a_plain_loop_with_weighted_means"
+
 ENGINE, DATA, RUN, TRAINER = (f"src/sartor/{room}" for room in ("engine", "data", "run", "trainer"))
 
 WEIGHTING = (
@@ -492,4 +494,63 @@ PROOF = (
     ),
 )
 
-MUTANTS: tuple[Mutant, ...] = (*WEIGHTING, *STEPPING, *ISOLATION, *TARGETS, *LOSS, *STATE, *PROOF)
+WEIGHTS = (
+    Mutant(
+        "weights ignored by the loss",
+        f"{ENGINE}/loss.py",
+        "loss_C, factor_C, weight_sum = loss_C * weights_C, factor_C * weights_C, weights_C.sum()",
+        "weight_sum = weights_C.sum()",
+        (WEIGHTED_TRAINING,),
+    ),
+    Mutant(
+        "weights ignored by the gradient",
+        f"{ENGINE}/loss.py",
+        "loss_C, factor_C, weight_sum = loss_C * weights_C, factor_C * weights_C, weights_C.sum()",
+        "loss_C, weight_sum = loss_C * weights_C, weights_C.sum()",
+        (WEIGHTED_TRAINING,),
+    ),
+    Mutant(
+        "a weighted sum divided by the number of targets",
+        f"{RUN}/stepper.py",
+        "sum_of_weights(batch.examples) if is_weighted(batch.examples) else num_targets",
+        "num_targets",
+        (WEIGHTED_TRAINING,),
+    ),
+    Mutant(
+        "a weighted loss logged by the number of targets",
+        "src/sartor/records.py",
+        "(self.num_targets if self.weight_sum is None else float(self.weight_sum))",
+        "self.num_targets",
+        (WEIGHTED_TRAINING,),
+    ),
+    Mutant(
+        "train: false ignored",
+        f"{DATA}/weights.py",
+        'if message.get("train") is False:',
+        "if False:",
+        ("tests/data/test_weights.py::test_an_answer_of_weight_zero_is_no_target",),
+    ),
+    Mutant(
+        "a message's first token weighed as the one before",
+        f"{DATA}/weights.py",
+        'np.searchsorted(borders, starts, "right")',
+        'np.searchsorted(borders, starts, "left")',
+        ("tests/data/test_weights.py::test_every_token_weighs_what_its_message_does",),
+    ),
+    Mutant(
+        "weights lost in packing",
+        f"{DATA}/table.py",
+        "documents, pieces.weights)",
+        "documents)",
+        ("tests/trainer/test_weights.py::test_packed_rows_keep_their_weights",),
+    ),
+    Mutant(
+        "a weight next to its token's",
+        "src/sartor/batching/cut.py",
+        "weights_T[target_rows_N + 1]",
+        "weights_T[target_rows_N]",
+        ("tests/engine/test_weights.py::test_a_token_that_weighs_nothing_is_no_target",),
+    ),
+)
+
+MUTANTS: tuple[Mutant, ...] = (*WEIGHTING, *STEPPING, *ISOLATION, *TARGETS, *LOSS, *STATE, *PROOF, *WEIGHTS)

@@ -38,7 +38,9 @@ def message_weight(message: Mapping[str, Any]) -> float:
 
 def has_weights(row: TrainingRow) -> bool:
     """Whether some message of a conversation weighs other than 1."""
-    return any(message_weight(message) != 1 for message in _messages(row))
+    return any(
+        ("weight" in message or "train" in message) and message_weight(message) != 1 for message in _messages(row)
+    )
 
 
 class _Unplaced(Exception):
@@ -75,24 +77,22 @@ class Weigher:
             rows: the rows.
             turns: for each token the number of its message, from 1, or 0 where it is of none; None: not known.
         """
+        weighted = [number for number, row in enumerate(rows) if row.weight != 1 or has_weights(row)]
+        if not weighted:
+            return encoded
         weights = np.ones(encoded.num_tokens)
-        is_weighted = False
-        for number, row in enumerate(rows):
-            start, end = encoded.offsets[number], encoded.offsets[number + 1]
-            has_message_weights = has_weights(row)
-            if row.weight == 1 and not has_message_weights:
-                continue
-            is_weighted = True
+        for number in weighted:
+            row, start, end = rows[number], encoded.offsets[number], encoded.offsets[number + 1]
             self._tally["weighted rows"] += row.weight != 0
             self._tally["rows of weight 0"] += row.weight == 0
             weights[start:end] = row.weight
-            if has_message_weights and row.weight:
+            if row.weight and has_weights(row):
                 try:
                     of_turns = None if turns is None else turns[number]
                     weights[start:end] *= self._of_messages(row, encoded.input_ids[start:end].tolist(), of_turns)
                 except _Unplaced as error:
                     problems.add("weights cannot be placed", row.where, str(error), row.body)
-        return encoded.weighted(weights.astype(np.float32)) if is_weighted else encoded
+        return encoded.weighted(weights.astype(np.float32))
 
     def of_tokens(self, row: Mapping[str, Any]) -> NDArray[np.float32]:
         """Weights of a checked row that is tokenized already: of the row times those of its tokens."""
