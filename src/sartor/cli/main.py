@@ -14,6 +14,7 @@ from sartor.errors import SartorError
 
 COMMANDS = {
     "train": "fine-tune a language model on conversations",
+    "inspect": "show what would be trained on, and what is wrong with it",
     "chat": "talk to a model in the terminal",
     "demo": "fine-tune the built-in model, and see what changes, in about two minutes",
     "env": "print what a bug report needs",

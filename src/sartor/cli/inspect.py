@@ -1,0 +1,167 @@
+"""`sartor inspect`: shows what would be trained on, and what is probably wrong with it, before anything is trained.
+
+Prints, and writes the files that were asked for.  Exit code 1: a training run would stop because of the data.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sartor.cli.inspect_flags import Request, read, usage
+from sartor.cli.output import readers_may_leave
+from sartor.errors import RunFolderError
+
+if TYPE_CHECKING:
+    from sartor.config import SFTConfig
+    from sartor.data.inspection.examine import Given
+    from sartor.data.inspection.record import Inspection
+    from sartor.records import DataSettings
+
+HELP = "show what would be trained on, and what is wrong with it"
+
+TERMINAL_ROWS, PAGE_ROWS = 3, 50
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command with the arguments after `sartor inspect`; returns the exit code.  Raises SartorError."""
+    if any(argument in ("-h", "--help") for argument in argv):
+        print(usage())
+        return 0
+    request = read(argv)
+    files = _files(request)
+    with readers_may_leave():
+        inspections = _inspect(request)
+        _write(inspections, files)
+        if request.own.get("json"):
+            from sartor.data.inspection.as_json import to_json
+
+            print(to_json(inspections))
+        else:
+            _show(request, inspections, files)
+    return int(any(inspection.has_errors for inspection in inspections))
+
+
+def _files(request: Request) -> dict[str, Path]:
+    """The files to write, by kind; looked at before any work is done.
+
+    Raises:
+        RunFolderError: one cannot be written.
+    """
+    own = request.own
+    files = {kind: Path(own[kind]).expanduser() for kind in ("html", "png") if own.get(kind) is not None}
+    if own.get("out") is not None:
+        folder = Path(own["out"]).expanduser()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunFolderError(f"--out {folder} cannot be made: {error.strerror}: choose another folder") from error
+        names = {"html": "inspection.html", "png": "lengths.png", "json": "inspection.json"}
+        files = {**{kind: folder / name for kind, name in names.items()}, **files}
+    for kind, path in files.items():
+        if path.is_dir() or not path.absolute().parent.is_dir():
+            what = "is a folder" if path.is_dir() else f"cannot be written: there is no folder {path.absolute().parent}"
+            raise RunFolderError(f"--{kind} {path} {what}: give the name of a file")
+    return files
+
+
+def _inspect(request: Request) -> "list[Inspection]":
+    """Everything that is to be shown, the training rows first."""
+    from sartor.config import SFTConfig, resolve
+    from sartor.data import sources
+    from sartor.data.inspection.examine import Examination
+
+    # Where the rows would be trained makes no difference here, and is not to be complained about.
+    args = SFTConfig(**{**request.fields, "output_dir": "inspection", "use_cpu": True, "bf16": False})
+    settings = resolve(args)
+    given = _given(request, args, settings.data)
+    own = request.own
+    config, split = own.get("dataset_config"), own.get("split")
+    data = sources.load(request.data, split=split, config=config, name="train")
+    train = Examination(data, given, "train")
+    inspections = [train.run()]
+    if own.get("eval_data") is not None or own.get("eval_split") is not None:
+        source = own.get("eval_data")
+        rows = sources.load(
+            request.data if source is None else source,
+            split=own.get("eval_split"),
+            config=config if source is None else None,
+            name="eval",
+        )
+        given = replace(given, settings=settings.eval_data, source=_name(source or request.data))
+        inspections.append(Examination(rows, given, "eval").run(train))
+    return inspections
+
+
+def _given(request: Request, args: "SFTConfig", settings: "DataSettings") -> "Given":
+    """Tokenizer and what else the model decides, as for a training run; its weights are not loaded."""
+    from sartor.batching.packing import pack
+    from sartor.data.inspection.examine import Given
+    from sartor.trainer import construction
+    from sartor.trainer.context import context_of
+
+    if request.own.get("model_revision") is not None:
+        more = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
+        args.model_init_kwargs = {**more, "revision": request.own["model_revision"]}
+    tokenizer = construction.load_tokenizer(request.model, args)
+    end_tokens = construction.end_tokens(request.model, tokenizer, args)
+    if args.chat_template_path is not None:
+        construction.apply_template(tokenizer, str(args.chat_template_path))
+    construction.set_eos(tokenizer, args.eos_token)
+    shown = {name: str(value) for name, value in request.fields.items()}
+    num_rows = request.own.get("rows")
+    return Given(
+        tokenizer,
+        settings,
+        source=_name(request.data),
+        model=request.model,
+        pack=pack,
+        end_tokens=tuple(end_tokens),
+        context=context_of(request.model, args),
+        num_samples=PAGE_ROWS if num_rows is None else num_rows,
+        options=tuple(shown.items()),
+    )
+
+
+def _name(data: Any) -> str:
+    """What the rows were given as."""
+    return ", ".join(map(str, data)) if isinstance(data, list | tuple) else str(data)
+
+
+def _write(inspections: "Sequence[Inspection]", files: dict[str, Path]) -> None:
+    """The files that were asked for.
+
+    Raises:
+        RunFolderError: one cannot be written.
+    """
+    from sartor.report.files import write_whole
+
+    if "html" in files:
+        from sartor.data.inspection.page import page
+
+        write_whole(files["html"], page(inspections))
+    if "json" in files:
+        from sartor.data.inspection.as_json import to_json
+
+        write_whole(files["json"], to_json(inspections) + "\n")
+    if "png" in files:
+        from sartor.report.figures import plot_lengths
+
+        lengths = inspections[0].lengths
+        plot_lengths(lengths.tokens.tolist(), files["png"], lengths.max_length)
+
+
+def _show(request: Request, inspections: "Sequence[Inspection]", files: dict[str, Path]) -> None:
+    from rich.console import Console
+
+    from sartor.data.inspection.terminal import show
+
+    console = Console(highlight=False, soft_wrap=False)
+    num_rows = request.own.get("rows")
+    for inspection in inspections:
+        show(inspection, console, TERMINAL_ROWS if num_rows is None else num_rows)
+        print()
+    if request.idle:
+        print(f"Options that have no part in this: {', '.join(request.idle)}.")
+    for path in files.values():
+        print(f"Written: {path}")

@@ -1,0 +1,110 @@
+"""Reads the command line of `sartor inspect`, and writes its help.
+
+It knows every option of `sartor train`, so that one option file, or one command line with another first word, serves
+both.  What concerns the data is used; of the rest it says that it has no part in this.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sartor.cli import option_file
+from sartor.cli.field_flags import FIELD_FLAGS
+from sartor.cli.flags import Flag, Given, help_text, parse, tokens
+from sartor.cli.own_flags import OWN_FLAGS
+from sartor.errors import ConfigurationError
+
+SHOWN = "what to show"
+USED_GROUPS = ("model", "data")
+USED_FIELDS = ("completion_only_loss", "assistant_only_loss", "unroll", "append_eot", "target_start", "no_targets")
+"""Of the group "loss", those that decide which tokens are trained."""
+USED_OWN = ("model", "data", "split", "dataset_config", "eval_data", "eval_split", "config", "model_revision")
+
+INSPECT_FLAGS = (
+    Flag("html", "str", None, "Write one page with everything, to open in a browser.", SHOWN, optional=True),
+    Flag("png", "str", None, "Write the histogram of lengths as a picture.", SHOWN, optional=True),
+    Flag("out", "str", None, "Write page, picture and JSON into this folder.", SHOWN, optional=True),
+    Flag("json", "bool", False, "Print JSON instead (docs/inspect.md has its keys).", SHOWN),
+    Flag("rows", "int", None, "Rows to show token by token: 3 in the terminal, 50 on the page.", SHOWN, optional=True),
+)
+
+_OWN = tuple(flag for flag in OWN_FLAGS if flag.name in USED_OWN)
+_FIELDS = tuple(flag for flag in FIELD_FLAGS if flag.group in USED_GROUPS or flag.name in USED_FIELDS)
+FLAGS: tuple[Flag, ...] = (*OWN_FLAGS, *INSPECT_FLAGS, *FIELD_FLAGS)
+
+_USAGE = """usage: sartor inspect DATA --model MODEL [options]
+
+Shows what would be trained on, and what is probably wrong with it. Of the model only the tokenizer and the
+configuration are loaded.
+
+  sartor inspect chats.jsonl --model HuggingFaceTB/SmolLM2-135M --assistant_only_loss
+  sartor inspect chats.jsonl --model my-model --max_length 2048 --eval_data held_out.jsonl --html report.html
+
+Exit code: 0, or 1 where a training run would stop because of the data, or 2 where the command itself is wrong."""
+
+_FOOTER = "Every other option of `sartor train` is accepted too, and has no part in this."
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What `sartor inspect` was asked for."""
+
+    model: str
+    data: Any
+    """As `sartor train` has it."""
+    fields: Mapping[str, Any]
+    """Keyword arguments of SFTConfig that concern the data."""
+    own: Mapping[str, Any]
+    """Those of the command's own flags that were given."""
+    idle: tuple[str, ...]
+    """Options of `sartor train` that were given and have no part in this."""
+
+
+def read(argv: Sequence[str]) -> Request:
+    """Parse a command line and the file it names.
+
+    Raises:
+        ConfigurationError: with all problems found.
+    """
+    givens, rest = tokens(argv, FLAGS)
+    problems: list[str] = []
+    from_files: list[Given] = []
+    for given in givens:
+        if given.key == "config" and len(given.texts) == 1:
+            try:
+                from_files += option_file.read(given.texts[0], FLAGS)
+            except ConfigurationError as error:
+                problems += error.problems
+        elif given.key == "config":
+            problems.append("--config needs a file")
+    options = [*from_files, *(given for given in givens if given.key != "config")]
+    if rest:
+        options.append(Given("data", tuple(rest)))
+        if any(given.key.replace("-", "_") in ("data", "dataset_name") for given in givens):
+            problems.append(f"{', '.join(map(repr, rest))} and --data both say what to inspect: give one")
+    values, unreadable = parse(options, FLAGS)
+    problems += [text.replace("sartor train --help", "sartor inspect --help") for text in unreadable]
+    if values.get("data") is None:
+        problems.append("DATA is missing: give a file or a Hub id")
+    if values.get("model") is None:
+        problems.append(
+            "--model is missing: its tokenizer and chat template make the tokens; give a folder or a Hub id"
+        )
+    if values.get("rows") is not None and values["rows"] < 0:
+        problems.append(f"--rows {values['rows']} is no number of rows: give 0 or more")
+    if problems:
+        raise ConfigurationError(problems)
+    used_fields = {flag.name for flag in _FIELDS}
+    used_own = {flag.name for flag in (*_OWN, *INSPECT_FLAGS)}
+    return Request(
+        values["model"],
+        values["data"],
+        {name: value for name, value in values.items() if name in used_fields},
+        {name: value for name, value in values.items() if name in used_own},
+        tuple(name for name in values if name not in used_fields | used_own),
+    )
+
+
+def usage() -> str:
+    """What `sartor inspect --help` prints."""
+    return help_text(_USAGE, [*_OWN, *INSPECT_FLAGS, *_FIELDS], _FOOTER)

@@ -1,0 +1,1 @@
+"""Looks at rows before they are trained on: what they are, what is trained of them, and what is probably wrong."""

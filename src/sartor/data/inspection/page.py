@@ -1,0 +1,177 @@
+"""An inspection as one HTML page that needs nothing else: no network, no other file.
+
+What it keeps true: everything that comes from rows is escaped, and a content security policy allows no script and no
+style but the page's own, by their hashes, so that even a mistake in escaping could run nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+from sartor.data.inspect import describe
+from sartor.data.inspection.record import Inspection, Lengths, Sample, Token, rows
+from sartor.data.inspection.sample import visible
+from sartor.data.inspection.terminal import counts_of
+
+BARS = 48
+
+
+def page(inspections: Sequence[Inspection]) -> str:
+    """The page of one or several data sets, the training rows first."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    style, script, template = (_file(f"page.{kind}") for kind in ("css", "js", "html.jinja"))
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    return environment.from_string(template).render(
+        data=[_data_set(inspection) for inspection in inspections],
+        options=list(inspections[0].options.items()),
+        style=Markup(style),  # our own files: no row is in them
+        script=Markup(script),
+        style_hash=_hash(style),
+        script_hash=_hash(script),
+    )
+
+
+def _file(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
+
+
+def _data_set(inspection: Inspection) -> dict[str, Any]:
+    """What the template shows of one data set."""
+    lengths, summary = inspection.lengths, inspection.summary
+    anchors = {sample.where: f"{inspection.name}-{number}" for number, sample in enumerate(inspection.samples)}
+    num_tokens, num_targets = int(lengths.tokens.sum()), int(lengths.targets.sum())
+    return {
+        "name": inspection.name,
+        "source": visible(inspection.source),
+        "model": visible(inspection.model),
+        "format": summary.format,
+        "num_rows": f"{summary.num_rows:,}",
+        "num_tokens": f"{num_tokens:,}",
+        "num_targets": f"{num_targets:,}",
+        "share": f"{num_targets / max(1, num_tokens):.0%}",
+        "median": f"{lengths.quantiles(lengths.tokens).get('p50', 0):,}",
+        "lines": [visible(line.strip()) for line in describe(summary).splitlines()],
+        "counts": counts_of(inspection.findings).partition(": ")[2],
+        "findings": [
+            {
+                "severity": finding.severity.value,
+                "count": rows(finding.count) + ":" if finding.count else "",
+                "message": visible(finding.message),
+                "advice": finding.advice,
+                "others": rows(finding.count - len(finding.first), "other", "others")
+                if finding.count > len(finding.first) > 0
+                else "",
+                "sights": [
+                    {"where": sight.where, "excerpt": visible(sight.excerpt), "anchor": anchors.get(sight.where)}
+                    for sight in finding.first
+                ],
+            }
+            for finding in inspection.findings
+        ],
+        "searched": inspection.searched,
+        "kinds": list(dict.fromkeys(kind for sample in inspection.samples for kind in sample.findings)),
+        "samples": [_sample(sample, anchors[sample.where]) for sample in inspection.samples],
+        **_lengths(lengths),
+    }
+
+
+def _lengths(lengths: Lengths) -> dict[str, Any]:
+    """Histogram and table of cuts."""
+    if not len(lengths.tokens):
+        return {"bars": [], "longest": "0"}
+    low, high = int(lengths.tokens.min()), int(lengths.tokens.max())
+    step = max(1, -(-(high - low + 1) // BARS))
+    edges = np.arange(low, high + step + 1, step)
+    counts = np.histogram(lengths.tokens, edges)[0]
+    limit = lengths.max_length
+    bars = [
+        {
+            "height": _height(count / int(counts.max())),
+            "label": f"{start:,} to {start + step - 1:,} tokens: {rows(count)}",
+            "is_cut": limit is not None and start > limit,
+        }
+        for start, count in zip(edges[:-1].tolist(), counts.tolist(), strict=True)
+    ]
+    end = int(edges[-1])
+    said = ""
+    if limit is not None:
+        longer = int(np.count_nonzero(lengths.tokens > limit))
+        said = (
+            f"max_length={limit:,}: {rows(longer)} of {len(lengths.tokens):,} {'is' if longer == 1 else 'are'} longer."
+        )
+    num_targets = max(1, int(lengths.targets.sum()))
+    return {
+        "bars": bars,
+        "limit": None if limit is None or not low <= limit < end else round(10 * (limit + 1 - low) / step, 2),
+        "limit_said": said,
+        "shortest": f"{low:,}",
+        "middle": f"{(low + end - 1) // 2:,}",
+        "longest": f"{high:,}",
+        "quantiles": said_of(lengths),
+        "cuts": [
+            {
+                "max_length": f"{cut.max_length:,}",
+                "is_asked": cut.max_length == limit,
+                "num_rows": f"{cut.num_rows:,}",
+                "num_tokens": f"{cut.num_tokens:,}",
+                "num_targets": f"{cut.num_targets:,} ({cut.num_targets / num_targets:.1%})" if cut.num_targets else "0",
+                "num_emptied": f"{cut.num_emptied:,}",
+            }
+            for cut in lengths.cuts
+        ],
+        "suggestion": lengths.suggestion,
+    }
+
+
+def said_of(lengths: Lengths) -> str:
+    """Mean and quantiles in words."""
+    at = lengths.quantiles(lengths.tokens)
+    parts = [
+        f"median {at['p50']:,}",
+        f"90 % up to {at['p90']:,}",
+        f"99 % up to {at['p99']:,}",
+        f"longest {at['max']:,}",
+    ]
+    return ", ".join([f"mean {lengths.tokens.mean():,.0f}", *parts])
+
+
+def _height(share: float) -> float:
+    """Of a bar, in hundredths of the highest; what is there is never invisible."""
+    return max(1.0, round(100 * share, 2)) if share > 0 else 0.0
+
+
+def _sample(sample: Sample, anchor: str) -> Mapping[str, Any]:
+    more = sample.num_tokens - len(sample.tokens)
+    return {
+        "anchor": anchor,
+        "where": visible(sample.where),
+        "said": f"{rows(sample.num_tokens, 'token', 'tokens')}, {sample.num_targets:,} trained",
+        "kinds": sample.findings,
+        "tokens": [_token(token) for token in sample.tokens],
+        "more": rows(more, "more token is", "more tokens are") if more else "",
+    }
+
+
+def _token(token: Token) -> Mapping[str, Any]:
+    """A trained token is a `b`, another one an `i`: the short names keep the page small."""
+    said = f"id {token.id}, {'trained' if token.is_target and not token.is_cut else 'not trained'}"
+    classes = " ".join(name for name, is_so in (("s", token.is_special), ("x", token.is_cut)) if is_so)
+    return {
+        "tag": "b" if token.is_target and not token.is_cut else "i",
+        "classes": classes,
+        "title": said + (", special" if token.is_special else "") + (", cut off" if token.is_cut else ""),
+        "parts": [part for part in re.split("(\n)", visible(token.text)) if part] or [""],
+    }

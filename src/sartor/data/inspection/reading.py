@@ -1,0 +1,143 @@
+"""Reads and encodes rows batch by batch, and goes on past those that cannot be used.
+
+What comes in: a data set and options.  What goes out: batches of checked rows with their tokens, nothing of them cut.
+What it keeps true: rows, tokens and problems are those that `encode.prepare` would have, and every row is either in a
+batch or a problem.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from sartor.data.assemble import notes_of
+from sartor.data.detection import recognise
+from sartor.data.encode import FormattingFunction
+from sartor.data.formats import Reading, TrainingRow, convert
+from sartor.data.parts import ROWS_PER_BATCH, places_of, rows_of
+from sartor.data.problems import ProblemLog
+from sartor.data.table import TokenRows
+from sartor.data.template import adopt_chatml
+from sartor.data.tokenizing import Tokenization, run, run_ahead
+from sartor.data.tokens import Encoder
+from sartor.data.usable import encoding_usable
+from sartor.records import DataSettings, RowFormat
+
+if TYPE_CHECKING:
+    import datasets
+
+Report = Callable[[str, str, str, Any], None]
+"""Takes kind, place, message and row of a problem."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Neighbouring usable rows, and the examples made of them: one each, or with `unroll` one per answer."""
+
+    indices: Sequence[int]
+    """Each row's number in the data set, from 0."""
+    places: Sequence[str]
+    """Where each row stands."""
+    rows: Sequence[TrainingRow | None]
+    """None: tokenized already."""
+    encoded: TokenRows
+    """The examples."""
+    example_places: Sequence[str]
+    """Where the row of each example stands."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Raw:
+    """Neighbouring rows as they were read."""
+
+    rows: Sequence[Mapping[str, Any]]
+    places: Sequence[str]
+    first: int
+    """Number of the first one in the data set."""
+    log: ProblemLog = field(default_factory=ProblemLog)
+
+
+class _Log(ProblemLog):
+    """A problem log that passes everything on."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__()
+        self._report = report
+
+    def add(self, kind: str, where: str, message: str, row: object = None) -> None:
+        super().add(kind, where, message, row)
+        self._report(kind, where, message, row)
+
+
+class RowReader:
+    """Reads one data set."""
+
+    def __init__(
+        self,
+        dataset: datasets.Dataset | datasets.IterableDataset,
+        tokenizer: Any,
+        settings: DataSettings,
+        name: str,
+        *,
+        formatting_func: FormattingFunction | None = None,
+        end_tokens: Sequence[str] = (),
+    ) -> None:
+        """Find out what the rows are.
+
+        Raises:
+            DataError: there are no rows, or their columns mean nothing to us.
+            ConfigurationError: options that do not fit them.
+        """
+        self._dataset = dataset.with_format(None)
+        _, reading = recognise(self._dataset, settings, name=name, formatting_func=formatting_func)
+        if reading.is_conversational:
+            note = adopt_chatml(tokenizer)
+            reading = reading if note is None else replace(reading, notes=(note, *reading.notes))
+        self.reading: Reading = reading
+        self._settings = settings
+        self._name = name
+        self._encoder, self._scratch = (Encoder(tokenizer, reading, settings, end_tokens) for _ in range(2))
+        self.num_rows = 0
+        """Rows read so far, bad ones too."""
+
+    def notes(self) -> tuple[str, ...]:
+        """What is worth saying about the rows that were read."""
+        return notes_of(self.reading, self._encoder)
+
+    def batches(self, report: Report) -> Iterator[Batch]:
+        """Usable rows in order; what is wrong with the others goes to `report`."""
+        with closing(run_ahead(self._works(), self._encoder.tokenize)) as results:
+            for raw, encoded, example_places in results:
+                self.num_rows += len(raw.rows)
+                yield from self._usable(raw, encoded, example_places, report)
+
+    def _works(self) -> Iterator[Tokenization[tuple[_Raw, TokenRows, list[str]]]]:
+        first = 0
+        for columns in self._dataset.iter(ROWS_PER_BATCH):
+            rows = rows_of(columns)
+            yield self._work(_Raw(rows, places_of(rows, first, self._name), first))
+            first += len(rows)
+
+    def _work(self, raw: _Raw) -> Tokenization[tuple[_Raw, TokenRows, list[str]]]:
+        encoded, example_places = yield from encoding_usable(self._encoder, raw.rows, raw.places, raw.log, skip=True)
+        return raw, encoded, example_places
+
+    def _usable(self, raw: _Raw, encoded: TokenRows, example_places: Sequence[str], report: Report) -> Iterator[Batch]:
+        """The rows of a batch that have no problem, if there are any."""
+        bad = raw.log.bad_places
+        for row, where in zip(raw.rows, raw.places, strict=True):
+            if where in bad:  # once more, alone: the log knows the first of each kind only
+                run(encoding_usable(self._scratch, [row], [where], _Log(report), skip=False), self._scratch.tokenize)
+        good = [number for number, where in enumerate(raw.places) if where not in bad]
+        if good:
+            rows, places = [raw.rows[number] for number in good], [raw.places[number] for number in good]
+            indices = [raw.first + number for number in good]
+            yield Batch(indices, places, self._converted(rows, places), encoded, example_places)
+
+    def _converted(self, rows: Sequence[Mapping[str, Any]], places: Sequence[str]) -> list[TrainingRow | None]:
+        if self.reading.format is RowFormat.TOKENIZED:
+            return [None] * len(rows)
+        log = ProblemLog()
+        return [convert(row, where, self.reading, log) for row, where in zip(rows, places, strict=True)]

@@ -1,0 +1,215 @@
+"""What is conspicuous in the text of a row, before any template or tokenizer has seen it.
+
+What comes in: checked rows as they are encoded, one by one.  What goes out: findings in the ledger, and what
+duplicates are compared by.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sartor.data.formats import Message, TrainingRow
+from sartor.data.inspection.ledger import Ledger
+from sartor.data.inspection.record import Severity
+
+MARKERS: Mapping[str, tuple[str, ...]] = {
+    "ChatML": ("<|im_start|>", "<|im_end|>"),
+    "Llama 2 or Mistral": ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"),
+    "Llama 3": ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    "Gemma": ("<start_of_turn>", "<end_of_turn>"),
+    "Zephyr or Phi": ("<|user|>", "<|assistant|>", "<|system|>", "<|end|>"),
+    "DeepSeek": ("<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>"),
+    "Command R": ("<|START_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>"),
+    "gpt-oss": ("<|start|>", "<|channel|>", "<|message|>", "<|return|>"),
+    "Alpaca": ("### Instruction", "### Response", "### Input:"),
+    "Vicuna": ("\nUSER:", "\nASSISTANT:", "\nHuman:", "\nAssistant:", "\n### Human:", "\n### Assistant:"),
+    "a plain end of text": ("<|endoftext|>", "</s>", "<eos>"),
+}
+"""Family of templates to strings that hardly occur in text for any other reason."""
+
+_FAMILY = {marker: family for family, markers in MARKERS.items() for marker in markers}
+_MARKER = re.compile("|".join(re.escape(marker) for marker in sorted(_FAMILY, key=len, reverse=True)))
+_PLACEHOLDERS = frozenset(["n/a", "na", "none", "null", "nil", "nan", "todo", "tbd", "undefined", "empty", "no answer"])
+_SHORT_CHARACTERS = 10
+"""An answer of more than this is never near-empty, whatever the others are like."""
+_SHORT_SHARE = 20
+"""A short answer is conspicuous where half of the answers are this many times as long."""
+_WORD = re.compile(r"\w", re.UNICODE)
+
+
+@dataclass(frozen=True, slots=True)
+class RowText:
+    """A row's text, taken apart."""
+
+    is_conversation: bool
+    messages: tuple[tuple[str, str], ...]
+    """(role, content); of a text one with the role "", of prompt and completion "prompt" and "completion"."""
+    answers: tuple[str, ...]
+    """What is there to be learned: the assistant's contents, the completion."""
+    asked: str
+    """What stands before the last answer; empty where nothing does."""
+    whole: str
+    """Everything that could differ between two rows, as JSON."""
+
+    def near(self) -> str:
+        """What near duplicates are compared by: without system messages, which all rows may share."""
+        return "\n".join(content for role, content in self.messages if role not in ("system", "developer"))
+
+
+def row_text(row: TrainingRow) -> RowText:
+    """Take a checked row apart."""
+    whole = json.dumps([row.prompt, row.body, row.tools], ensure_ascii=False, sort_keys=True, default=str)
+    if isinstance(row.body, str):
+        if row.prompt is None:
+            return RowText(False, (("", row.body),), (), "", whole)
+        prompt = str(row.prompt)
+        return RowText(False, (("prompt", prompt), ("completion", row.body)), (row.body,), prompt, whole)
+    prompt_messages: Sequence[Message] = row.prompt if isinstance(row.prompt, list) else []
+    messages = [*prompt_messages, *row.body]
+    contents = tuple((str(message["role"]), str(message.get("content") or "")) for message in messages)
+    first_trained = len(prompt_messages)
+    answers = tuple(
+        content
+        for (role, content), message in zip(contents[first_trained:], row.body, strict=True)
+        if role == "assistant" and not message.get("tool_calls")
+    )
+    last = max((number for number, (role, _) in enumerate(contents) if role == "assistant"), default=len(contents))
+    return RowText(True, contents, answers, json.dumps(contents[:last], ensure_ascii=False), whole)
+
+
+def fields_of(row: TrainingRow) -> Iterator[tuple[str, str, str]]:
+    """(kind, what it is in words, text) of everything in a conversation that a template should write."""
+    if isinstance(row.body, str):
+        return
+    messages = [*(row.prompt if isinstance(row.prompt, list) else []), *row.body]
+    for number, message in enumerate(messages, 1):
+        who = f"message {number} ({message['role']})"
+        yield "content", f"the content of {who}", str(message.get("content") or "")
+        for key in ("reasoning_content", "reasoning", "thinking"):
+            if isinstance(message.get(key), str):
+                yield "reasoning", f"the {key} of {who}", message[key]
+        for call in message.get("tool_calls") or ():
+            function = call.get("function", call) if isinstance(call, Mapping) else {}
+            if isinstance(function.get("name"), str):
+                yield "tool call", f"the tool call of {who}", function["name"]
+            for text in _leaves(function.get("arguments")):
+                yield "tool arguments", f"the tool arguments of {who}", text
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    """Texts in nested arguments, but for those that any JSON writer may escape."""
+    if isinstance(value, Mapping):
+        for entry in value.values():
+            yield from _leaves(entry)
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _leaves(entry)
+    elif isinstance(value, str) and re.fullmatch(r"[\w .,-]+", value, re.ASCII):
+        yield value
+
+
+class TextChecks:
+    """Looks at each row's text, and keeps what can only be judged when all are known."""
+
+    def __init__(self, ledger: Ledger, special_tokens: Sequence[str]) -> None:
+        self._ledger = ledger
+        atoms = sorted({token for token in special_tokens if token.strip()}, key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, atoms))) if atoms else None
+        self._short: list[tuple[str, str]] = []
+        self._answer_lengths: list[int] = []
+
+    def look(self, text: RowText, where: str) -> None:
+        """One row."""
+        contents = "\n".join(content for _, content in text.messages)
+        self._look_for_markers(text, contents, where)
+        if text.is_conversation and text.messages[-1][0] in ("user", "system", "developer"):
+            self._ledger.see(
+                "ends_with_user",
+                Severity.WARNING,
+                f"The conversation ends with a message of the {text.messages[-1][0]}, which nobody answers.",
+                "Remove the last message, or add its answer.",
+                where=where,
+                shown=text.messages[-1][1],
+            )
+        for answer in text.answers:
+            self._look_at_answer(answer.strip(), where)
+
+    def _look_for_markers(self, text: RowText, contents: str, where: str) -> None:
+        special = set(self._special.findall(contents)) if self._special is not None else set()
+        if special:
+            shown = ", ".join(sorted(special))
+            is_text = not text.is_conversation
+            self._ledger.see(
+                "special_tokens",
+                Severity.NOTE if is_text else Severity.WARNING,
+                f"The row's own text holds special tokens of this tokenizer ({shown}): they act as such."
+                if is_text
+                else f"A message holds a special token of this tokenizer ({shown}): the model reads it as the end or "
+                "beginning of a turn.",
+                "Meant, if you wrote the template into the text; else remove it."
+                if is_text
+                else "Remove it from the text, or break it up.",
+                where=where,
+                shown=around(contents, shown.split(", ")[0]),
+                variant=shown,
+            )
+        families: dict[str, str] = {}
+        for match in _MARKER.finditer(contents):
+            if match[0] not in special:
+                families.setdefault(_FAMILY[match[0]], match[0])
+        for family, marker in families.items():
+            self._ledger.see(
+                "foreign_markers",
+                Severity.WARNING,
+                f"The text holds markers of another chat template ({family}: {marker.strip()}); with this one they "
+                "are ordinary text, and are learned as such.",
+                "Take the text apart into messages, and let the template write the markers.",
+                where=where,
+                shown=around(contents, marker),
+                variant=family,
+            )
+
+    def _look_at_answer(self, answer: str, where: str) -> None:
+        length = len(answer)
+        self._answer_lengths.append(length)
+        if not _WORD.search(answer) or answer.casefold().strip(" .") in _PLACEHOLDERS:
+            self._ledger.see(
+                "near_empty_answer",
+                Severity.WARNING,
+                "An answer says nothing: punctuation only, or a placeholder.",
+                "Remove the row, or write the answer: what is trained is what the model will say.",
+                where=where,
+                shown=f"answer: {answer!r}",
+            )
+        elif length <= _SHORT_CHARACTERS:
+            self._short.append((where, answer))
+
+    def finish(self) -> None:
+        """Note answers that are short among long ones."""
+        if not self._short:
+            return
+        median = int(np.median(self._answer_lengths))
+        for where, answer in self._short:
+            if len(answer) * _SHORT_SHARE <= median:
+                self._ledger.see(
+                    "short_answer",
+                    Severity.NOTE,
+                    f"An answer has {_SHORT_CHARACTERS} characters at most, where half of all have {median:,} and "
+                    "more.",
+                    "Look whether these are whole.",
+                    where=where,
+                    shown=f"answer: {answer!r}",
+                )
+
+
+def around(text: str, part: str, characters: int = 40) -> str:
+    """A part of a text with what stands around it."""
+    place = max(0, text.find(part))
+    start, end = max(0, place - characters), place + len(part) + characters
+    return ("…" if start else "") + text[start:end] + ("…" if end < len(text) else "")

@@ -1,0 +1,83 @@
+"""Whether the template has written what stands in the row: compares each message with the text that is trained on.
+
+What comes in: checked rows and their tokens.  What goes out: findings about fields that are left out, and about
+earlier answers that are written otherwise.  Whitespace aside: templates strip.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+from typing import Any
+
+from sartor.data.formats import TrainingRow
+from sartor.data.inspection.ledger import Ledger
+from sartor.data.inspection.reading import Batch
+from sartor.data.inspection.record import Severity
+from sartor.data.inspection.texts import fields_of
+
+_THOUGHT = re.compile(r"(?s)^.*</think(?:ing)?>")
+
+
+class WrittenChecks:
+    """Looks at rows of conversations; others are written as they are."""
+
+    def __init__(self, ledger: Ledger, tokenizer: Any) -> None:
+        self._ledger = ledger
+        self._tokenizer = tokenizer
+
+    def look(self, batch: Batch) -> None:
+        """One batch."""
+        conversations = [
+            (row, where)
+            for row, where in zip(batch.rows, batch.places, strict=True)
+            if row is not None and isinstance(row.body, list)
+        ]
+        if not conversations:
+            return
+        offsets = batch.encoded.offsets.tolist()
+        ids = [batch.encoded.input_ids[start:end].tolist() for start, end in pairwise(offsets)]
+        written: dict[str, str] = {}
+        for where, text in zip(batch.example_places, self._decode(ids), strict=True):
+            written[where] = written.get(where, "") + _squashed(text)
+        for row, where in conversations:
+            self._compare(row, written[where], where)
+
+    def _decode(self, ids: list[list[int]]) -> list[str]:
+        return self._tokenizer.batch_decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def _compare(self, row: TrainingRow, written: str, where: str) -> None:
+        for kind, name, text in fields_of(row):
+            sought = _squashed(text)
+            if not sought or sought in written or not self._survives(text):
+                continue
+            answer = _squashed(_THOUGHT.sub("", text))
+            if kind == "content" and answer != sought and answer in written:
+                self._ledger.see(
+                    "rewritten_turns",
+                    Severity.WARNING,
+                    "The chat template leaves the thinking out of an earlier answer: it is trained as it is written, "
+                    "not as it was generated.",
+                    "Train each answer in a row of its own (unroll), or leave the earlier ones untrained.",
+                    where=where,
+                    shown=f"{name}: {text}",
+                )
+            else:
+                self._ledger.see(
+                    "dropped_fields",
+                    Severity.WARNING,
+                    f"The chat template leaves out, or changes, the {kind} of a message: that is not trained.",
+                    "Look at the coloured row; use a template that writes it, or put it into the content.",
+                    where=where,
+                    shown=f"{name}: {text}",
+                    variant=kind,
+                )
+
+    def _survives(self, text: str) -> bool:
+        """Whether the tokenizer itself keeps the text: one that lowers case, say, is not the template's doing."""
+        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return _squashed(self._decode([ids])[0]) == _squashed(text)
+
+
+def _squashed(text: str) -> str:
+    return "".join(text.split())
