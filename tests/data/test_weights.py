@@ -1,6 +1,7 @@
 """What each token weighs: row times message, on exactly the message's tokens; refused where that cannot be told."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,14 @@ def test_an_answer_of_weight_zero_is_no_target(message: dict[str, Any], template
     prepared = ready(rows, tokenizer, assistant_only_loss=True)
     assert told(prepared, tokenizer) == [("Yo<|im_end|>", 1.0)]
     assert "weights" not in prepared.dataset.column_names  # what is left weighs 1
+
+
+def test_the_row_in_the_documentation_is_weighed_as_it_says(tokenizer: Any) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    (example,) = re.findall(r"```json\n(\{\"weight\".*?)```", page, re.DOTALL)
+    prepared = ready([json.loads(example)], tokenizer, assistant_only_loss=True)
+    assert told(prepared, tokenizer) == [("Yo<|im_end|>", 1.0)]
+    assert "No." in tokenizer.decode(prepared.dataset[0]["input_ids"])
 
 
 def test_where_everything_is_trained_a_message_is_all_that_the_template_writes_for_it(tokenizer: Any) -> None:
