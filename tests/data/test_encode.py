@@ -294,7 +294,7 @@ def test_transforms_and_images_are_refused(tokenizer: Any) -> None:
 def test_a_conversation_that_never_ends_is_said(tokenizer: Any) -> None:
     tokenizer.chat_template = "{% for message in messages %}{{ message.content }}<|im_end|>{% endfor %}"
     prepared = ready([{"messages": HI}], tokenizer)
-    assert any("In 1 of 1 conversations no end-of-text token is trained" in note for note in prepared.summary.notes)
+    assert any("In 1 of 1 rows no end-of-text token is trained (first train data, row 0)" in note for note in prepared.summary.notes)
     tokenizer.eos_token = "<|im_end|>"
     assert ready([{"messages": HI}], tokenizer).summary.notes == ()
 

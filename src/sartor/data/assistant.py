@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from sartor.data.audit import count_dropped, messages_of
 from sartor.data.formats import Message, TrainingRow
 from sartor.data.problems import ProblemLog
-from sartor.data.provenance.shadow import Kind
 from sartor.data.targets import Proof, Prover, Rule, Start, Unproven
 from sartor.data.template import note_refusal, tools_of
 from sartor.data.tokenizing import BatchTokenizer, Tokenization, run
@@ -22,8 +22,6 @@ from sartor.data.unroll import is_trained
 from sartor.errors import ConfigurationError
 
 Ids = list[list[int]]
-
-FIELD_NAMES = {Kind.CONTENT: "the content", Kind.REASONING: "the reasoning", Kind.ARGUMENTS: "tool arguments"}
 
 
 class AssistantTargets:
@@ -37,6 +35,7 @@ class AssistantTargets:
         completion_only: bool,
         start: Start = Start.PROVEN,
         append_eot: bool = False,
+        last_only: bool = False,
         tally: Counter[str] | None = None,
     ) -> None:
         """Look up the tokens that end a turn.
@@ -46,6 +45,7 @@ class AssistantTargets:
             completion_only: whether answers in a prompt are not trained.
             start: how well a prompt must agree with what stands before an answer.
             append_eot: whether the end-of-text token is appended where the template writes no end.
+            last_only: whether only the last message of each row counts as left out: conversations are unrolled.
             tally: where counts go; `notes` is made of it.
 
         Raises:
@@ -62,6 +62,7 @@ class AssistantTargets:
         self._completion_only = completion_only
         self._start = start
         self._append_eot = append_eot
+        self._last_only = last_only
         self._turn_tokenizer = TurnTokenizer(tokenizer)
         self._provers: dict[str, Prover] = {}
         self._tally: Counter[str] = Counter() if tally is None else tally
@@ -88,7 +89,7 @@ class AssistantTargets:
             except Unproven as error:
                 problems.add(error.kind, row.where, str(error), row.body)
                 continue
-            self._count(proof)
+            self._count(proof, len(messages_of(row)) - 1 if self._last_only else 0)
             self._tally["rows in parts"] += self._turn_tokenizer.num_cut_turns > num_cut
             all_ids.append(ids)
             all_marks.append(marks)
@@ -123,14 +124,15 @@ class AssistantTargets:
             )
         return self._provers[template]
 
-    def _count(self, proof: Proof) -> None:
+    def _count(self, proof: Proof, first: int) -> None:
         for turn in proof.turns:
             self._tally[f"proven: {turn.rule.name}"] += 1
             self._tally["rewritten answers"] += turn.is_rewritten
             self._tally["ends appended"] += turn.is_end_appended
         self._tally["ends appended within"] += sum(turn.is_end_appended for turn in proof.turns[:-1])
-        for _, kind in proof.dropped:
-            self._tally[f"left out: {kind.name}"] += 1
+        for number, kind in proof.dropped:
+            if number >= first:
+                count_dropped(self._tally, kind)
 
     def notes(self) -> tuple[str, ...]:
         """What is worth saying aloud."""
@@ -141,10 +143,6 @@ class AssistantTargets:
             f"The chat template has no {{% generation %}} marks: the targets of {num_turns:,} answers are proven by "
             f"rendering with provenance{self._ways()}."
         ]
-        dropped = {name: self._tally[f"left out: {kind.name}"] for kind, name in FIELD_NAMES.items()}
-        if any(dropped.values()):
-            fields = ", ".join(f"{name} of {count:,} messages" for name, count in dropped.items() if count)
-            notes.append(f"The chat template leaves out {fields}: that is not trained.")
         if self._tally["rewritten answers"]:
             notes.append(
                 f"{self._tally['rewritten answers']:,} of {num_turns:,} answers are written otherwise once the "

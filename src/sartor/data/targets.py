@@ -39,6 +39,8 @@ class Proof:
     turns: tuple[Turn, ...]
     dropped: tuple[tuple[int, Kind], ...]
     """Fields that the template leaves out: message and which."""
+    unended: str
+    """The text as the template writes it, without end tokens that were appended."""
 
 
 class Prover:
@@ -101,7 +103,7 @@ class Prover:
         attempt = Attempt(self._prompts, conversation, traced, self._rules)
         attempt.refuse_special_text(self._atoms)
         text, turns = _with_ends(traced.text, [attempt.turn(number) for number in trained])
-        return Proof(text, turns, tuple(attempt.dropped()))
+        return Proof(text, turns, tuple(attempt.dropped()), traced.text)
 
 
 def _with_ends(text: str, turns: Sequence[Turn]) -> tuple[str, tuple[Turn, ...]]:

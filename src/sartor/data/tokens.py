@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from sartor.data.assistant import AssistantTargets
+from sartor.data.audit import Audit
+from sartor.data.completion import CompletionStarts
 from sartor.data.formats import Message, Reading, TrainingRow, convert
 from sartor.data.problems import ProblemLog
 from sartor.data.table import TokenRows
@@ -51,6 +53,7 @@ class Encoder:
         self._weigher = Weigher(
             tokenizer, self.tally, assistant_only=self._assistant_only, completion_only=self._completion_only
         )
+        self._audit = Audit(tokenizer, end_tokens)
         self._proven: AssistantTargets | None = None
         if self._assistant_only and reading.is_conversational and not has_generation_marks(tokenizer):
             self._proven = AssistantTargets(
@@ -59,8 +62,12 @@ class Encoder:
                 completion_only=self._completion_only,
                 start=Start(settings.target_start),
                 append_eot=settings.append_eot,
+                last_only=settings.unroll,
                 tally=self.tally,
             )
+        self._starts: CompletionStarts | None = None
+        if reading.is_conversational and tokenizer.is_fast and not self._assistant_only:
+            self._starts = CompletionStarts(tokenizer, end_tokens, Start(settings.target_start), self.tally)
         if self._assistant_only and not tokenizer.is_fast:
             raise ConfigurationError(
                 "assistant_only_loss=True needs a fast tokenizer (one with tokenizer.json); this one cannot say "
@@ -85,11 +92,15 @@ class Encoder:
         """
         self.tally["rows"] += len(rows)
         if self._reading.format is RowFormat.TOKENIZED:
-            return self._tokenized(rows, places, problems), list(places)
+            tokenized = self._tokenized(rows, places, problems)
+            self._audit.check_tokens(tokenized, places, self.tally)
+            return tokenized, list(places)
         converted = [convert(row, where, self._reading, problems) for row, where in zip(rows, places, strict=True)]
         if problems:
             return TokenRows.from_lists([], []), []
         good = [row for row in converted if row is not None]
+        if self._proven is None:  # which refuses such rows
+            self._audit.check_contents(good, self.tally)
         if self._unrolls and self._reading.is_conversational:
             good = unrolled(good, self.tally)
         ids, is_target = yield from self._tokens_of(good, problems)
@@ -109,6 +120,7 @@ class Encoder:
                 if self._assistant_only:
                     return (yield from self._marked(rows, problems))
                 texts = render(self._tokenizer, rows, _body, problems)
+                self._audit.check_rendered(rows, texts, self.tally)
                 return (yield from _ids_of(TextBatch(texts, is_rendered=True))), None
             case RowFormat.TEXT:
                 return (yield from _ids_of(TextBatch([self._ended(str(row.body)) for row in rows]))), None
@@ -133,12 +145,28 @@ class Encoder:
             ids, is_marked = yield from self._marked(rows, problems)
             return ids, self._completions(prompt_ids, ids, is_marked)
         texts = render(self._tokenizer, rows, _whole, problems)
+        self._audit.check_rendered(rows, texts, self.tally)
         ids = yield from _ids_of(TextBatch(texts, is_rendered=True))
-        return ids, self._completions(prompt_ids, ids, None)
+        return self._with_proven_starts(rows, ids, self._completions(prompt_ids, ids, None), prompt_ids, problems)
+
+    def _with_proven_starts(
+        self, rows: Sequence[TrainingRow], ids: Ids, is_target: Ids | None, prompt_ids: Ids, problems: ProblemLog
+    ) -> tuple[Ids, Ids | None]:
+        """The same, where rows do not begin with their prompt's ids, from where their first answer begins."""
+        if is_target is None or self._starts is None:
+            return ids, is_target
+        for number, row in enumerate(rows):
+            prompt = prompt_ids[number]
+            if ids[number][: len(prompt)] != prompt and self._starts.can_prove(row):
+                ids[number], start = self._starts.encode(row, problems)
+                is_target[number] = [0] * start + [1] * (len(ids[number]) - start)
+                self.tally["prompts that are no prefix"] -= 1
+        return ids, is_target
 
     def _marked(self, rows: Sequence[TrainingRow], problems: ProblemLog) -> Tokenization[tuple[Ids, Ids]]:
         """Ids of conversations, and which of them lie between the template's generation marks."""
         marked = render_marked(self._tokenizer, rows, _whole, problems)
+        self._audit.check_rendered(rows, [text for text, _ in marked], self.tally, last_only=self._unrolls)
         encodings = yield TextBatch([text for text, _ in marked], is_rendered=True, needs_characters=True)
         ids = [encoding.ids for encoding in encodings]
         marks = [
@@ -184,11 +212,8 @@ class Encoder:
                 f"In {count:,} rows the prompt alone is tokenized otherwise than before its completion; the completion "
                 "is trained from where they part. End prompts at a token's boundary to avoid it."
             )
-        if count := self.tally["conversations without end"]:
-            notes.append(
-                f"In {count:,} of {self.tally['rows']:,} conversations no end-of-text token is trained, so the model "
-                "may not learn to stop. Set eos_token to the token that ends an answer in the chat template."
-            )
+        notes += [] if self._starts is None else self._starts.notes()
+        notes += self._audit.notes(self.tally)
         return tuple(notes)
 
     def _check(self, encoded: TokenRows, rows: Sequence[TrainingRow], problems: ProblemLog) -> None:
@@ -198,9 +223,7 @@ class Encoder:
         is_left_out = np.array([row.weight == 0 for row in rows], np.bool_)
         for number in np.flatnonzero((encoded.targets_per_row == 0) & (encoded.lengths > 0) & ~is_left_out).tolist():
             problems.add("nothing trained", rows[number].where, self._why_nothing(rows[number]), rows[number].body)
-        if self._reading.is_conversational and self._proven is None and self._tokenizer.eos_token_id is not None:
-            ends = encoded.count(encoded.labels == self._tokenizer.eos_token_id)
-            self.tally["conversations without end"] += int(np.count_nonzero((ends == 0) & ~is_left_out))
+        self._audit.check_tokens(encoded, [row.where for row in rows], self.tally)
 
     def _why_nothing(self, row: TrainingRow) -> str:
         if has_weights(row):

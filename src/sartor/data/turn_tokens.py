@@ -83,6 +83,20 @@ class TurnTokenizer:
             all_marks += marks
         return all_ids, all_marks
 
+    def split(self, text: str, start: int) -> tuple[list[int], int, bool]:
+        """Ids of a text, how many of them stand before its character `start`, and whether it had to be cut there.
+
+        Raises:
+            Unproven: the tokenizer joins what stands on both sides, also when they are tokenized apart.
+        """
+        (encoding,) = self._batches(self.batch([text]))
+        ids: list[int] = encoding.ids
+        token = self._start_token(text, start, encoding, ids)
+        if token is not None:
+            return ids, token, False
+        head = self._head_ids(text[:start])
+        return head + self._piece(text[start:], [], start)[0], len(head), True
+
     def _piece(self, piece: str, turns: Sequence[Turn], first: int) -> tuple[list[int], list[int]]:
         """A part of a text that begins with its character `first`.
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from sartor.batching.packing import pack
-from sartor.data import encode, inspect, sources
+from sartor.data import audit, encode, inspect, sources
 from sartor.errors import ConfigurationError, DataError
 from sartor.records import DataSettings, DataSummary
 from sartor.trainer import voice
@@ -59,6 +59,12 @@ class Preparation:
             formatting_func=self._formatting_func,
             pack=pack,
             end_tokens=self._end_tokens,
+        )
+        note = audit.collator_note(self._tokenizer, self._end_tokens) if self._has_collator else None
+        prepared = (
+            prepared
+            if note is None
+            else replace(prepared, summary=replace(prepared.summary, notes=(*prepared.summary.notes, note)))
         )
         self.summaries[name] = prepared.summary
         for line in inspect.describe(prepared.summary).splitlines():
