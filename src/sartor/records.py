@@ -94,6 +94,8 @@ class DataSettings:
     """"proven", "variant" or "partial": how well a prompt must agree with what stands before an answer."""
     no_targets: str = "drop"
     """"drop" or "error": what becomes of rows that `max_length` leaves without targets."""
+    data_cache: str | None = None
+    """The folder where prepared data is kept; None: beside the data sets of the Hub; "none": nowhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +264,8 @@ class StepResult:
     """Of all trained parameters, before clipping; None where nothing asked for it."""
     num_tokens: int
     num_micro_batches: int
+    is_skipped: bool = False
+    """Its loss or gradient was not finite, and the user's policy is not to step on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,5 +303,28 @@ class Plan:
     compute_dtype: str
     num_threads: int
     device: str
+    evaluation_tokens: int | None = None
+    """Tokens at once in passes without gradients; None: as in training."""
+    incidents: tuple[str, ...] = ()
+    """What happened when memory ran out: one sentence for each time that the plan was made to need less."""
     reasons: Mapping[str, str] = field(default_factory=dict)
     """Field name to the sentence that says why it has this value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """One time that memory ran out."""
+
+    step: int
+    """The optimizer step, counted from 1; 0 outside of training."""
+    phase: str
+    cause: str
+    """What was raised, in one line."""
+    remedy: str
+    """What was done before going on."""
+
+    @property
+    def sentence(self) -> str:
+        """For messages and the plan."""
+        when = f"step {self.step}, " if self.step else ""
+        return f"{when}{self.phase}: memory ran out ({self.cause}); {self.remedy}"

@@ -33,10 +33,10 @@ WEIGHTING = (
     Mutant(
         "mean of means",
         f"{RUN}/stepper.py",
-        "micro, batch_targets=total_weight,",
+        "micro, batch_targets=self._total_weight,",
         "micro,\n"
         "                batch_targets=micro.num_targets\n"
-        "                * sum(1 for _ in micro_batches(engine, batch.examples, batch.keys)),",
+        "                * sum(1 for _ in micro_batches(self._engine, self._batch.examples, self._batch.keys)),",
         (plain_loop("cut"),),
     ),
     Mutant(
@@ -56,10 +56,10 @@ WEIGHTING = (
     Mutant(
         "evaluation weighed by batches",
         f"{RUN}/evaluate.py",
-        "sums = engine.measure(micro)",
-        "sums = engine.measure(micro)\n"
-        "                n = sums.num_targets\n"
-        "                sums = LossSums(sums.loss_sum / n, sums.entropy_sum / n, sums.num_correct / n, 1)",
+        "sums = self._engine.measure(micro)",
+        "sums = self._engine.measure(micro)\n"
+        "            n = sums.num_targets\n"
+        "            sums = LossSums(sums.loss_sum / n, sums.entropy_sum / n, sums.num_correct / n, 1)",
         ("tests/trainer/test_evaluation.py::test_the_loss_does_not_depend_on_cut_and_packing",),
     ),
     Mutant(
@@ -75,7 +75,7 @@ STEPPING = (
     Mutant(
         "optimizer step skipped",
         f"{RUN}/stepper.py",
-        "            self._optimizer.step()",
+        "            self._update.step()",
         "            pass",
         (plain_loop("whole"),),
     ),
@@ -116,7 +116,7 @@ STEPPING = (
     Mutant(
         "loss scale not undone",
         f"{RUN}/stepper.py",
-        "            self._scaler.unscale_(self._optimizer)",
+        "            self._scaler.unscale_(self._update)",
         "            pass",
         ("tests/whole/test_mathematics.py::test_float16_with_loss_scaling_measures_the_same_norms",),
     ),
@@ -251,7 +251,7 @@ ISOLATION = (
     Mutant(
         "the same noise in every step",
         f"{RUN}/stepper.py",
-        "engine.step_number = self._updater.num_updates",
+        "engine.step_number = updater.num_updates",
         "engine.step_number = 0",
         ("tests/whole/test_mathematics.py::test_noise_is_drawn_anew_in_every_step",),
     ),

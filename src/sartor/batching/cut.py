@@ -71,14 +71,34 @@ def cut_padded(
     return groups
 
 
+def split_documents(example: Example) -> list[Example]:
+    """A packed block's documents, each an example of its own; another example as it is.
+
+    Example: ids [5, 6, 7] with lengths (2, 1) give [5, 6] and [7].
+    """
+    if len(example.seq_lengths) < 2:
+        return [example]
+    parts, start = [], 0
+    for length in example.seq_lengths:
+        rows = slice(start, start + length)
+        parts.append(Example(example.input_ids[rows], example.labels[rows], weights=example.weights[rows]))
+        start += length
+    return parts
+
+
 def make_micro_batch(
-    examples: Sequence[Example], keys: Sequence[int], device: torch.device | None = None
+    examples: Sequence[Example],
+    keys: Sequence[int],
+    device: torch.device | None = None,
+    first_documents: Sequence[int] | None = None,
 ) -> MicroBatch:
     """Lay examples end to end; targets are shifted once, within each document.
 
     Args:
         examples: packed ones bring the lengths of their documents; a token that weighs 0 is no target.
         keys: an integer per example that names it whatever the cut; its index in the data set.
+        device: where to put it.
+        first_documents: for each example that is a part of a packed block, how many of its documents come before.
 
     Raises:
         DataError: weights that are negative or not finite.
@@ -88,10 +108,11 @@ def make_micro_batch(
     """
     lengths: list[int] = []
     document_keys: list[int] = []
-    for example, key in zip(examples, keys, strict=True):
+    before = first_documents or [0] * len(examples)
+    for example, key, first in zip(examples, keys, before, strict=True):
         documents = example.seq_lengths or (len(example.input_ids),)
         lengths.extend(documents)
-        document_keys.extend(int(key) * _DOCUMENTS_PER_EXAMPLE + ordinal for ordinal in range(len(documents)))
+        document_keys.extend(int(key) * _DOCUMENTS_PER_EXAMPLE + first + ordinal for ordinal in range(len(documents)))
     ids_T = torch.cat([torch.as_tensor(example.input_ids, dtype=torch.int64) for example in examples])
     labels_T = torch.cat([torch.as_tensor(example.labels, dtype=torch.int64) for example in examples])
     lengths_D = torch.tensor(lengths)

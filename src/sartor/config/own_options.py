@@ -20,6 +20,13 @@ class OwnOptions:
         default="error",
         metadata={"help": "Rows that cannot be used: 'error' (one that names them), or 'skip' (named and counted)."},
     )
+    data_cache: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder where prepared data is kept, for the next run to find it; 'none': nowhere. If not set, "
+            "`sartor` in the cache of the datasets library."
+        },
+    )
     mix_until: str = field(
         default="first_exhausted",
         metadata={

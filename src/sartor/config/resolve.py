@@ -60,6 +60,7 @@ def _data_settings(args: SFTConfig) -> DataSettings:
         packing_strategy=args.packing_strategy,
         shuffle_dataset=args.shuffle_dataset,
         num_proc=args.dataset_num_proc,
+        data_cache=args.data_cache,
         seed=args.seed,
         mapping=checks.parse_mapping(args.map),
         bad_rows=args.bad_rows,

@@ -52,6 +52,7 @@ RECORDS_ONLY = frozenset(
         "eval_packing",
         "bf16_full_eval",
         "fp16_full_eval",
+        "data_cache",
         "dataset_num_proc",
         "torch_empty_cache_steps",
         "remove_unused_columns",

@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from sartor.records import EngineSettings, Layout, Plan
 
@@ -23,7 +24,7 @@ CPU_MICRO_BATCH_TOKENS = 2_048
 CUDA_MICRO_BATCH_TOKENS = 16_384
 LOSS_CHUNK_BYTES = 1 << 28
 """Of float32 logits that exist at a time."""
-_ACTIVATION_VALUES_PER_HIDDEN = 20
+ACTIVATION_VALUES_PER_HIDDEN = 20
 """Saved values per token, layer and hidden unit of a Llama-like layer: norms, projections, and three MLP widths."""
 
 
@@ -58,7 +59,7 @@ def default_plan(
             if longest_tokens > default
             else f"default on {device.type}"
         )
-    activation_bytes = tokens * traits.num_layers * traits.hidden_size * _ACTIVATION_VALUES_PER_HIDDEN * 4
+    activation_bytes = tokens * traits.num_layers * traits.hidden_size * ACTIVATION_VALUES_PER_HIDDEN * 4
     if settings.gradient_checkpointing is not None:
         checkpointing = settings.gradient_checkpointing
         reasons["gradient_checkpointing"] = "as asked"
@@ -99,8 +100,13 @@ def write_plan(plan: Plan, path: str | os.PathLike[str]) -> None:
 def read_plan(path: str | os.PathLike[str]) -> Plan:
     """Read what `write_plan` wrote."""
     with open(path, encoding="utf-8") as file:
-        fields = json.load(file)
-    return Plan(**{**fields, "layout": Layout(fields["layout"])})
+        return plan_of(json.load(file))
+
+
+def plan_of(fields: Mapping[str, Any]) -> Plan:
+    """A plan from its fields as JSON holds them."""
+    incidents = tuple(fields.get("incidents", ()))
+    return Plan(**{**fields, "layout": Layout(fields["layout"]), "incidents": incidents})
 
 
 def _gigabytes(num_bytes: int) -> str:

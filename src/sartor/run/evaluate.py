@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from sartor.engine.step import Engine
 from sartor.errors import DataError
 from sartor.records import Example, LossSums
+from sartor.run.recover import Recovery
 from sartor.run.stepper import micro_batches
 
 
@@ -47,17 +48,25 @@ def evaluate(
     *,
     name: str,
     on_batch: Callable[[], None] = lambda: None,
+    recovery: Recovery | None = None,
 ) -> Evaluation:
     """One pass without gradients, in micro-batches of the plan's size: never more memory than training.
 
+    Where memory runs out all the same, what was being measured is measured again, with less at once.
+
     Args:
+        engine: whose model is evaluated.
         batches: device batches; several small ones go through the model together.
         name: of the data set, for messages.
         on_batch: called once per device batch, after it went through.
+        recovery: the run's; None: one of its own.
 
     Raises:
         DataError: the data set has no target.
+        OutOfMemoryError: one document alone does not fit.
     """
+    recovery = recovery or Recovery(engine)
+    measure = _Measure(engine, recovery)
     was_training = engine.model.training
     engine.model.eval()
     total: LossSums | None = None
@@ -66,12 +75,10 @@ def evaluate(
     num_waiting = 0
 
     def flush() -> None:
-        nonlocal total, num_waiting, num_tokens
-        for micro in micro_batches(engine, waiting, range(len(waiting))):
-            num_tokens += micro.num_tokens
-            if micro.num_targets:
-                sums = engine.measure(micro)
-                total = sums if total is None else total + sums
+        nonlocal total, num_waiting
+        found = recovery.survive(f"the evaluation of {name}", lambda: measure.sums(waiting), measure.less)
+        if found is not None:
+            total = found if total is None else total + found
         waiting.clear()
         for _ in range(num_waiting):
             on_batch()
@@ -82,7 +89,8 @@ def evaluate(
             waiting.extend(batch)
             num_waiting += 1
             num_examples += len(batch)
-            if sum(len(example.input_ids) for example in waiting) >= engine.plan.micro_batch_tokens:
+            num_tokens += sum(len(example.input_ids) for example in batch)
+            if sum(len(example.input_ids) for example in waiting) >= measure.tokens:
                 flush()
         if waiting:
             flush()
@@ -91,3 +99,36 @@ def evaluate(
     if total is None:
         raise DataError(f"{name}: no row has a target, so there is nothing to evaluate.")
     return Evaluation(total, num_examples, num_tokens)
+
+
+class _Measure:
+    """Sums of some examples under the plan as it is at that moment."""
+
+    def __init__(self, engine: Engine, recovery: Recovery) -> None:
+        self._engine = engine
+        self._recovery = recovery
+        self._last = (0, 1)
+        """Tokens and documents of the micro-batch that was begun last."""
+
+    @property
+    def tokens(self) -> int:
+        """That go through the model at once."""
+        return self._engine.plan.evaluation_tokens or self._engine.plan.micro_batch_tokens
+
+    def sums(self, examples: Sequence[Example]) -> LossSums | None:
+        """None where they have no target."""
+        total: LossSums | None = None
+        guard = self._recovery.guard
+        for micro in micro_batches(self._engine, examples, range(len(examples)), self.tokens):
+            if not micro.num_targets:
+                continue
+            self._last = micro.num_tokens, len(micro.document_lengths)
+            guard.before(micro.num_tokens, trains=False)
+            sums = self._engine.measure(micro)
+            guard.after(micro.num_tokens, trains=False)
+            total = sums if total is None else total + sums
+        return total
+
+    def less(self) -> str | None:
+        """A remedy: the same once more, then finer."""
+        return self._recovery.forgive() or self._recovery.evaluate_with_less(*self._last)

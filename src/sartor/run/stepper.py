@@ -6,19 +6,24 @@ targets divided by their number, or by the sum of their weights, whatever the cu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sartor.batching.cut import cut_flat, cut_padded, make_micro_batch
+from sartor.batching.cut import cut_flat, cut_padded, make_micro_batch, split_documents
 from sartor.engine.step import Engine
 from sartor.errors import DataError, NonFiniteError
 from sartor.records import IGNORE_INDEX, Example, Layout, LossSums, MicroBatch, StepResult
 from sartor.run.loop import OptimizerBatch
+from sartor.run.recover import Recovery
+from sartor.run.state import generator_states, restore_generators
+from sartor.run.transaction import Update
 
 
 class EngineStepper:
@@ -29,40 +34,54 @@ class EngineStepper:
         self._updater = updater
 
     def gradients(self, batch: OptimizerBatch) -> StepResult:
-        """See `loop.Stepper`.
+        """See `loop.Stepper`.  Where memory runs out, the batch is begun anew, with less at once.
 
         Raises:
             DataError: the batch has no target.
-            NonFiniteError: its loss is not finite.
+            NonFiniteError: its loss is not finite, and the policy is to stop.
+            OutOfMemoryError: one document alone does not fit.
         """
-        engine = self._engine
+        engine, updater = self._engine, self._updater
         num_targets = sum(count_targets(example) for example in batch.examples)
         num_tokens = sum(len(example.input_ids) for example in batch.examples)
         if num_targets == 0:
             raise DataError(
-                f"an optimizer batch has no target at all: {_rows(batch.keys)}. Nothing in it can be trained: drop "
-                "rows "
-                "without targets, or make the batch larger."
+                f"an optimizer batch has no target at all: {updater.policy.where(batch.keys)}. Nothing in it can be "
+                "trained: drop rows without targets, or make the batch larger."
             )
         total_weight = sum_of_weights(batch.examples) if is_weighted(batch.examples) else num_targets
-        engine.step_number = self._updater.num_updates
+        engine.step_number = updater.num_updates
         engine.model.train()
-        total: LossSums | None = None
-        num_micro_batches = 0
-        for micro in micro_batches(engine, batch.examples, batch.keys):
-            sums = engine.backward(
-                micro, batch_targets=total_weight, batch_tokens=num_tokens, loss_scale=self._updater.loss_scale
-            )
-            total = sums if total is None else total + sums
-            num_micro_batches += 1
-        assert total is not None
+        before = generator_states()
+        recovery = updater.recovery
+        recovery.step = updater.num_updates + 1
+        attempt = _Attempt(engine, recovery, batch, total_weight, num_tokens, updater.loss_scale, updater.pause)
+
+        def undo() -> None:
+            updater.discard()
+            restore_generators(before)
+
+        def less() -> str | None:
+            return recovery.forgive() or recovery.train_with_less(attempt.last_tokens, attempt.last_documents)
+
+        parts = recovery.survive("forward or backward", attempt.run, less, undo)
+        total = parts[0][1]
+        for _, sums in parts[1:]:
+            total = total + sums
+        result = StepResult(total, None, num_tokens, len(parts))
         if not torch.isfinite(total.loss_sum):
-            raise not_finite(engine.step_number + 1, float(total.loss_sum), batch.keys)
-        return StepResult(total, None, num_tokens, num_micro_batches)
+            culprits = [key for keys, sums in parts if not torch.isfinite(sums.loss_sum) for key in keys]
+            return updater.refuse(result, "the loss", float(total.loss_sum), culprits or batch.keys)
+        updater.batch_keys = batch.keys
+        return result
 
     def clip(self, result: StepResult) -> StepResult:
-        """See `loop.Stepper`."""
-        return replace(result, grad_norm=self._updater.clip())
+        """See `loop.Stepper`.
+
+        Raises:
+            NonFiniteError: the gradient is not finite, and the policy is to stop.
+        """
+        return self._updater.clipped(result)
 
     def update(self) -> None:
         """See `loop.Stepper`."""
@@ -77,6 +96,58 @@ class EngineStepper:
         self._updater.discard()
 
 
+class _Attempt:
+    """Forward and backward of one optimizer batch, from its start, under the plan as it is at that moment."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        recovery: Recovery,
+        batch: OptimizerBatch,
+        total_weight: float,
+        num_tokens: int,
+        loss_scale: float,
+        pause: Callable[[], None],
+    ) -> None:
+        self._engine = engine
+        self._pause = pause
+        self._recovery = recovery
+        self._batch = batch
+        self._total_weight = total_weight
+        self._num_tokens = num_tokens
+        self._loss_scale = loss_scale
+        self.last_tokens = 0
+        """Of the micro-batch that was begun last, its tokens: where the run ended early, the one that did not fit."""
+        self.last_documents = 0
+        """And its documents."""
+
+    def run(self) -> list[tuple[tuple[int, ...], LossSums]]:
+        """Examples' keys and sums of each micro-batch; gradients are added to the parameters'."""
+        guard = self._recovery.guard
+        parts = []
+        for keys, micro in keyed_micro_batches(self._engine, self._batch.examples, self._batch.keys):
+            self._pause()
+            self.last_tokens, self.last_documents = micro.num_tokens, len(micro.document_lengths)
+            guard.before(micro.num_tokens, trains=True)
+            sums = self._engine.backward(
+                micro, batch_targets=self._total_weight, batch_tokens=self._num_tokens, loss_scale=self._loss_scale
+            )
+            guard.after(micro.num_tokens, trains=True)
+            parts.append((keys, sums))
+        return parts
+
+
+@dataclass(frozen=True, slots=True)
+class NonFinitePolicy:
+    """What happens to an optimizer batch whose loss or gradient is not finite."""
+
+    skips: bool = False
+    """True: it is not stepped on, and counted.  False: the run stops."""
+    where: Callable[[Sequence[int]], str] = lambda keys: rows_by_number(keys)
+    """Names rows, given their indices in the prepared data set."""
+    say: Callable[[str], None] = lambda message: None
+
+
 class Updater:
     """Clipping, update, loss scale and schedule: what every stepper does after its gradients are there."""
 
@@ -87,18 +158,42 @@ class Updater:
         engine: Engine,
         max_grad_norm: float,
         steps_on_metrics: bool,
+        *,
+        recovery: Recovery | None = None,
+        policy: NonFinitePolicy | None = None,
     ) -> None:
         self._optimizer = optimizer
+        self._update: Any = Update(optimizer)
         self._scheduler = scheduler
         self._engine = engine
         self._max_grad_norm = max_grad_norm
         self._steps_on_metrics = steps_on_metrics
+        self.recovery = recovery or Recovery(engine)
+        self.policy = policy or NonFinitePolicy()
         scaled = engine.compute_dtype == torch.float16
         self._scaler = torch.amp.GradScaler(engine.device.type) if scaled else None
         if self._scaler is not None:
             self._scaler.scale(torch.ones((), device=engine.device))  # it sets up its first scale when first used
         self._was_skipped = False
+        self._skips = False
+        self.batch_keys: Sequence[int] = ()
+        """Of the batch whose gradients are there."""
         self.num_updates = 0
+        self.num_skipped = 0
+        """Batches that were not stepped on because their loss or gradient was not finite."""
+        self.pause: Callable[[], None] = lambda: None
+        """Called between micro-batches: where an interrupt that has waited may be raised."""
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs of it besides optimizer and schedule."""
+        scale = None if self._scaler is None else self._scaler.state_dict()
+        return {"num_updates": self.num_updates, "num_skipped": self.num_skipped, "scaler": scale}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        self.num_updates, self.num_skipped = state["num_updates"], state["num_skipped"]
+        if self._scaler is not None and state["scaler"] is not None:
+            self._scaler.load_state_dict(dict(state["scaler"]))
 
     @property
     def loss_scale(self) -> float:
@@ -108,19 +203,67 @@ class Updater:
     def clip(self) -> float:
         """Unscale, measure the norm, clip."""
         if self._scaler is not None:
-            self._scaler.unscale_(self._optimizer)
+            self._scaler.unscale_(self._update)
         return self._engine.gradient_norm(self._max_grad_norm)
+
+    def clipped(self, result: StepResult) -> StepResult:
+        """`clip` with its norm in the result; a norm that is not finite follows the policy.
+
+        In float16 gradients may overflow: the update is then left out and the scale is lowered, as ever.
+
+        Raises:
+            NonFiniteError: it is not finite, and the policy is to stop.
+        """
+        if result.is_skipped:
+            return result
+        norm = self.clip()
+        result = replace(result, grad_norm=norm)
+        if self._scaler is None and not math.isfinite(norm):
+            return self.refuse(result, "the loss is finite, and the gradient's norm", norm, self.batch_keys)
+        return result
+
+    def refuse(self, result: StepResult, what: str, value: float, keys: Sequence[int]) -> StepResult:
+        """A batch that must not be stepped on: skipped and counted, or the end of the run.
+
+        Args:
+            result: of the batch.
+            what: is not finite: "the loss".
+            value: what it is.
+            keys: rows that may have caused it.
+
+        Raises:
+            NonFiniteError: the policy is to stop.
+        """
+        step = self.num_updates + 1
+        if not self.policy.skips:
+            raise not_finite(step, what, value, self.policy.where(keys))
+        self.discard()
+        self._skips = True
+        self.num_skipped += 1
+        self.policy.say(
+            f"step {step} is skipped: {what} is {value} ({self.policy.where(keys)}). Skipped so far: "
+            f"{self.num_skipped}."
+        )
+        return replace(result, is_skipped=True)
 
     def update(self) -> None:
         """One optimizer step; in float16 it is skipped where gradients overflowed, and the scale is lowered."""
-        if self._scaler is None:
-            self._optimizer.step()
+        if self._skips:
+            self._skips, self._was_skipped = False, True
         else:
-            before = self._scaler.get_scale()
-            self._scaler.step(self._optimizer)
-            self._scaler.update()
-            self._was_skipped = self._scaler.get_scale() < before
+            self.recovery.survive(
+                "the optimizer's step", self._apply, lambda: self._update.smaller() or self.recovery.forgive()
+            )
         self.num_updates += 1
+
+    def _apply(self) -> None:
+        if self._scaler is None:
+            self._update.step()
+            return
+        before = self._scaler.get_scale()
+        self._scaler.step(self._update)
+        self._scaler.update()
+        self._was_skipped = self._scaler.get_scale() < before
 
     def schedule(self) -> float:
         """Advance the schedule, unless the update was skipped or the schedule follows a metric."""
@@ -133,6 +276,7 @@ class Updater:
 
     def discard(self) -> None:
         """Clear all gradients."""
+        self._skips = False
         self._engine.model.zero_grad(set_to_none=True)
 
     def _learning_rate(self) -> float:
@@ -173,33 +317,73 @@ def sum_of_weights(examples: Sequence[Example]) -> float:
     )
 
 
-def micro_batches(engine: Engine, examples: Sequence[Example], keys: Sequence[int]) -> Iterator[MicroBatch]:
-    """Cut examples as the plan says."""
-    lengths = [len(example.input_ids) for example in examples]
+def micro_batches(
+    engine: Engine, examples: Sequence[Example], keys: Sequence[int], tokens: int | None = None
+) -> Iterator[MicroBatch]:
+    """Cut examples as the plan says, or into `tokens` at once."""
+    for _, micro in keyed_micro_batches(engine, examples, keys, tokens):
+        yield micro
+
+
+def keyed_micro_batches(
+    engine: Engine, examples: Sequence[Example], keys: Sequence[int], tokens: int | None = None
+) -> Iterator[tuple[tuple[int, ...], MicroBatch]]:
+    """The same, each with the keys of its examples."""
+    tokens = tokens or engine.plan.micro_batch_tokens
     padded = engine.plan.layout is Layout.PADDED
+    pieces = [piece for parts in map(partial(_pieces, tokens, padded), examples, keys) for piece in parts]
+    lengths = [_documents(piece.example) for piece in pieces]
     if padded:  # a packed block's documents become rows of their own
-        lengths = [max(example.seq_lengths or (len(example.input_ids),)) for example in examples]
-    cut: Callable[[Sequence[int], int], list[list[int]]] = cut_padded if padded else cut_flat
-    for group in cut(lengths, engine.plan.micro_batch_tokens):
-        yield make_micro_batch([examples[index] for index in group], [keys[index] for index in group], engine.device)
+        groups = cut_padded([max(one) for one in lengths], tokens, [len(one) for one in lengths])
+    else:
+        groups = cut_flat([sum(one) for one in lengths], tokens)
+    for group in groups:
+        chosen = [pieces[index] for index in group]
+        names = tuple(piece.key for piece in chosen)
+        micro = make_micro_batch(
+            [piece.example for piece in chosen], names, engine.device, [piece.first_document for piece in chosen]
+        )
+        yield names, micro
 
 
-def not_finite(step: int, loss: float, keys: Sequence[int]) -> NonFiniteError:
-    """The error of a step whose loss is not finite, naming its rows.
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """An example, or a document of a packed block that is too large to go through as a whole."""
+
+    example: Example
+    key: int
+    first_document: int = 0
+
+
+def _pieces(tokens: int, padded: bool, example: Example, key: int) -> list[_Piece]:
+    lengths = _documents(example)
+    size = len(lengths) * max(lengths) if padded else sum(lengths)
+    parts = split_documents(example) if size > tokens else [example]
+    return [_Piece(part, key, number) for number, part in enumerate(parts)]
+
+
+def _documents(example: Example) -> tuple[int, ...]:
+    """Lengths of an example's documents."""
+    return example.seq_lengths or (len(example.input_ids),)
+
+
+def not_finite(step: int, what: str, value: float, rows: str) -> NonFiniteError:
+    """The error of a step whose loss or gradient is not finite, naming its rows.
 
     Args:
         step: counted from 1.
-        loss: what it was.
-        keys: the rows of its batch.
+        what: is not finite: "the loss".
+        value: what it is.
+        rows: those of its batch that may have caused it, in words.
     """
     return NonFiniteError(
-        f"the loss of step {step} is {loss}: {_rows(keys)}. Look at these rows, lower learning_rate, or set "
-        "max_grad_norm."
+        f"{what} of step {step} is {value}: {rows}. Look at these rows, lower learning_rate, or set max_grad_norm. "
+        "on_non_finite='skip' leaves such batches out, and counts them."
     )
 
 
-def _rows(keys: Sequence[int]) -> str:
-    """For messages: which rows a batch is made of."""
+def rows_by_number(keys: Sequence[int]) -> str:
+    """For messages: which rows a batch is made of, where nothing more is known than their numbers."""
     shown = ", ".join(str(key) for key in keys[:16])
     more = f" and {len(keys) - 16} more" if len(keys) > 16 else ""
     return f"rows {shown}{more} (from 0) of the prepared train_dataset"

@@ -6,7 +6,6 @@ They get them, and pay with padding and full logits, which the trainer says alou
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,8 @@ from sartor.engine.step import Engine
 from sartor.engine.traits import base_model
 from sartor.records import IGNORE_INDEX, Example, Layout, LossSums, MicroBatch, StepResult
 from sartor.run.loop import OptimizerBatch
-from sartor.run.stepper import Updater, not_finite
+from sartor.run.state import generator_states, restore_generators
+from sartor.run.stepper import Updater
 from sartor.trainer.weighted import refuse_weighted_rows
 
 if TYPE_CHECKING:
@@ -42,10 +42,34 @@ class PaddedStepper:
         """See `loop.Stepper`.  The logged loss is the sum of what `compute_loss` returned, as Trainer logs it.
 
         Raises:
-            NonFiniteError: it is not finite.
+            NonFiniteError: it is not finite, and the policy is to stop.
+            OutOfMemoryError: a device batch does not fit, even with activations recomputed.
         """
-        trainer, engine = self._trainer, self._engine
+        engine, updater = self._engine, self._updater
         engine.model.train()
+        before = generator_states()
+        recovery = updater.recovery
+        recovery.step = updater.num_updates + 1
+
+        def undo() -> None:
+            updater.discard()
+            restore_generators(before)
+
+        # A loss of the user's own may be anything of its batch: only the engine's part can be made to need less.
+        result = recovery.survive(
+            "forward or backward",
+            lambda: self._gradients(batch),
+            lambda: recovery.forgive() or recovery.recompute(),
+            undo,
+        )
+        updater.batch_keys = batch.keys
+        if not torch.isfinite(result.sums.loss_sum):
+            mean = float(result.sums.loss_sum) / result.sums.num_targets
+            return updater.refuse(result, "the loss", mean, batch.keys)
+        return result
+
+    def _gradients(self, batch: OptimizerBatch) -> StepResult:
+        trainer, engine = self._trainer, self._engine
         inputs = [
             trainer._prepare_inputs(self._collate(self._features(batch, part))) for part in batch.device_batches()
         ]
@@ -60,8 +84,6 @@ class PaddedStepper:
                 loss = loss / len(inputs)
             (loss * self._updater.loss_scale).backward()
             total += loss.detach().float()
-        if not torch.isfinite(total):
-            raise not_finite(self._updater.num_updates + 1, float(total), batch.keys)
         zero = torch.zeros((), device=engine.device)
         weight = 1 if num_items is None else max(int(num_items), 1)
         # sums, so that mean = sum / targets gives back the loss that was optimized
@@ -69,7 +91,7 @@ class PaddedStepper:
 
     def clip(self, result: StepResult) -> StepResult:
         """See `loop.Stepper`."""
-        return dataclasses.replace(result, grad_norm=self._updater.clip())
+        return self._updater.clipped(result)
 
     def update(self) -> None:
         """See `loop.Stepper`."""

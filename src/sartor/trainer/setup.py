@@ -20,13 +20,16 @@ from sartor.memory.device import available_bytes
 from sartor.memory.plan import default_plan, write_plan
 from sartor.records import Plan
 from sartor.trainer import saving
+from sartor.trainer.recovering import recovery_for
 
 if TYPE_CHECKING:
     from sartor.trainer.sft_trainer import SFTTrainer
 
 
 @contextmanager
-def engine_for(trainer: SFTTrainer, *, longest_tokens: Callable[[], int], trains: bool) -> Iterator[Engine]:
+def engine_for(
+    trainer: SFTTrainer, *, longest_tokens: Callable[[], int], trains: bool, frozen: Plan | None = None
+) -> Iterator[Engine]:
     """The trainer's model under an engine, for as long as the block lasts.
 
     Within `train()`, evaluation gets the engine that is there.  Else parameters are widened first: as masters for
@@ -37,19 +40,22 @@ def engine_for(trainer: SFTTrainer, *, longest_tokens: Callable[[], int], trains
         longest_tokens: gives the length of the longest document that will go through; asked only where an engine is
             made.
         trains: whether parameters will be updated.
+        frozen: the plan of the checkpoint that training goes on from; whatever there is to choose now, it holds.
     """
     if trainer.engine is not None:
         yield trainer.engine
         return
     device = next(trainer.model.parameters()).device
     compute_dtype, reason = _compute_dtype(trainer, device, trains)
+    if frozen is not None:
+        compute_dtype = getattr(torch, frozen.compute_dtype)
     if trains:
         trainer.masters.widen(compute_dtype)
     try:
         with trainer.masters.widened_for_now(compute_dtype):
             traits = read_traits(trainer.model)
             longest = longest_tokens()
-            plan = _plan(trainer, traits, device, compute_dtype, reason, longest)
+            plan = frozen or _plan(trainer, traits, device, compute_dtype, reason, longest)
             engine = Engine(trainer.model, traits, plan, trainer.settings.engine)
             engine.check_head()
             engine.check_lengths(longest)
@@ -57,9 +63,10 @@ def engine_for(trainer: SFTTrainer, *, longest_tokens: Callable[[], int], trains
                 engine.balance_coefficient = _balance_coefficient(trainer, traits)
             with engine.running():
                 trainer.engine = engine
+                trainer.recovery = recovery_for(trainer, engine)
                 yield engine
     finally:
-        trainer.engine = None
+        trainer.engine = trainer.recovery = None
         trainer.masters.round()
 
 

@@ -1,0 +1,199 @@
+"""How much memory this process may still take before the system refuses it or kills it, and what its heap keeps unused.
+
+Two kinds of limit.  *Resident*: pages that are really in use; the machine's, and the control groups' (versions 1 and 2)
+that the process is in; going over it is a kill without an exception.  *Address*: what is set aside, used or not
+(`ulimit -v`, `ulimit -d`); going over it is a failed allocation.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+_NO_LIMIT = 1 << 60
+"""Control groups of version 1 without a limit say 2**63 - 4096."""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What is left under one kind of limit."""
+
+    free_bytes: int
+    """That the process may grow by."""
+    idle_bytes: int
+    """That its own heap holds and does not use."""
+    limit: str
+    """Whose limit it is, for messages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heap:
+    """glibc's account of its heap."""
+
+    used_bytes: int
+    idle_bytes: int
+
+
+def rooms(other_bytes: int = 0) -> list[Room]:
+    """What is left, under each kind of limit that there is.
+
+    Args:
+        other_bytes: resident memory that is neither the heap's nor a file's, see `other_bytes`.
+    """
+    heap = heap_account()
+    idle = 0 if heap is None else max(0, anonymous_bytes() - heap.used_bytes - other_bytes)
+    found = [Room(free, idle, name) for free, name in _resident_limits()]
+    idle = 0 if heap is None else heap.idle_bytes
+    found += [Room(free, idle, name) for free, name in _address_limits()]
+    return found
+
+
+def other_bytes() -> int:
+    """Anonymous memory beside glibc's heap: Python's own arenas, stacks.  Ask before anything was trimmed."""
+    heap = heap_account()
+    return 0 if heap is None else max(0, anonymous_bytes() - heap.used_bytes - heap.idle_bytes)
+
+
+def anonymous_bytes() -> int:
+    """Resident memory of this process that is no file's; 0 where the system does not say."""
+    try:
+        fields = Path("/proc/self/statm").read_text(encoding="ascii").split()
+    except OSError:
+        return 0
+    return (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _resident_limits() -> list[tuple[int, str]]:
+    limits = []
+    available = _machine_available_bytes()
+    if available is not None:
+        limits.append((available, "this machine's memory"))
+    for folder, limit_name, usage_name in _control_groups():
+        try:
+            limit = int((folder / limit_name).read_text(encoding="ascii"))
+            used = int((folder / usage_name).read_text(encoding="ascii"))
+            reclaimable = _file_cache_bytes(folder / "memory.stat")
+        except (OSError, ValueError):  # "max": no limit
+            continue
+        if limit < _NO_LIMIT:
+            limits.append((max(0, limit - used + reclaimable), "the control group's limit"))
+    return limits
+
+
+def _machine_available_bytes() -> int | None:
+    """What the machine can give without swapping."""
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+@lru_cache(maxsize=1)
+def _control_groups() -> tuple[tuple[Path, str, str], ...]:
+    """Folders of the process's memory control groups, its own and those above, with their files' names."""
+    if sys.platform != "linux":
+        return ()
+    try:
+        lines = Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return ()
+    found = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, names = Path("/sys/fs/cgroup"), ("memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            root, names = Path("/sys/fs/cgroup/memory"), ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            continue
+        own = root / path.lstrip("/")
+        # In a container the path may be the host's: then the mount's root is the process's own group.
+        for folder in (own, *own.parents):
+            if (folder / names[0]).exists():
+                found.append((folder, *names))
+            if folder == root:
+                break
+    return tuple(found)
+
+
+def _file_cache_bytes(path: Path) -> int:
+    """Cached file pages of a control group, which count as used and are given up before anything is killed."""
+    entries = dict(line.split(" ", 1) for line in path.read_text(encoding="ascii").splitlines())
+    prefix = "total_" if "total_inactive_file" in entries else ""
+    return int(entries.get(f"{prefix}inactive_file", 0)) + int(entries.get(f"{prefix}active_file", 0))
+
+
+def _address_limits() -> list[tuple[int, str]]:
+    if sys.platform != "linux":
+        return []
+    import resource
+
+    fields = Path("/proc/self/statm").read_text(encoding="ascii").split()
+    page = os.sysconf("SC_PAGE_SIZE")
+    found = []
+    for limit, used, name in (
+        (resource.RLIMIT_AS, int(fields[0]) * page, "the limit on virtual memory (ulimit -v)"),
+        (resource.RLIMIT_DATA, int(fields[5]) * page, "the limit on data (ulimit -d)"),
+    ):
+        soft = resource.getrlimit(limit)[0]
+        if soft != resource.RLIM_INFINITY:
+            found.append((max(0, soft - used), name))
+    return found
+
+
+class _MallInfo(ctypes.Structure):
+    """malloc.h, struct mallinfo2."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in [
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        ]
+    )
+
+
+def heap_account() -> Heap | None:
+    """What glibc's heap uses and keeps; None elsewhere, or before glibc 2.33."""
+    library = _glibc()
+    if library is None:
+        return None
+    info = library.mallinfo2()
+    return Heap(int(info.uordblks) + int(info.hblkhd), int(info.fordblks))
+
+
+@lru_cache(maxsize=1)
+def _glibc() -> ctypes.CDLL | None:
+    if sys.platform != "linux":
+        return None
+    try:
+        library = ctypes.CDLL(None)
+        library.mallinfo2.restype = _MallInfo
+        library.malloc_trim.argtypes = (ctypes.c_size_t,)
+    except (OSError, AttributeError):
+        return None
+    return library
+
+
+def give_back() -> None:
+    """Give the heap's unused pages back to the system."""
+    library = _glibc()
+    if library is not None:
+        library.malloc_trim(0)

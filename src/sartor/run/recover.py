@@ -1,0 +1,212 @@
+"""Running out of memory: free, go on with less at once, redo what was lost.
+
+In: an action that may run out of memory, and what makes it need less.  Out: the action's result.  What it keeps true:
+the optimizer batch and its gradient stay the same; nothing is skipped; each event is told, and frozen into the plan.
+
+One event of a training batch of micro-batches 1, 2, 3, when memory ends in 2:
+
+    gradients cleared, generators as at the batch's start, memory freed -> 1, 2, 3 again, cut as before
+    memory ends again                                                   -> 1a, 1b, 2a, 2b, 3a, 3b
+    ... at one document each                                            -> activations are recomputed
+    ... and then                                                        -> fewer rows of logits at a time
+
+A first event is forgiven: a fragmented heap or another program's moment may have been the cause, and the same cut gives
+the same bits.  A second one within `FORGIVEN_EVERY` optimizer batches is not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+import torch
+
+from sartor.engine.step import Engine
+from sartor.errors import OutOfMemoryError
+from sartor.records import Incident, Plan
+
+T = TypeVar("T")
+
+FORGIVEN_EVERY = 100
+"""Optimizer batches after which a single event is taken for a moment's again."""
+SMALLEST_LOSS_CHUNK_ROWS = 64
+
+_SIGNS = (
+    "can't allocate memory",  # torch's CPU allocator
+    "not enough memory",
+    "out of memory",
+    "std::bad_alloc",
+    "cannot allocate memory",
+    "could not create a memory",  # oneDNN
+    "cublas_status_alloc_failed",
+    "cudnn_status_alloc_failed",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, whoever raised it."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _SIGNS)
+
+
+class Guard(Protocol):
+    """Says that memory will run out before it does, where the system would kill and raise nothing."""
+
+    def before(self, num_tokens: int, *, trains: bool) -> None:
+        """Called before a micro-batch.
+
+        Raises:
+            MemoryError: it would not fit.
+        """
+        ...
+
+    def after(self, num_tokens: int, *, trains: bool) -> None:
+        """Called when it went through."""
+        ...
+
+
+class NoGuard:
+    """Where the device raises by itself."""
+
+    def before(self, num_tokens: int, *, trains: bool) -> None:
+        """Nothing is foreseen."""
+
+    def after(self, num_tokens: int, *, trains: bool) -> None:
+        """Nothing is measured."""
+
+
+class Recovery:
+    """What a run does when memory runs out, and what it did so far."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        release: Callable[[], None] = lambda: None,
+        tell: Callable[[Incident, Plan], None] = lambda incident, plan: None,
+        guard: Guard | None = None,
+    ) -> None:
+        """Args:
+        engine: whose plan becomes finer.
+        release: gives unused memory back to the system, as far as that can be done.
+        tell: is called with each event and the plan that holds from then on.
+        guard: foresees; None: nothing does.
+        """
+        self.engine = engine
+        self.guard: Guard = guard or NoGuard()
+        self.step = 1
+        """The optimizer step that is being computed, counted from 1; 0 outside of training."""
+        self.incidents: list[Incident] = []
+        self._release = release
+        self._tell = tell
+        self._forgiven_at: int | None = None
+
+    def survive(
+        self,
+        phase: str,
+        action: Callable[[], T],
+        less: Callable[[], str | None],
+        undo: Callable[[], None] | None = None,
+    ) -> T:
+        """`action`, again and again with less at once, until it goes through.
+
+        Args:
+            phase: what is being done, for messages: "forward or backward".
+            action: may run out of memory; it starts from the beginning each time.
+            less: makes the action need less, and says how; None where there is nothing left to do.
+            undo: takes back what a failed action did.
+
+        Raises:
+            OutOfMemoryError: nothing is left to do.
+        """
+        while True:
+            try:
+                return action()
+            except Exception as error:
+                if isinstance(error, OutOfMemoryError) or not is_out_of_memory(error):
+                    raise
+                cause = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+            # Out of the handler: the exception, its traceback and the tensors in its frames are gone.
+            if undo is not None:
+                undo()
+            self._free()
+            remedy = less()
+            if remedy is None:
+                raise OutOfMemoryError(
+                    f"memory ran out in {phase} of step {self.step} ({cause}), and nothing is left that would need "
+                    "less: one document goes through at a time, and what can be recomputed is. Set a smaller "
+                    "max_length, train an adapter (peft_config), or use a machine with more memory."
+                )
+            incident = Incident(self.step, phase, cause, remedy)
+            self.incidents.append(incident)
+            self.engine.replan(
+                dataclasses.replace(self.engine.plan, incidents=(*self.engine.plan.incidents, incident.sentence))
+            )
+            self._tell(incident, self.engine.plan)
+
+    def forgive(self) -> str | None:
+        """A remedy: the same again, where no other event was forgiven lately."""
+        if self._forgiven_at is not None and self.step < self._forgiven_at + FORGIVEN_EVERY:
+            return None
+        self._forgiven_at = self.step
+        return "memory freed, the same again"
+
+    def train_with_less(self, num_tokens: int, num_documents: int) -> str | None:
+        """A remedy for forward and backward: half the tokens, down to one document; then recomputation; then the loss.
+
+        Args:
+            num_tokens: of the micro-batch that did not fit.
+            num_documents: that it holds.
+        """
+        plan = self.engine.plan
+        if num_documents > 1:
+            tokens = max(1, min(plan.micro_batch_tokens, num_tokens) // 2)
+            self._replan("micro_batch_tokens", tokens)
+            return f"at most {tokens:,} tokens at once in place of {plan.micro_batch_tokens:,}"
+        return self.recompute() or self.shrink_loss()
+
+    def recompute(self) -> str | None:
+        """A remedy: activations are recomputed in the backward pass, where the architecture can and does not yet."""
+        if self.engine.plan.gradient_checkpointing or not self.engine.can_recompute:
+            return None
+        self._replan("gradient_checkpointing", True)
+        return "activations are recomputed from here on"
+
+    def shrink_loss(self) -> str | None:
+        """A remedy: half the rows of logits at a time."""
+        rows = self.engine.plan.loss_chunk_rows
+        if rows <= SMALLEST_LOSS_CHUNK_ROWS:
+            return None
+        self._replan("loss_chunk_rows", max(SMALLEST_LOSS_CHUNK_ROWS, rows // 2))
+        return f"{self.engine.plan.loss_chunk_rows} rows of logits at a time in place of {rows}"
+
+    def evaluate_with_less(self, num_tokens: int, num_documents: int) -> str | None:
+        """A remedy for a pass without gradients: half the tokens, down to one document; then the loss.
+
+        The cut that training uses stays as it is.
+        """
+        plan = self.engine.plan
+        if num_documents > 1:
+            tokens = max(1, min(plan.evaluation_tokens or plan.micro_batch_tokens, num_tokens) // 2)
+            self._replan("evaluation_tokens", tokens)
+            return f"at most {tokens:,} tokens at once in evaluations"
+        return self.shrink_loss()
+
+    def _replan(self, field: str, value: int) -> None:
+        plan = self.engine.plan
+        reasons = {**plan.reasons, field: f"memory ran out at step {self.step}"}
+        self.engine.replan(dataclasses.replace(plan, reasons=reasons, **{field: value}))  # type: ignore[arg-type]
+
+    def _free(self) -> None:
+        gc.collect()
+        if self.engine.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._release()
+
+
+def counted(incidents: list[Incident]) -> dict[str, float]:
+    """The events as metrics: nothing where nothing happened."""
+    return {"out_of_memory_events": float(len(incidents))} if incidents else {}

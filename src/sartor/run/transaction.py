@@ -1,0 +1,170 @@
+"""An optimizer's step that reaches each parameter wholly or not at all, and once, also where memory ends within it.
+
+In: an optimizer whose gradients are complete.  Out: its step.  What it keeps true: after a failure, parameters and
+their states are either stepped on or as they were, and the next `step()` goes on with the others.
+
+Two ways. *In place*: a fused step whose states exist allocates nothing, so it cannot run out of memory; it is called
+once, as anywhere.  *In pieces*: else (states that the first step allocates, temporaries of a step that is not fused)
+the step is called for some parameters at a time, the others' gradients put aside; a copy of the piece and its states is
+put back where it fails.  A parameter's step does not depend on other parameters, so the result is the same, bit for
+bit. That holds for torch's optimizers, but for LBFGS; others are called once, in place, and a failure inside ends the
+run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from sartor.errors import OutOfMemoryError
+from sartor.run.recover import is_out_of_memory
+
+PIECE_BYTES = 32 << 20
+"""Parameters that are stepped on at a time, together; a larger one goes alone."""
+
+
+class Update:
+    """An optimizer, stepped on in a transaction; has what a `GradScaler` needs of an optimizer."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        self._done: set[nn.Parameter] = set()
+        self._piece_bytes = PIECE_BYTES
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The optimizer's."""
+        return self.optimizer.param_groups
+
+    def step(self) -> None:
+        """Step, or go on with a step that failed.
+
+        Raises:
+            OutOfMemoryError: memory ended within a step that was called once, and some parameters may be updated.
+            RuntimeError, MemoryError: as the optimizer raised it; call again after freeing memory.
+        """
+        if not goes_in_pieces(self.optimizer) or (not self._done and self._is_in_place()):
+            self._at_once()
+            return
+        for piece in self._pieces():
+            self._step(piece)
+            self._done.update(piece)
+        self._done.clear()
+
+    def smaller(self) -> str | None:
+        """Make the next call need less; says how, or None where it goes one parameter at a time already."""
+        if self._piece_bytes == 0:
+            return None
+        self._piece_bytes = 0
+        return "the rest of the update one parameter at a time"
+
+    def _is_in_place(self) -> bool:
+        """Fused, and every state there: nothing is left to allocate."""
+        fused = all(group.get("fused") for group in self.param_groups)
+        return fused and all(self.optimizer.state.get(parameter) for parameter in self._waiting())
+
+    def _waiting(self) -> list[nn.Parameter]:
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        return [parameter for parameter in parameters if parameter.grad is not None and parameter not in self._done]
+
+    def _pieces(self) -> Iterator[list[nn.Parameter]]:
+        piece: list[nn.Parameter] = []
+        size = 0
+        for parameter in self._waiting():
+            if piece and size + parameter.nbytes > self._piece_bytes:
+                yield piece
+                piece, size = [], 0
+            piece.append(parameter)
+            size += parameter.nbytes
+        if piece:
+            yield piece
+
+    def _step(self, piece: list[nn.Parameter]) -> None:
+        """Step on these parameters alone; a failure leaves them as they were."""
+        before = [_Copy.of(parameter, self.optimizer.state) for parameter in piece]
+        own = set(piece)
+        aside = [
+            (parameter, parameter.grad)
+            for group in self.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None and parameter not in own
+        ]
+        for parameter, _ in aside:
+            parameter.grad = None
+        try:
+            self.optimizer.step()
+        except BaseException:
+            for copy in before:
+                copy.put_back(self.optimizer.state)
+            raise
+        finally:
+            for parameter, gradient in aside:
+                parameter.grad = gradient
+
+    def _at_once(self) -> None:
+        """One call for all parameters; a failure that has changed nothing may be tried again."""
+        known = goes_in_pieces(self.optimizer)
+        before = self._num_writes()
+        try:
+            self.optimizer.step()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or (known and self._num_writes() == before):
+                raise
+            raise OutOfMemoryError(
+                f"memory ran out within the step of {type(self.optimizer).__name__} ({error}), which may have updated "
+                "some of the parameters: there is no going on from here. Choose one of torch's own optimizers "
+                "(optim='adamw_torch_fused'), whose steps can be taken in pieces."
+            ) from error
+
+    def _num_writes(self) -> int:
+        """Writes in place that parameters and states have seen: torch counts them."""
+        states = (value for state in self.optimizer.state.values() for value in state.values())
+        tensors = [value for value in states if torch.is_tensor(value)]
+        return sum(tensor._version for tensor in tensors) + sum(parameter._version for parameter in self._waiting())
+
+
+def goes_in_pieces(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether each parameter's step depends on this parameter alone: torch's own optimizers, but for LBFGS.
+
+    Hooks of a user's own would be called once per piece, which they do not expect.
+    """
+    kind = type(optimizer)
+    hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    return kind.__module__.startswith("torch.optim.") and kind is not torch.optim.LBFGS and not hooks
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """One parameter and its optimizer state, as they were."""
+
+    parameter: nn.Parameter
+    data: torch.Tensor
+    state: dict[str, Any] | None
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, parameter: nn.Parameter, states: Any) -> _Copy:
+        state = states.get(parameter)
+        copied = None if state is None else {name: _copied(value) for name, value in state.items()}
+        return cls(parameter, parameter.detach().clone(), copied)
+
+    @torch.no_grad()
+    def put_back(self, states: Any) -> None:
+        """In the tensors' own memory: nothing is allocated."""
+        self.parameter.copy_(self.data)
+        if self.state is None:
+            states.pop(self.parameter, None)
+            return
+        for name, value in self.state.items():
+            if torch.is_tensor(value):
+                states[self.parameter][name].copy_(value)
+            else:
+                states[self.parameter][name] = value
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if torch.is_tensor(value) else value
