@@ -5,11 +5,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 from datasets import Dataset, DatasetDict
 
 from sartor.data.encode import prepare
-from sartor.data.sources import load
+from sartor.data.folders import split_of
+from sartor.data.sources import load, read
 from sartor.data.tables import WHERE_COLUMN
 from sartor.errors import DataError, HubError
 from sartor.records import DataSettings
@@ -35,6 +37,33 @@ def write_parquet(path: Path) -> Path:
     return path
 
 
+def write_arrow(path: Path, open_ipc: Any) -> Path:
+    table = pyarrow.Table.from_pylist(ROWS)
+    with pyarrow.OSFile(str(path), "wb") as sink, open_ipc(sink, table.schema) as writer:
+        writer.write_table(table)
+    return path
+
+
+def write_folder(path: Path) -> Path:
+    (path / "sub").mkdir(parents=True)
+    write(path / "a.jsonl", lines(ROWS[:1]))
+    write(path / "b.json", json.dumps(ROWS[1:2]))
+    write(path / "sub" / "c.jsonl.gz", gzip.compress(lines(ROWS[2:]).encode()))
+    write(path / "README.md", "about")
+    write(path / ".hidden.jsonl", "no")
+    return path
+
+
+def write_saved(path: Path) -> Path:
+    Dataset.from_list(ROWS).save_to_disk(path)
+    return path
+
+
+def write_saved_splits(path: Path) -> Path:
+    DatasetDict(train=Dataset.from_list(ROWS), test=Dataset.from_list(ROWS[:1])).save_to_disk(path)
+    return path
+
+
 WRITERS = {
     "a.jsonl": lambda path: write(path, lines(ROWS)),
     "a.ndjson": lambda path: write(path, "\n\n" + lines(ROWS).rstrip("\n")),
@@ -44,6 +73,11 @@ WRITERS = {
     "lines.json": lambda path: write(path, lines(ROWS)),
     "a.csv": write_csv,
     "a.parquet": write_parquet,
+    "stream.arrow": lambda path: write_arrow(path, pyarrow.ipc.new_stream),
+    "file.arrow": lambda path: write_arrow(path, pyarrow.ipc.new_file),
+    "folder": write_folder,
+    "saved": write_saved,
+    "saved_splits": write_saved_splits,
 }
 
 
@@ -99,9 +133,11 @@ def test_objects_do_not_get_keys_that_only_other_rows_have() -> None:
     assert load(rows).to_list() == rows
 
 
-def test_a_row_of_a_list_that_is_no_dict_is_named() -> None:
-    with pytest.raises(DataError, match=r"1 of 2 rows.*\n.*eval data, row 1\): it is a str"):
-        load([{"text": "a"}, "b"], name="eval")
+def test_a_row_of_a_list_that_is_no_dict_is_named(tokenizer: Any) -> None:
+    dataset = load([{"text": "a"}, "b"], name="eval")
+    with pytest.raises(DataError, match=r"1 of 2 rows.*\n.*not a dict \(eval data, row 1\): it is a str"):
+        prepare(dataset, tokenizer, DataSettings(), name="eval")
+    assert prepare(dataset, tokenizer, DataSettings(bad_rows="skip"), name="eval").summary.num_skipped_rows == 1
 
 
 @pytest.mark.parametrize(
@@ -162,7 +198,7 @@ def test_a_missing_file_is_told_with_what_is_near_it(tmp_path: Path) -> None:
         load(str(tmp_path / "zzz.parquet"))
     with pytest.raises(DataError, match=r"the folder .*nowhere does not exist"):
         load(tmp_path / "nowhere" / "a.jsonl")
-    with pytest.raises(DataError, match=r"is a folder\. Give one of its files: other\.csv, training\.jsonl"):
+    with pytest.raises(DataError, match=r"several kinds \(1 CSV, 1 JSON\).*one of its files.*: other\.csv, training"):
         load(tmp_path)
 
 
@@ -175,6 +211,81 @@ def test_splits_are_chosen_by_name_or_listed() -> None:
         load(DatasetDict(a=one, b=two), name="eval")
     with pytest.raises(DataError, match=r"no split 'c'\. The data set has 'a', 'b'"):
         load(DatasetDict(a=one, b=two), split="c")
+
+
+def test_the_files_of_a_folder_are_read_by_name_and_the_rest_is_said(tmp_path: Path) -> None:
+    source = read(write_folder(tmp_path / "chats"))
+    assert source.dataset[WHERE_COLUMN][:] == ["a.jsonl, line 1", "b.json, row 0", "sub/c.jsonl.gz, line 1"]
+    said = " ".join(source.notes)
+    assert "3 files of the folder" in said
+    assert "1 hidden files of it are not read" in said
+    assert "1 other files of it are not read: README.md" in said
+    named = read(tmp_path / "chats", long_names=True).dataset[WHERE_COLUMN][0]
+    assert named == f"{tmp_path}/chats/a.jsonl, line 1"
+
+
+@pytest.mark.parametrize("layout", ["{split}.jsonl", "{split}/a.jsonl", "data/my_{split}-00000-of-00001.jsonl"])
+def test_splits_are_told_by_the_names_of_files_and_folders(layout: str, tmp_path: Path) -> None:
+    for split, row in zip(("train", "valid", "test"), ROWS, strict=True):
+        path = tmp_path / layout.format(split=split)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path, lines([row]))
+    write(tmp_path / "more.jsonl", lines(ROWS))
+    source = read(tmp_path)
+    assert source.dataset["text"][:] == ["one"]
+    assert "The split 'train' of the folder" in source.notes[0]
+    assert "it has 'train', 'validation', 'test'" in source.notes[0]
+    assert "other files of it are not read: more.jsonl" in source.notes[-1]
+    assert load(tmp_path, name="eval")["text"][:] == ["two\nlines"]
+    assert load(tmp_path, split="test", name="eval")["text"][:] == ["drei, größer"]
+    with pytest.raises(DataError, match="no split 'dev'"):
+        load(tmp_path, split="dev")
+
+
+def test_words_that_contain_a_split_are_none() -> None:
+    assert split_of(Path("trainer/contest.jsonl")) is None
+    assert split_of(Path("test/train_1.jsonl")) == "train"
+    assert split_of(Path("train/data.jsonl")) == "train"
+
+
+def test_a_saved_data_set_says_its_split_and_numbers_its_rows(tmp_path: Path) -> None:
+    source = read(write_saved_splits(tmp_path / "saved"))
+    assert "The split 'train' of the data set saved in" in source.notes[0]
+    assert source.dataset[WHERE_COLUMN][1] == "saved, row 1"
+    (tmp_path / "saved" / "train" / "state.json").write_text("{}")
+    with pytest.raises(DataError, match="cannot be read"):
+        load(tmp_path / "saved")
+
+
+def test_parquet_files_of_a_folder_whose_columns_do_not_fit_are_named(tmp_path: Path) -> None:
+    Dataset.from_list(ROWS).to_parquet(tmp_path / "a.parquet")
+    Dataset.from_list([{"more": 1}]).to_parquet(tmp_path / "b.parquet")
+    assert load(tmp_path)["more"][:] == [None, None, None, 1]
+    Dataset.from_list([{"text": 1}]).to_parquet(tmp_path / "b.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet and .*b\.parquet do not fit in one table"):
+        load(tmp_path)
+
+
+def test_an_empty_folder_is_said(tmp_path: Path) -> None:
+    write(tmp_path / "notes.txt", "no")
+    with pytest.raises(DataError, match=r"has no file with \.jsonl.*It has notes\.txt"):
+        load(tmp_path)
+
+
+def test_the_revision_of_a_hub_data_set_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def fake(*given: object, **options: object) -> DatasetDict:
+        asked.append((given, options))
+        return DatasetDict(train=Dataset.from_list(ROWS), test=Dataset.from_list(ROWS[:1]))
+
+    monkeypatch.setattr("datasets.load_dataset", fake)
+    source = read("someone/some", config="small", revision="v1", split="test")
+    assert asked == [(("someone/some", "small"), {"revision": "v1"})]
+    assert len(source.dataset) == 1
+    assert "The split 'test' of the Hub's data set 'someone/some'" in source.notes[0]
+    with pytest.raises(DataError, match="applies to data sets of the Hub only"):
+        read([{"text": "a"}], revision="v1")
 
 
 def test_data_sets_in_memory_are_taken_as_they_are() -> None:
