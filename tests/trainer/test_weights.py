@@ -160,3 +160,20 @@ def test_a_batch_in_which_all_weighs_nothing_is_an_error(tmp_path: Path) -> None
     good = [{"input_ids": [5, 6, 7], "labels": [5, 6, 7], "weights": [1.0, 2.0, 0.0]}]
     with pytest.raises(DataError, match="no target at all"):
         trainer(tmp_path, rows=dataset(rows + good), max_length=None, **OPTIONS).train()
+
+
+def test_rows_that_are_not_prepared_may_bring_weights(tmp_path: Path) -> None:
+    """Also some of them only; they are checked when they are laid out."""
+    rows = [
+        {"input_ids": [5, 6, 7], "labels": [5, 6, 7], "weights": [1.0, 0.5, 2.0]},
+        {"input_ids": [8, 9], "labels": [8, 9], "weights": None},
+    ]
+    skipped = {**OPTIONS, "dataset_kwargs": {"skip_prepare_dataset": True}}
+    prepared = trainer(tmp_path, rows=dataset(rows), max_length=None, **OPTIONS)
+    as_it_is = trainer(tmp_path, rows=dataset(rows), **skipped)
+    for found in (prepared, as_it_is):
+        found.train()
+    assert losses(as_it_is.state.log_history) == losses(prepared.state.log_history)
+    bad = trainer(tmp_path, rows=dataset([{**rows[0], "weights": [1.0, -2.0, 1.0]}]), **skipped)
+    with pytest.raises(DataError, match=r"row 0 \(from 0\): `weights` must be a number from 0 on"):
+        bad.train()
