@@ -138,8 +138,20 @@ REWRITING = """{%- for message in messages %}
 {%- endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
 
 
-def test_a_row_whose_messages_cannot_be_told_apart_is_refused_only_where_it_matters(tokenizer: Any) -> None:
+def test_messages_of_a_template_that_rewrites_earlier_ones_are_traced(tokenizer: Any) -> None:
     tokenizer.chat_template = REWRITING
+    prepared = ready([{"messages": weighing(None, False, None, None, key="train")}], tokenizer)
+    shout = [message["content"].upper() for message in TWO_TURNS[:3]] + [TWO_TURNS[3]["content"]]
+    parts = [f"<|im_start|>{message['role']}\n{text}" for message, text in zip(TWO_TURNS, shout, strict=True)]
+    trained = [text for text, _ in told(prepared, tokenizer)]
+    end = tokenizer.eos_token
+    assert trained == [parts[0] + end, parts[2] + end + parts[3] + end]
+
+
+def test_a_row_whose_messages_cannot_be_told_apart_is_refused_only_where_it_matters(tokenizer: Any) -> None:
+    tokenizer.chat_template = (
+        "{{ messages | map(attribute='content') | list | tojson }}{{ messages[0].content }}<|im_end|>"
+    )
     with pytest.raises(DataError, match=r"(?s)weights cannot be placed \(train data, row 1\).*first 1 messages alone"):
         ready([{"messages": TWO_TURNS}, {"messages": weighing(2, 1, 1, 1)}], tokenizer)
     same = ready([{"messages": weighing(2, 2, 2, 2)}], tokenizer)

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sartor.data.formats import WEIGHT_COLUMN, Message, Reading, TrainingRow, weight_problem
+from sartor.data.owners import Owners
 from sartor.data.problems import ProblemLog
 from sartor.data.table import TokenRows
 from sartor.data.template import tools_of
@@ -59,6 +60,7 @@ class Weigher:
             completion_only: whether only the completion is trained of rows that have a prompt.
         """
         self._tokenizer = tokenizer
+        self._owners = Owners(tokenizer)
         self._assistant_only = assistant_only
         self._completion_only = completion_only
         self._tally = tally
@@ -109,18 +111,33 @@ class Weigher:
         weights = [message_weight(message) for message in messages]
         if turns is not None:
             return np.array([1.0, *weights])[np.asarray(turns, np.int64)]
-        weights = self._spread(row, messages, weights)
-        changes = [number for number in range(1, len(weights)) if weights[number] != weights[number - 1]]
+        spread = self._spread(row, messages, weights)
+        changes = [number for number in range(1, len(spread)) if spread[number] != spread[number - 1]]
         if not changes:
-            return weights[0]
-        text, borders = self._borders(row, messages, changes)
+            return spread[0]
+        text, of_characters = self._of_characters(row, messages, weights, spread, changes)
         encoding = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         if encoding["input_ids"] != ids:
             raise _Unplaced("its text has other tokens than the row, so they cannot be weighed. " + _ADVICE)
         starts = [start for start, _ in encoding["offset_mapping"]]
-        return np.array([weights[0], *(weights[number] for number in changes)])[
-            np.searchsorted(borders, starts, "right")
-        ]
+        return of_characters[np.asarray(starts, np.int64)]
+
+    def _of_characters(
+        self, row: TrainingRow, messages: list[Message], weights: list[float], spread: list[float], changes: list[int]
+    ) -> tuple[str, Weights]:
+        """A conversation's text and the weight of each of its characters.
+
+        Where the template rewrites what stands before a message, each character is traced to its message.
+        """
+        try:
+            text, borders = self._borders(row, messages, changes)
+        except _Unplaced:
+            traced = self._owners.of(row)
+            if traced is None:
+                raise
+            return traced[0], np.array(weights)[traced[1]]
+        of_parts = np.array([spread[0], *(spread[number] for number in changes)])
+        return text, of_parts[np.searchsorted(borders, np.arange(len(text)), "right")]
 
     def _spread(self, row: TrainingRow, messages: Sequence[Message], weights: Sequence[float]) -> list[float]:
         """Weights where messages that are not trained have that of the next one that is, so that fewer change.
