@@ -140,6 +140,30 @@ def test_another_end_of_the_generation_configuration_is_an_end_too(tokenizer: An
     assert "learn to stop" not in " ".join(prepare(rows, tokenizer, ALL, end_tokens=["<|im_end|>"]).summary.notes)
 
 
+@pytest.mark.parametrize(
+    ("template", "row", "options", "unused"),
+    [
+        (
+            MARKED,
+            {"messages": CONVERSATION},
+            {"assistant_only_loss": True},
+            "append_eot and target_start changes nothing",
+        ),
+        (CHATML, {"messages": CONVERSATION}, {"assistant_only_loss": True}, ""),
+        (CHATML, {"messages": CONVERSATION}, {}, "append_eot and target_start changes nothing"),
+        (CHATML, {"prompt": CONVERSATION[:1], "completion": CONVERSATION[1:]}, {}, "append_eot changes nothing"),
+        (CHATML, {"text": "a"}, {}, "append_eot and target_start changes nothing"),
+    ],
+)
+def test_options_that_change_nothing_are_said(
+    template: str, row: dict[str, Any], options: dict[str, Any], unused: str, tokenizer: Any
+) -> None:
+    with_template(tokenizer, template)
+    said = notes(tokenizer, row, settings=DataSettings(append_eot=True, target_start="variant", **options))
+    assert unused in said if unused else "changes nothing" not in said
+    assert "changes nothing" not in notes(tokenizer, row, settings=DataSettings(**options))
+
+
 def test_a_pad_token_that_ends_answers_is_said_to_users_of_a_collator() -> None:
     tokenizer = SimpleNamespace(pad_token="<e>", eos_token="<e>")
     assert "Set pad_token to another token" in str(collator_note(tokenizer, []))

@@ -20,6 +20,7 @@ from sartor.data.provenance.shadow import Kind
 from sartor.data.provenance.spans import Span, kinds_of, spans_of
 from sartor.data.table import TokenRows
 from sartor.data.template import tools_of
+from sartor.records import DataSettings
 
 FIELD_NAMES = {Kind.CONTENT: "the content", Kind.REASONING: "the reasoning", Kind.ARGUMENTS: "tool arguments"}
 PLACES_NAMED = 3
@@ -139,6 +140,25 @@ def dropped_notes(tally: Mapping[str, int]) -> list[str]:
         else ""
     )
     return [f"The chat template leaves out {fields}: that is not trained.{hint}"]
+
+
+def without_effect(settings: DataSettings, *, proves_answers: bool, proves_starts: bool) -> list[str]:
+    """Options of targets that are set where nothing is proven, so that they change nothing.
+
+    Args:
+        proves_answers: whether the targets of answers are proven.
+        proves_starts: whether at least the beginnings of completions may be.
+    """
+    names = []
+    if settings.append_eot and not proves_answers:
+        names.append("append_eot")
+    if settings.target_start != "proven" and not (proves_answers or proves_starts):
+        names.append("target_start")
+    if not names:
+        return []
+    marks = "the chat template has {% generation %} marks, which say what is trained"
+    why = marks if settings.assistant_only_loss else "no answer is looked for in these rows"
+    return [f"{' and '.join(names)} changes nothing: {why}."]
 
 
 def collator_note(tokenizer: Any, end_tokens: Sequence[str]) -> str | None:

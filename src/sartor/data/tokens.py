@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from sartor.data.assistant import AssistantTargets
-from sartor.data.audit import Audit
+from sartor.data.audit import Audit, without_effect
 from sartor.data.completion import CompletionStarts
 from sartor.data.formats import Message, Reading, TrainingRow, convert
 from sartor.data.problems import ProblemLog
@@ -68,6 +68,12 @@ class Encoder:
         self._starts: CompletionStarts | None = None
         if reading.is_conversational and tokenizer.is_fast and not self._assistant_only:
             self._starts = CompletionStarts(tokenizer, end_tokens, Start(settings.target_start), self.tally)
+        has_completions = reading.format is RowFormat.CONVERSATIONAL_PROMPT_COMPLETION
+        self._unused = without_effect(
+            settings,
+            proves_answers=self._proven is not None,
+            proves_starts=self._starts is not None and has_completions,
+        )
         if self._assistant_only and not tokenizer.is_fast:
             raise ConfigurationError(
                 "assistant_only_loss=True needs a fast tokenizer (one with tokenizer.json); this one cannot say "
@@ -213,7 +219,7 @@ class Encoder:
                 "is trained from where they part. End prompts at a token's boundary to avoid it."
             )
         notes += [] if self._starts is None else self._starts.notes()
-        notes += self._audit.notes(self.tally)
+        notes += [*self._audit.notes(self.tally), *self._unused]
         return tuple(notes)
 
     def _check(self, encoded: TokenRows, rows: Sequence[TrainingRow], problems: ProblemLog) -> None:
