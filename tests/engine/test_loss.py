@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sartor.engine.loss import LossForm, linear_cross_entropy
+from sartor.engine.loss import LogitsBuffer, LossForm, linear_cross_entropy
 from sartor.records import LossSums
 
 NUM, WIDTH, VOCABULARY = 11, 8, 23
@@ -239,3 +239,18 @@ def test_nothing_larger_than_a_chunk_of_logits_exists(form: str, called: bool) -
         )
 
     assert largest.elements == chunk * vocabulary
+
+
+def test_a_kept_buffer_changes_no_bit_of_sums_and_gradients() -> None:
+    torch.manual_seed(0)
+    fresh, kept = nn.Linear(16, 40, bias=False), nn.Linear(16, 40, bias=False)
+    kept.load_state_dict(fresh.state_dict())
+    buffer = LogitsBuffer()
+    options: dict[str, Any] = {"grad_scale": 0.25, "chunk_rows": 3, "compute_dtype": torch.float32}
+    for num_targets in (7, 2, 9):  # growing and shrinking
+        hidden, targets = torch.randn(num_targets, 16), torch.randint(40, (num_targets,))
+        sums, grad = linear_cross_entropy(hidden, fresh, targets, LossForm(), **options)
+        kept_sums, kept_grad = linear_cross_entropy(hidden, kept, targets, LossForm(), **options, buffer=buffer)
+        assert torch.equal(sums.loss_sum, kept_sums.loss_sum)
+        assert torch.equal(grad, kept_grad)
+    assert torch.equal(fresh.weight.grad, kept.weight.grad)

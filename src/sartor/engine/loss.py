@@ -61,6 +61,25 @@ class Targets:
         return Targets(self.ids_C[rows], None if self.weights_C is None else self.weights_C[rows])
 
 
+class LogitsBuffer:
+    """Memory for one chunk of logits, kept from micro-batch to micro-batch.
+
+    On a CPU a chunk is the largest allocation of a step: given back, other buffers are carved out of it, and the next
+    chunk is fresh memory again, of which the system clears every page.
+    """
+
+    def __init__(self) -> None:
+        self._values = torch.empty(0)
+
+    def take(self, num_rows: int, width: int, like: torch.Tensor) -> torch.Tensor:
+        """`num_rows` x `width` values of any content, of the dtype and device of `like`; valid until the next call."""
+        count = num_rows * width
+        if self._values.dtype != like.dtype or self._values.device != like.device or self._values.numel() < count:
+            self._values = torch.empty(0)  # before the larger one is there
+            self._values = like.new_empty(count)
+        return self._values[:count].view(num_rows, width)
+
+
 def linear_cross_entropy(
     hidden_NH: torch.Tensor,
     head: nn.Module,
@@ -71,6 +90,7 @@ def linear_cross_entropy(
     grad_scale: float | None,
     chunk_rows: int,
     compute_dtype: torch.dtype,
+    buffer: LogitsBuffer | None = None,
 ) -> tuple[LossSums, torch.Tensor | None]:
     """Sum the loss of `targets_N` under `head(hidden_NH)`, and take gradients in the same pass.
 
@@ -86,13 +106,14 @@ def linear_cross_entropy(
         grad_scale: d(objective)/d(loss sum), usually loss scale / targets in the optimizer batch; None: no gradients.
         chunk_rows: C, rows of logits that exist at a time.
         compute_dtype: dtype of the head's product.
+        buffer: where logits of a plain head are put; None: into fresh memory each time.
 
     Returns:
         The sums, and the gradient with respect to `hidden_NH` in its dtype (None where `grad_scale` is None).
     """
     grad_hidden_NH = torch.empty_like(hidden_NH) if grad_scale is not None else None
     sums = no_sums(hidden_NH.device, _wide_dtype(compute_dtype))
-    plain = _PlainHead(head, compute_dtype) if type(head) is nn.Linear else None
+    plain = _PlainHead(head, compute_dtype, buffer) if type(head) is nn.Linear else None
     for start in form.pieces(targets_N.shape[0], chunk_rows):
         rows = slice(start, start + chunk_rows)
         hidden_CH = hidden_NH[rows].detach()
@@ -116,7 +137,8 @@ def no_sums(device: torch.device, dtype: torch.dtype = torch.float32) -> LossSum
 class _PlainHead:
     """One matrix and perhaps a bias: its gradients are two matrix products per chunk, without autograd."""
 
-    def __init__(self, head: nn.Linear, compute_dtype: torch.dtype) -> None:
+    def __init__(self, head: nn.Linear, compute_dtype: torch.dtype, buffer: LogitsBuffer | None) -> None:
+        self._buffer = buffer
         self.weight: torch.Tensor = head.weight
         self.bias: torch.Tensor | None = head.bias
         self.dtype = compute_dtype
@@ -128,7 +150,7 @@ class _PlainHead:
     ) -> tuple[LossSums, torch.Tensor | None]:
         """Sums and the hidden states' gradient; the parameters' is added to their `.grad`."""
         hidden_CH = hidden_CH.to(self.dtype)
-        logits_CV = hidden_CH @ self.weight_VH.T
+        logits_CV = self._product(hidden_CH)
         if self.bias is not None:
             logits_CV += self.bias.detach().to(self.dtype)
         part, grad_logits_CV = _chunk(logits_CV, targets, form, grad_scale)
@@ -140,12 +162,19 @@ class _PlainHead:
         grad_logits_CV = grad_logits_CV.to(self.dtype)
         if self.weight.requires_grad:
             if self.weight.grad is None:
-                self.weight.grad = torch.zeros_like(self.weight)
-            if self.weight.grad.dtype == self.dtype:
+                self.weight.grad = (grad_logits_CV.T @ hidden_CH).to(self.weight.dtype)
+            elif self.weight.grad.dtype == self.dtype:
                 self.weight.grad.addmm_(grad_logits_CV.T, hidden_CH)
             else:
                 self.weight.grad += grad_logits_CV.T @ hidden_CH
         return part, grad_logits_CV @ self.weight_VH
+
+    def _product(self, hidden_CH: torch.Tensor) -> torch.Tensor:
+        """The logits, in the buffer where there is one."""
+        if self._buffer is None:
+            return hidden_CH @ self.weight_VH.T
+        out_CV = self._buffer.take(hidden_CH.shape[0], self.weight_VH.shape[0], hidden_CH)
+        return torch.mm(hidden_CH, self.weight_VH.T, out=out_CV)
 
 
 def _called_chunk(

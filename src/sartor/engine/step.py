@@ -16,7 +16,7 @@ from torch import nn
 
 from sartor.engine import attention, layout, noise
 from sartor.engine.embedding import rows_added_directly
-from sartor.engine.loss import LossForm, linear_cross_entropy, no_sums
+from sartor.engine.loss import LogitsBuffer, LossForm, linear_cross_entropy, no_sums
 from sartor.engine.precision import autocast
 from sartor.engine.traits import ModelTraits, base_model, decoder, evaluating, output_head
 from sartor.errors import ModelError
@@ -51,6 +51,7 @@ class Engine:
         """Told what begins: "forward", "loss", "backward"; whoever measures memory listens."""
         self._micro: MicroBatch | None = None
         self._adds_noise = False
+        self._logits: LogitsBuffer | None = None
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -67,7 +68,13 @@ class Engine:
             if self.settings.neftune_noise_alpha:
                 handle = inner.get_input_embeddings().register_forward_hook(self._noise_hook)
                 undo.callback(handle.remove)
+            if self.device.type == "cpu":
+                self._logits = LogitsBuffer()
+                undo.callback(self._give_back_logits)
             yield
+
+    def _give_back_logits(self) -> None:
+        self._logits = None
 
     @property
     def can_recompute(self) -> bool:
@@ -221,6 +228,7 @@ class Engine:
             grad_scale=grad_scale,
             chunk_rows=self.plan.loss_chunk_rows,
             compute_dtype=compute_dtype,
+            buffer=self._logits,
         )
 
     def _balance(self, output: Any, micro: MicroBatch) -> torch.Tensor:
