@@ -64,6 +64,8 @@ class RowFormat(StrEnum):
     CONVERSATIONAL_PROMPT_COMPLETION = "prompt + completion, as messages"
     TEXT = "text"
     TOKENIZED = "input_ids"
+    SEVERAL = "several formats"
+    """Of a mixture, whose sources are each read as what they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +266,8 @@ class StepResult:
     """Of all trained parameters, before clipping; None where nothing asked for it."""
     num_tokens: int
     num_micro_batches: int
+    keys: tuple[int, ...] = ()
+    """The examples' indices in their data set."""
     is_skipped: bool = False
     """Its loss or gradient was not finite, and the user's policy is not to step on it."""
 

@@ -236,6 +236,9 @@ def contradictions(args: Any) -> dict[str, str]:
         problems["dataset_kwargs"] = (
             f"dataset_kwargs: {', '.join(unknown)} is unknown: the only key is skip_prepare_dataset"
         )
+    prompts = args.sample_prompts
+    if prompts is not None and (isinstance(prompts, str) or not all(isinstance(one, str) and one for one in prompts)):
+        problems["sample_prompts"] = f"sample_prompts={_shown(prompts)} must be a list of texts"
     return problems | _mapping_problems(args.map)
 
 

@@ -205,8 +205,3 @@ class Recovery:
         if self.engine.device.type == "cuda":
             torch.cuda.empty_cache()
         self._release()
-
-
-def counted(incidents: list[Incident]) -> dict[str, float]:
-    """The events as metrics: nothing where nothing happened."""
-    return {"out_of_memory_events": float(len(incidents))} if incidents else {}

@@ -68,11 +68,10 @@ class EngineStepper:
         total = parts[0][1]
         for _, sums in parts[1:]:
             total = total + sums
-        result = StepResult(total, None, num_tokens, len(parts))
+        result = StepResult(total, None, num_tokens, len(parts), batch.keys)
         if not torch.isfinite(total.loss_sum):
             culprits = [key for keys, sums in parts if not torch.isfinite(sums.loss_sum) for key in keys]
             return updater.refuse(result, "the loss", float(total.loss_sum), culprits or batch.keys)
-        updater.batch_keys = batch.keys
         return result
 
     def clip(self, result: StepResult) -> StepResult:
@@ -176,8 +175,6 @@ class Updater:
             self._scaler.scale(torch.ones((), device=engine.device))  # it sets up its first scale when first used
         self._was_skipped = False
         self._skips = False
-        self.batch_keys: Sequence[int] = ()
-        """Of the batch whose gradients are there."""
         self.num_updates = 0
         self.num_skipped = 0
         """Batches that were not stepped on because their loss or gradient was not finite."""
@@ -219,7 +216,7 @@ class Updater:
         norm = self.clip()
         result = replace(result, grad_norm=norm)
         if self._scaler is None and not math.isfinite(norm):
-            return self.refuse(result, "the loss is finite, and the gradient's norm", norm, self.batch_keys)
+            return self.refuse(result, "the loss is finite, and the gradient's norm", norm, result.keys)
         return result
 
     def refuse(self, result: StepResult, what: str, value: float, keys: Sequence[int]) -> StepResult:

@@ -62,7 +62,6 @@ class PaddedStepper:
             lambda: recovery.forgive() or recovery.recompute(),
             undo,
         )
-        updater.batch_keys = batch.keys
         if not torch.isfinite(result.sums.loss_sum):
             mean = float(result.sums.loss_sum) / result.sums.num_targets
             return updater.refuse(result, "the loss", mean, batch.keys)
@@ -87,7 +86,8 @@ class PaddedStepper:
         zero = torch.zeros((), device=engine.device)
         weight = 1 if num_items is None else max(int(num_items), 1)
         # sums, so that mean = sum / targets gives back the loss that was optimized
-        return StepResult(LossSums(total * weight, zero, zero, weight), None, num_tokens, len(inputs))
+        sums = LossSums(total * weight, zero, zero, weight)
+        return StepResult(sums, None, num_tokens, len(inputs), batch.keys)
 
     def clip(self, result: StepResult) -> StepResult:
         """See `loop.Stepper`."""

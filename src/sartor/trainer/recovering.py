@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from transformers.trainer_utils import get_last_checkpoint
+
 from sartor.engine.step import Engine
-from sartor.errors import RunFolderError
+from sartor.errors import NonFiniteError, RunFolderError
 from sartor.memory import limits
 from sartor.memory.guard import MemoryGuard, Needs
 from sartor.memory.plan import ACTIVATION_VALUES_PER_HIDDEN, write_plan
@@ -18,6 +20,8 @@ from sartor.records import Incident, Plan
 from sartor.run.recover import Recovery
 from sartor.run.stepper import NonFinitePolicy, rows_by_number
 from sartor.trainer import saving
+
+_ROWS_SHOWN = 16
 
 if TYPE_CHECKING:
     from sartor.trainer.sft_trainer import SFTTrainer
@@ -74,5 +78,36 @@ def non_finite_policy(trainer: SFTTrainer) -> NonFinitePolicy:
 
 
 def rows_named(trainer: SFTTrainer, keys: Sequence[int]) -> str:
-    """Rows of the training data in words, for messages."""
-    return rows_by_number(keys)
+    """Rows of the training data in words, for messages: by file and line, where that is known."""
+    places = trainer.preparation.places.get("train")
+    if places is None or any(key >= len(places) for key in keys):  # a stream's rows have no number in a table
+        return rows_by_number(keys)
+    named = list(dict.fromkeys(places.where(key) for key in keys))
+    return "; ".join(named[:_ROWS_SHOWN]) + (
+        f" and {len(named) - _ROWS_SHOWN} more" if len(named) > _ROWS_SHOWN else ""
+    )
+
+
+def with_last_checkpoint(error: NonFiniteError, trainer: SFTTrainer) -> NonFiniteError:
+    """The same error, which also says from where one can go on."""
+    folder = get_last_checkpoint(trainer.args.output_dir)
+    left = (
+        f"The last good checkpoint is {folder}: every loss before it was finite."
+        if folder is not None
+        else "No checkpoint was saved before it."
+    )
+    return NonFiniteError(f"{error} {left}")
+
+
+def summary(trainer: SFTTrainer, *, num_skipped: int, num_spikes: int) -> dict[str, float]:
+    """What went wrong and was gone on from, as metrics, and said aloud; nothing where nothing did."""
+    counts = {
+        "out_of_memory_events": len(trainer.plan.incidents) if trainer.plan is not None else 0,
+        "skipped_batches": num_skipped,
+        "loss_spikes": num_spikes,
+    }
+    found = {name: float(count) for name, count in counts.items() if count}
+    if found:
+        parts = ", ".join(f"{name.replace('_', ' ')}: {count:.0f}" for name, count in found.items())
+        trainer.say(f"during this run, {parts}.")
+    return found

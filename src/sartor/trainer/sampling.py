@@ -1,0 +1,167 @@
+"""Answers to a few fixed questions while training goes on, kept as a table over the steps.
+
+In: `sample_prompts`, and the trainer's model as it is.  Out: `samples.jsonl` and `samples.md` in the run's folder.
+    What
+it keeps true: training goes on as if nobody had asked: weights, modes and random generators are as they were.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback
+
+from sartor.chat.options import SamplingOptions
+from sartor.chat.sample import Speaker
+from sartor.engine.precision import autocast
+from sartor.errors import OutOfMemoryError, RunFolderError
+from sartor.trainer import saving
+
+if TYPE_CHECKING:
+    from sartor.trainer.sft_trainer import SFTTrainer
+
+JSON_NAME = "samples.jsonl"
+TABLE_NAME = "samples.md"
+NO_ANSWER = "(no answer: memory ran out)"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One answer."""
+
+    step: int
+    prompt: str
+    answer: str
+
+
+class SampleAnswers(TrainerCallback):
+    """Asks before the first step, at each evaluation or every `sample_steps`, and after the last step."""
+
+    def __init__(self, trainer: SFTTrainer, prompts: Sequence[str], every: int | None, max_new_tokens: int) -> None:
+        self._trainer = trainer
+        self._prompts = tuple(prompts)
+        self._every = every
+        self._options = SamplingOptions(greedy=True, max_new_tokens=max_new_tokens, seed=0)
+        self._at_once = len(self._prompts)
+        self.samples: list[Sample] = []
+        """All that were taken, in the order of the steps."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Go on with the table of the run that is resumed, or begin one."""
+        step = state.global_step
+        self.samples = [sample for sample in read(args.output_dir) if sample.step <= step] if step else []
+        if not step:
+            self._ask(step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Every `sample_steps`."""
+        if self._every is not None and state.global_step % self._every == 0:
+            self._ask(state.global_step)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Beside the evaluation's figures, unless `sample_steps` says when."""
+        if self._every is None and self._trainer.is_in_train and not self._is_asked(state.global_step):
+            self._ask(state.global_step)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The model that training ends with, which may be the best one, not the last."""
+        if not self._is_asked(state.global_step) or args.load_best_model_at_end:
+            self._ask(state.global_step)
+
+    def _is_asked(self, step: int) -> bool:
+        return any(sample.step == step for sample in self.samples)
+
+    def _ask(self, step: int) -> None:
+        trainer = self._trainer
+        assert trainer.engine is not None
+        assert trainer.recovery is not None
+        recovery = trainer.recovery
+        try:
+            answers = recovery.survive("the answers to sample_prompts", self._answers, self._less)
+        except OutOfMemoryError as error:  # a table with a hole is no reason to lose a run
+            trainer.say(f"sample_prompts are left unanswered at step {step}: {error}")
+            answers = [NO_ANSWER] * len(self._prompts)
+        self.samples = [sample for sample in self.samples if sample.step != step]
+        self.samples += [Sample(step, *pair) for pair in zip(self._prompts, answers, strict=True)]
+        try:
+            write(trainer.args.output_dir, self.samples)
+        except RunFolderError as error:
+            trainer.say(f"the run goes on, but its sample answers could not be written: {error}")
+
+    def _answers(self) -> list[str]:
+        trainer = self._trainer
+        assert trainer.engine is not None
+        speaker = Speaker(trainer.model, trainer.processing_class)
+        answers: list[str] = []
+        for start in range(0, len(self._prompts), self._at_once):
+            asked = [[{"role": "user", "content": text}] for text in self._prompts[start : start + self._at_once]]
+            with autocast(trainer.engine.device, trainer.engine.compute_dtype):
+                answers += speaker.answers(asked, self._options)
+        return answers
+
+    def _less(self) -> str | None:
+        """A remedy: the same once more, then fewer questions at once."""
+        assert self._trainer.recovery is not None
+        forgiven = self._trainer.recovery.forgive()
+        if forgiven is not None or self._at_once == 1:
+            return forgiven
+        self._at_once = max(1, self._at_once // 2)
+        return f"{self._at_once} of sample_prompts at a time"
+
+
+def write(folder: str | os.PathLike[str], samples: Sequence[Sample]) -> None:
+    """Write both files, each whole or not at all.
+
+    Raises:
+        RunFolderError: they cannot be written.
+    """
+    lines = [json.dumps(asdict(sample), ensure_ascii=False) for sample in samples]
+    for name, text in ((JSON_NAME, "".join(f"{line}\n" for line in lines)), (TABLE_NAME, table(samples))):
+        path = Path(folder) / name
+        with saving.explained(path):
+            partial = path.with_name(f".{name}.partial")
+            partial.write_text(text, encoding="utf-8")
+            os.replace(partial, path)
+
+
+def read(folder: str | os.PathLike[str]) -> list[Sample]:
+    """What `write` wrote; nothing where there is nothing."""
+    path = Path(folder) / JSON_NAME
+    if not path.exists():
+        return []
+    return [Sample(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def table(samples: Sequence[Sample]) -> str:
+    """Markdown: a heading per question, a row per step."""
+    lines = ["# Answers during training", ""]
+    for number, prompt in enumerate(dict.fromkeys(sample.prompt for sample in samples), 1):
+        lines += [f"## {number}. {_cell(prompt)}", "", "| step | answer |", "|---|---|"]
+        lines += [f"| {sample.step} | {_cell(sample.answer)} |" for sample in samples if sample.prompt == prompt]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def first_and_last(samples: Sequence[Sample]) -> str:
+    """For the end of a run: each question with the first and the last answer, in lines."""
+    lines = []
+    for prompt in dict.fromkeys(sample.prompt for sample in samples):
+        answers = [sample for sample in samples if sample.prompt == prompt]
+        lines.append(f"? {_line(prompt)}")
+        shown = answers[:1] if len(answers) == 1 else [answers[0], answers[-1]]
+        lines += [f"  step {sample.step}: {_line(sample.answer)}" for sample in shown]
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return text.strip().replace("|", "\\|").replace("\r", "").replace("\n", "<br>")
+
+
+def _line(text: str, width: int = 160) -> str:
+    joined = " ".join(text.split())
+    return joined if len(joined) <= width else f"{joined[: width - 3]}..."
