@@ -63,6 +63,18 @@ class MetricsFile:
             _require_same_file(self._descriptor, self.path)
             _append(self._descriptor, line)
 
+    def sync(self) -> int:
+        """Bring what was written to the disk; returns the file's length in bytes.
+
+        Raises:
+            RunFolderError: the disk refuses, or the file was closed.
+        """
+        if self._descriptor is None:
+            raise RunFolderError(f"cannot write {self.path}: it was closed. Open it again with MetricsFile.")
+        with errors_name(self.path):
+            os.fsync(self._descriptor)
+            return os.fstat(self._descriptor).st_size
+
     def close(self) -> None:
         """Close the file; a second call does nothing."""
         if self._descriptor is not None:

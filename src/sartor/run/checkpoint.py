@@ -105,7 +105,7 @@ def seal(folder: Path) -> None:
         _to_disk(inner)
     content = {"format": _FORMAT, "files": files}
     manifest = folder / MANIFEST_NAME
-    manifest.write_text(json.dumps({**content, "blake2b": _digest_of(content)}, indent=1) + "\n", encoding="utf-8")
+    manifest.write_text(json.dumps({**content, "blake2b": _digest_of(content)}, indent=1), encoding="utf-8")
     _to_disk(manifest)
     _to_disk(folder)
 
@@ -282,6 +282,11 @@ class Writer:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a job is under way."""
+        return self._thread is not None and self._thread.is_alive()
+
     def start(self, job: Callable[[], None]) -> None:
         """Begin `job`, after the one before it.
 
@@ -309,7 +314,7 @@ class Writer:
         Raises:
             Exception: what a job that has ended raised.
         """
-        if self._thread is not None and not self._thread.is_alive():
+        if not self.is_busy:
             self.wait()
 
     def _work(self, job: Callable[[], None]) -> None:

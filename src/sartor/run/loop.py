@@ -124,7 +124,7 @@ class Stepper(Protocol):
 
 
 def loop(
-    epochs: Iterable[int], batches: Callable[[int], Iterable[OptimizerBatch]], stepper: Stepper
+    epochs: Iterable[int], batches: Callable[[int], Iterable[OptimizerBatch]], stepper: Stepper, *, seen: int = 0
 ) -> Generator[Event, Reply, None]:
     """Run epochs until they end or a reply stops them.
 
@@ -132,10 +132,11 @@ def loop(
         epochs: numbers of the epochs to run.
         batches: the optimizer batches of an epoch.
         stepper: computes.
+        seen: device batches of the first epoch that were gone through before, in a run that is resumed: `batches` does
+            not give them again.
     """
     for epoch in epochs:
         yield EpochBegin(epoch)
-        seen = 0
         reply = Reply.GO_ON
         for batch in batches(epoch):
             yield StepBegin()
@@ -159,5 +160,6 @@ def loop(
             if reply is not Reply.GO_ON:
                 break
         end = yield EpochEnd(seen)
+        seen = 0
         if Reply.STOP_TRAINING in (reply, end):
             return

@@ -5,26 +5,46 @@ In: a trainer whose run is set up, and the loop.  Out: the run's `TrainOutput`. 
 
 from __future__ import annotations
 
+import math
+import sys
 import time
+from collections.abc import Callable, Mapping
 from contextlib import closing
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from accelerate.utils.memory import clear_device_cache
 from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import SaveStrategy, TrainOutput, speed_metrics
 
+from sartor.errors import RunFolderError
 from sartor.records import LossSums, StepResult
 from sartor.run import loop
-from sartor.run.interrupt import Interrupts
+from sartor.run.interrupt import Interrupts, Terminated
 from sartor.run.loop import Reply
+from sartor.run.spikes import Spikes
+from sartor.run.state import generator_states, restore_generators
 from sartor.trainer import saving
+from sartor.trainer.checkpoints import Checkpoints, callback_states, require_stoppable, restore_callbacks
 from sartor.trainer.feed import Feed
 from sartor.trainer.journal import Journal
+from sartor.trainer.recovering import rows_named, summary
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
     from sartor.trainer.sft_trainer import SFTTrainer
+
+
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    """Where a run was before an evaluation."""
+
+    control: dict[str, bool]
+    metrics_bytes: int
+    num_logs: int
+    callbacks: dict[str, list[dict[str, Any]]]
 
 
 class Window:
@@ -34,9 +54,14 @@ class Window:
         self.loss = 0.0
         """Sum of the steps' mean losses, as Trainer logs it."""
         self.sums: LossSums | None = None
+        self.num_skipped = 0
+        """Steps whose batch was skipped: they have no loss."""
 
     def add(self, result: StepResult) -> None:
         """Count a step."""
+        if result.is_skipped:
+            self.num_skipped += 1
+            return
         self.loss += result.sums.mean_loss
         self.sums = result.sums if self.sums is None else self.sums + result.sums
 
@@ -48,6 +73,24 @@ class Window:
             "entropy": float(self.sums.entropy_sum) / self.sums.num_targets,
             "mean_token_accuracy": float(self.sums.num_correct) / self.sums.num_targets,
         }
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {
+            "loss": self.loss,
+            "num_skipped": self.num_skipped,
+            "sums": None if self.sums is None else asdict(self.sums),
+        }
+
+    def load_state(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Go on from what `state` returned."""
+        self.loss, self.num_skipped = state["loss"], state["num_skipped"]
+        if state["sums"] is not None:
+            fields: dict[str, Any] = {
+                name: value.to(device) if isinstance(value, torch.Tensor) else value
+                for name, value in state["sums"].items()
+            }
+            self.sums = LossSums(**fields)
 
 
 class Drive:
@@ -74,6 +117,8 @@ class Drive:
         self.measures_targets = measures_targets
         self.epoch = 0
         self.window = Window()
+        self.num_skipped = 0
+        self.spikes = Spikes()
         self.last_logged = 0
         self.total_loss = 0.0
         self.grad_norm: float | None = None
@@ -82,13 +127,29 @@ class Drive:
         self.last_saved = 0
         self.evaluated_last = False
         """Whether an evaluation came after the last step."""
+        self.checkpoints: Checkpoints | None = None
+        """Set when there is something to save."""
+        self.is_whole = True
+        """Whether weights, schedule and counts agree, so that they may be saved; not so in the middle of an update, and
+        after training, when the best model may have been loaded."""
+        self._cursor = feed.cursor(0, 0)
+        self._generators = generator_states()
+        self._mark: _Mark | None = None
+        """While an evaluation is under way: what an interrupted one goes back to."""
+        self._control_to_restore: dict[str, bool] | None = None
+        self._was_stepped = False
 
     def run(self, events: Generator[loop.Event, Reply, None]) -> TrainOutput:
         """Drive a run from its first event to its last log."""
         trainer = self.trainer
         with self.interrupts, closing(events):
+            self.interrupts.hold()
             self._call("on_train_begin")
-            if trainer.args.eval_on_start:
+            if self._control_to_restore is not None:
+                self._restore_control()
+                if trainer.control.should_evaluate:  # an evaluation was interrupted
+                    self._log_evaluate_save()
+            elif trainer.args.eval_on_start:
                 self._evaluate(steps_schedule=False)
             event = next(events, None)
             while event is not None:
@@ -96,6 +157,9 @@ class Drive:
                     event = events.send(self._react(event))
                 except StopIteration:
                     break
+            if trainer.args.eval_on_end and not self.evaluated_last:
+                trainer.control.should_evaluate = True
+                self._log_evaluate_save()
             return self._finalize_training()
 
     def _react(self, event: loop.Event) -> Reply:
@@ -104,6 +168,7 @@ class Drive:
             case loop.EpochBegin(epoch):
                 self.epoch = epoch
                 self._call("on_epoch_begin")
+                self._restore_control()
             case loop.StepBegin():
                 self._empty_cache()
                 self.journal.step_begins()
@@ -112,7 +177,8 @@ class Drive:
                 self._call("on_substep_end")
             case loop.PreOptimizerStep():
                 self._call("on_pre_optimizer_step")
-                self.interrupts.hold()  # until the step is counted: half of one must not be saved
+                self.interrupts.pause()
+                self.is_whole = False  # until the step is counted: half of one must not be saved
             case loop.OptimizerStepped():
                 self._call("on_optimizer_step")
             case loop.StepEnd():
@@ -124,8 +190,12 @@ class Drive:
                         f"{trainer.state.global_step}."
                     )
                     trainer.control.should_training_stop = True
+                self._advance(self.epoch + 1, 0)
                 self._call("on_epoch_end")
                 self._log_evaluate_save()
+                self._generators = generator_states()
+        if not isinstance(event, loop.OptimizerStepped):
+            self.interrupts.pause()
         return self._reply(event)
 
     def _reply(self, event: loop.Event) -> Reply:
@@ -145,6 +215,7 @@ class Drive:
     def _step_end(self, event: loop.StepEnd) -> None:
         trainer, result = self.trainer, event.result
         self.window.add(result)
+        self._report_spike(result)
         self.evaluated_last = False
         self.grad_norm = result.grad_norm
         self.learning_rate = event.learning_rate
@@ -153,9 +224,32 @@ class Drive:
         self.journal.step_ends(result.num_tokens, self.feed.last_flops)
         trainer.state.global_step += 1
         trainer.state.epoch = self.epoch + event.num_device_batches / self.steps_in_epoch
-        self.interrupts.release()
+        self._advance(self.epoch, event.num_device_batches)
+        self.is_whole = True
+        if self.checkpoints is not None:
+            if not self._was_stepped:
+                self.checkpoints.check_state()
+            self._tolerate(self.checkpoints.check)
+        self._was_stepped = True
         self._call("on_step_end")
         self._log_evaluate_save()
+        self._generators = generator_states()
+
+    def _advance(self, epoch: int, num_device_batches: int) -> None:
+        """What is saved from here on is of this moment, also when the next batch is under way."""
+        self._cursor = self.feed.cursor(epoch, num_device_batches)
+        self._generators = generator_states()
+
+    def _report_spike(self, result: StepResult) -> None:
+        """Say where a loss stands out; see `run.spikes` for the rule."""
+        if result.is_skipped:
+            return
+        usual = self.spikes.add(result.sums.mean_loss)
+        if usual is not None:
+            self.trainer.say(
+                f"step {self.trainer.state.global_step + 1}: a loss of {result.sums.mean_loss:.3g}, where the last "
+                f"ones had a mean of {usual:.3g}: {rows_named(self.trainer, result.keys)}"
+            )
 
     def _count_tokens(self, num_tokens: int) -> None:
         """Count the tokens of a step, padding not included."""
@@ -182,19 +276,91 @@ class Drive:
             self.save()
 
     def save(self) -> None:
-        """A checkpoint, and the event for it."""
-        self.trainer._save_checkpoint(self.trainer.model, None)
-        self.last_saved = self.trainer.state.global_step
-        self._call("on_save")
+        """A checkpoint, and the event for it; the run may go on without one that does not fit on the disk."""
+        if self._tolerate(lambda: self.trainer._save_checkpoint(self.trainer.model, None)):
+            self.last_saved = self.trainer.state.global_step
+            self._call("on_save")
+        self.trainer.control.should_save = False
+
+    def _tolerate(self, action: Callable[[], Any]) -> bool:
+        """Whether saving went well; what the user's policy does not pass over is raised."""
+        try:
+            action()
+        except RunFolderError as error:
+            require_stoppable(error, self.trainer)
+            return False
+        return True
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint: everything that a run is besides model, optimizer and schedule."""
+        mark = self._mark
+        control = mark.control if mark is not None else {**self._control(), "should_save": False}
+        return {
+            "cursor": self._cursor,
+            "generators": self._generators,
+            "control": control,
+            "drive": {
+                "window": self.window.state(),
+                "last_logged": self.last_logged,
+                "num_skipped": self.num_skipped,
+                "spikes": self.spikes.state(),
+                "total_loss": self.total_loss,
+                "grad_norm": self.grad_norm,
+                "learning_rate": self.learning_rate,
+                "evaluated_last": self.evaluated_last,
+                "seconds": time.time() - self.start_time,
+            },
+            "num_tokens": self.trainer.total_train_tokens,
+            "journal": self.journal.state(),
+            "metrics_bytes": mark.metrics_bytes if mark is not None else self.journal.durable_bytes(),
+        }
+
+    def resume(self, content: Mapping[str, Any], *, ignores_stop: bool) -> tuple[int, int]:
+        """Go on from what `state` returned: (epoch to begin with, device batches of it that are done).
+
+        Args:
+            content: of the checkpoint.
+            ignores_stop: a wish to stop is forgotten, since the run is to be longer than it was.
+        """
+        trainer, drive = self.trainer, content["drive"]
+        self.window.load_state(drive["window"], trainer.args.device)
+        self.spikes.load_state(**drive["spikes"])
+        for name in ("last_logged", "num_skipped", "total_loss", "grad_norm", "learning_rate", "evaluated_last"):
+            setattr(self, name, drive[name])
+        self.start_time = time.time() - drive["seconds"]
+        self.last_saved = trainer.state.global_step
+        trainer.total_train_tokens = content["num_tokens"]
+        self.journal.load_state(content["journal"])
+        control = dict(content["control"])
+        if ignores_stop:
+            control.update(should_training_stop=False, should_epoch_stop=False)
+        self._control_to_restore = control
+        self._cursor, self._generators = dict(content["cursor"]), content["generators"]
+        stops = control["should_training_stop"] or control["should_epoch_stop"]
+        self.feed.start_at(self._cursor, lambda: restore_generators(content["generators"]), stops=stops)
+        if stops and self._cursor["device_batches"] == 0:
+            self._cursor["epoch"] = sys.maxsize  # it was stopped at the end of an epoch: there is no next one
+        return self._cursor["epoch"], self._cursor["device_batches"]
+
+    def _restore_control(self) -> None:
+        """Put back what callbacks had decided: handlers forget it when training, and each epoch, begins."""
+        for name, value in (self._control_to_restore or {}).items():
+            setattr(self.trainer.control, name, value)
+
+    def _control(self) -> dict[str, bool]:
+        state: dict[str, bool] = dict(self.trainer.control.state()["args"])
+        return state
 
     def _log(self) -> None:
         trainer = self.trainer
-        logs: dict[str, float] = {"loss": self.window.loss / (trainer.state.global_step - self.last_logged)}
+        num_steps = trainer.state.global_step - self.last_logged - self.window.num_skipped
+        logs: dict[str, float] = {"loss": self.window.loss / num_steps if num_steps else math.nan}
         if self.grad_norm is not None:
             logs["grad_norm"] = self.grad_norm
         if self.learning_rate is not None:
             logs["learning_rate"] = self.learning_rate
         self.total_loss += self.window.loss
+        self.num_skipped += self.window.num_skipped
         self.last_logged = trainer.state.global_step
         trainer.store_flos()
         trainer.pending_metrics = self._pending()
@@ -209,7 +375,17 @@ class Drive:
         return {**metrics, "num_tokens": float(self.trainer.total_train_tokens)}
 
     def _evaluate(self, *, steps_schedule: bool = True) -> dict[str, float]:
-        metrics: dict[str, float] = self.trainer._evaluate(None, self.ignore_keys, skip_scheduler=not steps_schedule)
+        trainer = self.trainer
+        self._mark = _Mark(
+            self._control(), self.journal.durable_bytes(), len(trainer.state.log_history), callback_states(trainer)
+        )
+        try:
+            metrics: dict[str, float] = trainer._evaluate(None, self.ignore_keys, skip_scheduler=not steps_schedule)
+        except (KeyboardInterrupt, Terminated):  # it is done anew when the run goes on
+            del trainer.state.log_history[self._mark.num_logs :]
+            restore_callbacks(trainer, self._mark.callbacks)
+            raise
+        self._mark = None
         self.evaluated_last = True
         return metrics
 
@@ -217,8 +393,12 @@ class Drive:
         """The last log, and what comes after it; transformers' memory tracker knows its callers by their names."""
         trainer = self.trainer
         state = trainer.state
+        self.is_whole = False
+        if self.checkpoints is not None:
+            self._tolerate(self.checkpoints.wait)
         self.total_loss += self.window.loss
-        train_loss = self.total_loss / max(state.global_step, 0.001)
+        self.num_skipped += self.window.num_skipped
+        train_loss = self.total_loss / max(state.global_step - self.num_skipped, 0.001)
         metrics = speed_metrics(
             "train",
             self.start_time,
@@ -228,6 +408,7 @@ class Drive:
         trainer.store_flos()
         metrics["total_flos"] = state.total_flos
         metrics["train_loss"] = train_loss
+        metrics.update(summary(trainer, num_skipped=self.num_skipped, num_spikes=self.spikes.count))
         trainer._memory_tracker.stop_and_update_metrics(metrics)
         # of steps that were not logged; as in trl they are left out where an evaluation came last
         trainer.pending_metrics = {} if self.evaluated_last else self._pending()

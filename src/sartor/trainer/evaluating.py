@@ -88,7 +88,7 @@ def _loader(trainer: SFTTrainer, dataset: Any) -> DataLoader[Any]:
 
 def _measured_names(prefix: str) -> tuple[str, ...]:
     """Keys that come last in the log, as in trl's."""
-    return (f"{prefix}_entropy", f"{prefix}_mean_token_accuracy")
+    return (f"{prefix}_entropy", f"{prefix}_mean_token_accuracy", f"{prefix}_perplexity")
 
 
 def _speed(trainer: SFTTrainer, prefix: str, start_time: float, num_samples: int) -> dict[str, float]:
@@ -102,6 +102,7 @@ def _own(trainer: SFTTrainer, dataset: Any, prefix: str) -> tuple[dict[str, floa
 
     def on_batch() -> None:
         trainer.control = trainer.callback_handler.on_prediction_step(trainer.args, trainer.state, trainer.control)
+        trainer.pause()
 
     with engine_for(trainer, longest_tokens=lambda: _longest(dataset), trains=False) as engine:
         found = _measure(trainer, engine, dataset, prefix, on_batch)
@@ -112,11 +113,15 @@ def _measure(
     trainer: SFTTrainer, engine: Engine, dataset: Any, prefix: str, on_batch: Callable[[], None] = lambda: None
 ) -> evaluation.Evaluation:
     batches = device_batches(_examples(dataset), trainer.args.eval_batch_size)
-    return evaluation.evaluate(engine, batches, name=f"{prefix} data", on_batch=on_batch)
+    return evaluation.evaluate(engine, batches, name=f"{prefix} data", on_batch=on_batch, recovery=trainer.recovery)
 
 
 def _token_metrics(found: evaluation.Evaluation, prefix: str) -> dict[str, float]:
-    return {f"{prefix}_entropy": found.entropy, f"{prefix}_mean_token_accuracy": found.token_accuracy}
+    return {
+        f"{prefix}_entropy": found.entropy,
+        f"{prefix}_mean_token_accuracy": found.token_accuracy,
+        f"{prefix}_perplexity": found.perplexity,
+    }
 
 
 def _padded(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -100,6 +101,7 @@ class Examples:
         strategy: str,
         drop_last: bool,
         keep_rows: bool = False,
+        skip: int = 0,
     ) -> Iterator[OptimizerBatch]:
         """The optimizer batches of an epoch.
 
@@ -111,6 +113,7 @@ class Examples:
             strategy: "random", "sequential" or "group_by_length".
             drop_last: whether a last device batch that is not full is left out.
             keep_rows: whether the rows themselves are wanted too.
+            skip: optimizer batches that are left out at the beginning; their rows are not read.
         """
         indices = order.epoch_order(
             len(self),
@@ -121,7 +124,7 @@ class Examples:
             batch_size=batch_size * accumulation,
         )
         device_batches = order.device_batches(indices, batch_size, drop_last=drop_last)
-        for group in order.optimizer_batches(device_batches, accumulation):
+        for group in islice(order.optimizer_batches(device_batches, accumulation), skip, None):
             keys = tuple(index for batch in group for index in batch)
             rows = tuple(self.rows(keys)) if keep_rows else ()
             examples = tuple(map(example_of, rows)) if keep_rows else tuple(self.take(keys))

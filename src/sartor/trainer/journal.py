@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sartor.memory.device import peak_bytes
@@ -46,6 +47,18 @@ class Journal:
                 record["model_flops_utilization"] = self._flops / self._seconds / self._peak_flops
             self._tokens, self._flops, self._seconds = 0, 0.0, 0.0
         self._file.write(record)
+
+    def state(self) -> dict[str, float]:
+        """What was counted since the last log."""
+        return {"tokens": self._tokens, "flops": self._flops, "seconds": self._seconds}
+
+    def load_state(self, state: Mapping[str, float]) -> None:
+        """Go on from what `state` returned."""
+        self._tokens, self._flops, self._seconds = int(state["tokens"]), state["flops"], state["seconds"]
+
+    def durable_bytes(self) -> int:
+        """The length of the file, all of which is on the disk when this returns."""
+        return self._file.sync()
 
     def close(self) -> None:
         """Close the file."""

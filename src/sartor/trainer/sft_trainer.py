@@ -16,16 +16,19 @@ from transformers.trainer_utils import PredictionOutput, TrainOutput
 from sartor.config import SFTConfig
 from sartor.engine.precision import Masters
 from sartor.engine.step import Engine
-from sartor.errors import ConfigurationError
+from sartor.errors import ConfigurationError, RunFolderError
 from sartor.records import Plan
+from sartor.run.recover import Recovery
 from sartor.trainer import evaluating, hub, saving, training, voice
 from sartor.trainer.arguments import as_sft_config, take_old_arguments
+from sartor.trainer.checkpoints import Checkpoints
 from sartor.trainer.checks import Given
 from sartor.trainer.construction import TAGS, build
 from sartor.trainer.examples import default_collator
 from sartor.trainer.journal import Journal
 from sartor.trainer.overrides import overrides_loss, refuse_overrides
 from sartor.trainer.padded import dft_loss
+from sartor.trainer.sampling import SampleAnswers
 from sartor.trainer.weighted import refuse_with_own_loss
 
 if TYPE_CHECKING:
@@ -107,8 +110,11 @@ class SFTTrainer(Trainer):
         self.dataset_id = parts.dataset_id
         self.masters = Masters(parts.model)
         self.engine: Engine | None = None
+        self.recovery: Recovery | None = None
         self.plan: Plan | None = None
         self.journal: Journal | None = None
+        self.checkpoints: Checkpoints | None = None
+        self.pause: Callable[[], None] = training.do_nothing
         self.pending_metrics: dict[str, float] = {}
         self.total_train_tokens = 0
         self.base_licenses: dict[str, str | None] = {}
@@ -134,6 +140,12 @@ class SFTTrainer(Trainer):
         )
         for data in (self.train_dataset, self.eval_dataset):
             refuse_with_own_loss(self, data)
+        self.sample_answers: SampleAnswers | None = None
+        if args.sample_prompts:
+            self.sample_answers = SampleAnswers(
+                self, args.sample_prompts, args.sample_steps, args.sample_max_new_tokens
+            )
+            self.add_callback(self.sample_answers)
         self.model.add_model_tags(self._tag_names)
         if self.uses_padded_batches:
             self.say(
@@ -151,20 +163,23 @@ class SFTTrainer(Trainer):
     ) -> TrainOutput:
         """Train; returns the number of steps, the mean loss and the last log.
 
+        Args:
+            resume_from_checkpoint: True goes on from the newest checkpoint in `output_dir` that is whole; a path from
+                that one; "if_any" as True, but from the start where there is none.
+            trial: not supported.
+            ignore_keys_for_eval: outputs of the model that `compute_metrics` does not get.
+
         Raises:
-            ConfigurationError: resuming, or a hyperparameter trial, is asked for: neither is supported yet.
+            ConfigurationError: the checkpoint is of another run, and what differs was not accepted
+                (`accept_changes`); or a hyperparameter trial is asked for.
+            RunFolderError: there is no checkpoint to go on from, or it is damaged; or the disk is full.
             DataError, NonFiniteError: an optimizer batch has no target, or its loss is not finite.
-            KeyboardInterrupt: again, after a checkpoint where `save_strategy` is not "no".
+            KeyboardInterrupt: again, after a checkpoint where `save_strategy` is not "no"; SIGTERM is a SystemExit.
         """
-        if resume_from_checkpoint:
-            raise ConfigurationError(
-                f"resume_from_checkpoint={resume_from_checkpoint!r}: resuming is not supported yet. Start a new run "
-                "from the checkpoint's weights, model=<its folder>; schedule and optimizer states start anew."
-            )
         if trial is not None:
             raise ConfigurationError("trial: hyperparameter search is not supported; run one SFTTrainer per trial.")
         refuse_overrides(self, SFTTrainer)
-        return training.train(self, ignore_keys_for_eval)
+        return training.train(self, ignore_keys_for_eval, resume_from_checkpoint)
 
     def compute_loss(
         self,
@@ -255,7 +270,9 @@ class SFTTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self.create_model_card(model_name=hub.short_name(self.args))
-        saving.save_checkpoint(self)
+        if self.checkpoints is None:
+            raise RunFolderError("checkpoints are saved while train() runs: use save_model() before and after it.")
+        self.checkpoints.save()
 
     def create_model_card(
         self,

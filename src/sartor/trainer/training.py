@@ -12,44 +12,59 @@ from transformers.trainer_utils import SaveStrategy, TrainOutput, align_special_
 
 from sartor.config import resolved_configuration
 from sartor.engine.step import Engine
-from sartor.errors import RunFolderError
+from sartor.errors import NonFiniteError
 from sartor.memory.allocator import retaining
 from sartor.run import loop
+from sartor.run.interrupt import Terminated
 from sartor.run.stepper import EngineStepper, Updater
-from sartor.trainer import saving
+from sartor.trainer import resuming, saving
+from sartor.trainer.checkpoints import Checkpoints, interrupted_save
 from sartor.trainer.driving import Drive, fresh_state
 from sartor.trainer.evaluating import lazy_loader
 from sartor.trainer.feed import Feed
 from sartor.trainer.journal import Journal
 from sartor.trainer.padded import PaddedStepper
+from sartor.trainer.recovering import non_finite_policy, with_last_checkpoint
+from sartor.trainer.resuming import Resumption
 from sartor.trainer.setup import announce, engine_for, matrix_rate
 
 if TYPE_CHECKING:
     from sartor.trainer.sft_trainer import SFTTrainer
 
 
-def train(trainer: SFTTrainer, ignore_keys: list[str] | None) -> TrainOutput:
-    """Run a training from its first step to its last log; see `SFTTrainer.train` for what is raised."""
+def train(
+    trainer: SFTTrainer, ignore_keys: list[str] | None, resume: str | bool | os.PathLike[str] | None = None
+) -> TrainOutput:
+    """Run a training from its first step, or from a checkpoint, to its last log; see `SFTTrainer.train`."""
     trainer._memory_tracker.start()
+    resumption = resuming.find(trainer, resume)
     align_special_tokens(trainer.model, trainer.processing_class)
     feed = Feed(trainer)
     with ExitStack() as stack:
         stack.callback(_end, trainer)
         trainer.is_in_train = True
         stack.enter_context(retaining(wanted=trainer.args.device.type == "cpu"))
-        engine = stack.enter_context(engine_for(trainer, longest_tokens=feed.longest_document, trains=True))
+        plan = None if resumption is None else resumption.plan
+        if plan is not None:
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
+            resuming.keep_threads(trainer, plan)
+        engine = stack.enter_context(
+            engine_for(trainer, longest_tokens=feed.longest_document, trains=True, frozen=plan)
+        )
         trainer.plan = engine.plan
         feed.traits = engine.traits
-        drive, events = _start(trainer, engine, feed, ignore_keys)
+        drive, events = _start(trainer, engine, feed, ignore_keys, resumption)
         try:
             return drive.run(events)
-        except KeyboardInterrupt:
+        except NonFiniteError as error:
+            raise with_last_checkpoint(error, trainer) from error
+        except (KeyboardInterrupt, Terminated):
             _save_interrupted(trainer, drive)
             raise
 
 
 def _start(
-    trainer: SFTTrainer, engine: Engine, feed: Feed, ignore_keys: list[str] | None
+    trainer: SFTTrainer, engine: Engine, feed: Feed, ignore_keys: list[str] | None, resumption: Resumption | None
 ) -> tuple[Drive, Generator[loop.Event, loop.Reply, None]]:
     args = trainer.args
     loader = lazy_loader(
@@ -64,6 +79,10 @@ def _start(
         trainer._created_lr_scheduler = False
     trainer.create_optimizer()
     trainer.create_scheduler(num_training_steps=max_steps)
+    if resumption is not None:
+        resuming.restore_weights(trainer, resumption)
+        resuming.restore_optimizer(trainer, resumption)
+        resuming.restore_state(trainer, resumption)
     handler = trainer.callback_handler
     handler.model, handler.optimizer, handler.lr_scheduler = trainer.model, trainer.optimizer, trainer.lr_scheduler
     handler.train_dataloader = loader
@@ -81,34 +100,55 @@ def _start(
         ignore_keys_for_eval=ignore_keys,
         measures_targets=not trainer.uses_padded_batches,
     )
-    return drive, loop.loop(range(num_train_epochs), feed.batches, _stepper(trainer, engine))
+    updater = _updater(trainer, engine)
+    updater.pause = trainer.pause = drive.interrupts.pause
+    trainer.checkpoints = drive.checkpoints = Checkpoints(trainer, engine, updater, drive.state)
+    first_epoch = seen = 0
+    if resumption is not None:
+        updater.load_state(resumption.content["updater"])
+        first_epoch, seen = drive.resume(resumption.content, ignores_stop=resumption.extends)
+    trainer.checkpoints.prepare()
+    epochs = range(first_epoch, num_train_epochs)
+    return drive, loop.loop(epochs, feed.batches, _stepper(trainer, engine, updater), seen=seen)
 
 
-def _stepper(trainer: SFTTrainer, engine: Engine) -> EngineStepper | PaddedStepper:
+def _stepper(trainer: SFTTrainer, engine: Engine, updater: Updater) -> EngineStepper | PaddedStepper:
+    if trainer.uses_padded_batches:
+        return PaddedStepper(trainer, engine, updater, trainer.data_collator)
+    return EngineStepper(engine, updater)
+
+
+def _updater(trainer: SFTTrainer, engine: Engine) -> Updater:
     scheduler = trainer.lr_scheduler
-    updater = Updater(
+    return Updater(
         trainer.optimizer,
         scheduler,
         engine,
         trainer.args.max_grad_norm,
         steps_on_metrics=isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
         or type(scheduler).__name__ == "GreedyLR",
+        recovery=trainer.recovery,
+        policy=non_finite_policy(trainer),
     )
-    if trainer.uses_padded_batches:
-        return PaddedStepper(trainer, engine, updater, trainer.data_collator)
-    return EngineStepper(engine, updater)
+
+
+def do_nothing() -> None:
+    """What `trainer.pause` is outside of training."""
 
 
 def _save_interrupted(trainer: SFTTrainer, drive: Drive) -> None:
     """A checkpoint of the steps that are done, where checkpoints are wanted and this one is not there yet."""
-    if trainer.args.save_strategy == SaveStrategy.NO or trainer.state.global_step <= drive.last_saved:
+    if trainer.args.save_strategy == SaveStrategy.NO or not drive.is_whole or drive.interrupts.is_urgent:
         return
-    try:
-        drive.save()
-    except RunFolderError as error:  # the interrupt is what the caller must see
-        trainer.say(f"interrupted, and nothing could be saved: {error}")
-    else:
-        trainer.say(f"interrupted: checkpoint-{trainer.state.global_step} is saved in {trainer.args.output_dir}")
+
+    def save() -> None:
+        if trainer.state.global_step > drive.last_saved:
+            drive.save()
+        assert drive.checkpoints is not None
+        drive.checkpoints.wait()
+
+    if trainer.state.global_step > 0:
+        interrupted_save(trainer, save)
 
 
 def _end(trainer: SFTTrainer) -> None:
@@ -116,5 +156,9 @@ def _end(trainer: SFTTrainer) -> None:
     if trainer.journal is not None:
         trainer.journal.close()
         trainer.journal = None
+    if trainer.checkpoints is not None:
+        trainer.checkpoints.settle()
+        trainer.checkpoints = None
+    trainer.pause = do_nothing
     trainer.model.zero_grad(set_to_none=True)
     trainer.is_in_train = False

@@ -1,0 +1,159 @@
+"""What a run is, in short: digests of data, template, tokenizer, model and adapter, to see whether two are the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers.trainer_utils import has_length
+
+import sartor
+from sartor.engine.traits import base_model
+from sartor.records import Example
+from sartor.trainer.examples import Examples
+
+if TYPE_CHECKING:
+    from sartor.trainer.sft_trainer import SFTTrainer
+
+_SAMPLED_VALUES = 4096
+"""Of each frozen parameter: enough to tell two models apart, few enough for the largest."""
+_MOVING_CONFIGURATION = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
+"""Keys of a model's configuration that follow from where and when it was loaded."""
+
+WHAT = {
+    "data": "the prepared rows of train_dataset",
+    "eval_data": "the prepared rows of eval_dataset",
+    "tokenizer": "the tokenizer",
+    "template": "the chat template",
+    "model": "the base model: its configuration, or its frozen weights",
+    "adapter": "the adapter's configuration",
+    "loss": "whether an own loss or data_collator is used",
+    "device": "the kind of device",
+}
+"""Name of each fingerprint to what it is taken of."""
+
+
+class ExampleDigest:
+    """A digest of examples in their order, which can be asked for at any time."""
+
+    def __init__(self) -> None:
+        self._checksum = hashlib.blake2b(digest_size=16)
+
+    def add(self, example: Example) -> None:
+        """One more."""
+        for part in (example.input_ids, example.labels, example.seq_lengths, example.weights):
+            content = np.ascontiguousarray(part)
+            if content.dtype.kind in "iu":  # rows come as lists, or from Arrow's buffers
+                content = content.astype(np.int64)
+            self._checksum.update(len(content).to_bytes(8, "little"))
+            self._checksum.update(content.tobytes())
+
+    def hexdigest(self) -> str:
+        """Of what was added so far."""
+        return self._checksum.hexdigest()
+
+
+def fingerprints(trainer: SFTTrainer) -> dict[str, str]:
+    """One digest, or one word, for each name of `WHAT`."""
+    tokenizer = trainer.processing_class
+    return {
+        "data": _data(trainer.train_dataset),
+        "eval_data": _evaluation_data(trainer.eval_dataset),
+        "tokenizer": _tokenizer(tokenizer),
+        "template": _digest(getattr(tokenizer, "chat_template", None)),
+        "model": _model(trainer.model),
+        "adapter": _adapter(trainer.model),
+        "loss": "own" if trainer.uses_padded_batches else "built in",
+        "device": trainer.args.device.type,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions that results may depend on in their last bits."""
+    import transformers
+
+    return {
+        "sartor": sartor.__version__,
+        "torch": str(torch.__version__),
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _data(dataset: Any) -> str:
+    """Of every example; a stream's rows are compared as they are read again."""
+    if not has_length(dataset):
+        return "a stream"
+    digest = ExampleDigest()
+    examples = Examples(dataset)
+    if "input_ids" not in (dataset.column_names or ()):  # rows that a user's own collator reads
+        return _digest([str(row) for row in dataset])
+    for example in examples.all():
+        digest.add(example)
+    return digest.hexdigest()
+
+
+def _evaluation_data(dataset: Any) -> str:
+    if dataset is None:
+        return "none"
+    if isinstance(dataset, Mapping):
+        return _digest({name: _data(part) for name, part in dataset.items()})
+    return _data(dataset)
+
+
+def _tokenizer(tokenizer: Any) -> str:
+    """Of its vocabulary and rules where it has them in one text, else of its vocabulary; and its special tokens."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
+    special = [str(getattr(tokenizer, name, None)) for name in ("bos_token", "eos_token", "pad_token", "unk_token")]
+    return _digest([rules, special])
+
+
+def _model(model: Any) -> str:
+    inner = base_model(model)
+    configuration = {key: value for key, value in inner.config.to_dict().items() if key not in _MOVING_CONFIGURATION}
+    checksum = hashlib.blake2b(_text(configuration).encode(), digest_size=16)
+    for name, parameter in inner.named_parameters():
+        if not parameter.requires_grad:
+            checksum.update(f"{name} {tuple(parameter.shape)}".encode())
+            checksum.update(_sample(parameter))
+    return checksum.hexdigest()
+
+
+def _sample(parameter: torch.Tensor) -> bytes:
+    """Values from all over a tensor, as float32: a model is the same in whatever dtype it was widened to."""
+    flat = parameter.detach().reshape(-1)
+    step = max(1, flat.numel() // _SAMPLED_VALUES)
+    return bytes(flat[::step].float().cpu().numpy().tobytes())
+
+
+def _adapter(model: Any) -> str:
+    from peft import PeftModel
+
+    if not isinstance(model, PeftModel):
+        return "none"
+    moving = ("inference_mode", "base_model_name_or_path", "revision", "peft_version")
+    return _digest(
+        {
+            name: {key: value for key, value in adapter.to_dict().items() if key not in moving}
+            for name, adapter in model.peft_config.items()
+        }
+    )
+
+
+def _digest(content: Any) -> str:
+    return hashlib.blake2b(_text(content).encode(), digest_size=16).hexdigest()
+
+
+def _text(content: Any) -> str:
+    return json.dumps(content, sort_keys=True, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON does not have: a set has no order, and differs from run to run."""
+    return sorted(map(str, value)) if isinstance(value, set | frozenset) else str(value)

@@ -1,0 +1,301 @@
+"""Checkpoint folders.
+
+Any damage is noticed, the one before is used, and a manifest stands beside nothing that is half.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sartor.errors import ConfigurationError
+from sartor.run import checkpoint
+
+STATE = {
+    "optimizer": {"state": {0: {"exp_avg": torch.arange(40, dtype=torch.float32), "step": torch.tensor(3.0)}}},
+    "generators": {"torch": torch.get_rng_state()},
+    "cursor": {"epoch": 1, "optimizer_batches": 7},
+}
+
+
+def make(run_folder: Path, step: int, *, state: dict[str, Any] | None = None) -> Path:
+    """A checkpoint as a run writes it, with a subfolder, an empty file, and a model of a few bytes."""
+    target = run_folder / f"checkpoint-{step}"
+    partial = checkpoint.partial_path(target)
+    (partial / "adapter").mkdir(parents=True)
+    (partial / "model.safetensors").write_bytes(os.urandom(500))
+    (partial / "adapter" / "adapter_config.json").write_text("{}", encoding="utf-8")
+    (partial / "trainer_state.json").write_text(json.dumps({"global_step": step}), encoding="utf-8")
+    checkpoint.write_state(partial, {**STATE, "step": step} if state is None else state)
+    checkpoint.seal(partial)
+    checkpoint.publish(partial, target)
+    return target
+
+
+def files_of(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+ALL_FILES = [
+    "adapter/adapter_config.json",
+    "manifest.json",
+    "model.safetensors",
+    "run_state/state.json",
+    "run_state/state.safetensors",
+    "trainer_state.json",
+]
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def flip_first(path: Path) -> None:
+    flip(path, 0)
+
+
+def flip_middle(path: Path) -> None:
+    flip(path, path.stat().st_size // 2)
+
+
+def flip_last(path: Path) -> None:
+    flip(path, path.stat().st_size - 1)
+
+
+def flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[max(place, 0)] ^= 1
+    path.write_bytes(content)
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def test_what_was_written_comes_back(tmp_path: Path) -> None:
+    folder = make(tmp_path, 4)
+    assert files_of(folder) == ALL_FILES
+    checkpoint.verify(folder)
+    state = checkpoint.read_state(folder)
+    assert state["cursor"] == STATE["cursor"]
+    assert torch.equal(state["optimizer"]["state"][0]["exp_avg"], torch.arange(40, dtype=torch.float32))
+    assert not list(tmp_path.glob("_*"))
+
+
+@pytest.mark.parametrize("name", ALL_FILES)
+@pytest.mark.parametrize("damage", [truncate, empty, flip_first, flip_middle, flip_last, remove])
+def test_every_damage_is_noticed_and_the_one_before_is_used(
+    name: str, damage: Callable[[Path], None], tmp_path: Path
+) -> None:
+    before = make(tmp_path, 4)
+    newest = make(tmp_path, 8)
+    damage(newest / name)
+    with pytest.raises(checkpoint.DamagedError):
+        checkpoint.verify(newest)
+    found = checkpoint.newest(tmp_path)
+    assert found.path == before
+    ((where, problem),) = found.damaged
+    assert where == newest
+    assert Path(name).name in problem
+
+
+def test_newer_is_a_matter_of_steps_and_not_of_text(tmp_path: Path) -> None:
+    make(tmp_path, 10)
+    make(tmp_path, 9)
+    assert checkpoint.newest(tmp_path).path == tmp_path / "checkpoint-10"
+
+
+def test_one_that_holds_the_model_alone_is_not_gone_on_from(tmp_path: Path) -> None:
+    make(tmp_path, 2)
+    alone = make(tmp_path, 4)
+    shutil.rmtree(alone / checkpoint.STATE_FOLDER)
+    checkpoint.seal(alone)
+    found = checkpoint.newest(tmp_path)
+    assert found.path == tmp_path / "checkpoint-2"
+    assert "model alone" in found.damaged[0][1]
+
+
+def test_a_folder_without_checkpoints_has_none(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-final").mkdir()
+    (tmp_path / "checkpoint-3").write_text("a file", encoding="utf-8")
+    assert checkpoint.newest(tmp_path) == checkpoint.Found(None, ())
+    assert checkpoint.newest(tmp_path / "nowhere").path is None
+
+
+class Killed(BaseException):
+    """In place of SIGKILL."""
+
+
+def test_killed_at_any_operation_a_manifest_is_found_only_beside_what_it_lists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the moment, what has a checkpoint's name verifies, and so does what has a manifest at all."""
+    to_disk, write_text, replace = checkpoint._to_disk, Path.write_text, os.replace
+    left = 0
+
+    def tick() -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise Killed
+
+    def half_written(path: Path, text: str, **options: Any) -> int:
+        if left == 1:
+            write_text(path, text[: len(text) // 2], **options)
+        tick()
+        return write_text(path, text, **options)
+
+    monkeypatch.setattr(checkpoint, "_to_disk", lambda path: (tick(), to_disk(path)))
+    monkeypatch.setattr(Path, "write_text", half_written)
+    monkeypatch.setattr(os, "replace", lambda one, other: (tick(), replace(one, other)))
+    num_kills = 0
+    while True:
+        run_folder = tmp_path / str(num_kills)
+        left = 10**9
+        make(run_folder, 1)
+        left = num_kills + 1
+        try:
+            make(run_folder, 2)
+        except Killed:
+            num_kills += 1
+        else:
+            break
+        for folder in run_folder.iterdir():
+            if (folder / checkpoint.MANIFEST_NAME).exists():
+                try:
+                    content = json.loads((folder / checkpoint.MANIFEST_NAME).read_text(encoding="utf-8"))
+                except ValueError:  # half a manifest promises nothing
+                    assert folder.name.startswith("_")
+                    continue
+                assert set(content["files"]) == set(ALL_FILES) - {checkpoint.MANIFEST_NAME}
+                checkpoint.verify(folder)
+        newest = checkpoint.newest(run_folder)
+        assert newest.path is not None
+        assert newest.damaged == ()
+        checkpoint.remove_remains(run_folder)
+        assert not list(run_folder.glob("_*"))
+    assert num_kills > 12
+
+
+def test_files_are_on_the_disk_before_the_manifest_and_the_manifest_before_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    to_disk, replace = checkpoint._to_disk, os.replace
+    monkeypatch.setattr(checkpoint, "_to_disk", lambda path: (order.append(path.name), to_disk(path)))
+    monkeypatch.setattr(os, "replace", lambda one, other: (order.append("rename"), replace(one, other)))
+    make(tmp_path, 4)
+    manifest = order.index(checkpoint.MANIFEST_NAME)
+    assert {Path(name).name for name in ALL_FILES} - {checkpoint.MANIFEST_NAME} <= set(order[:manifest])
+    assert {"run_state", "adapter", "_checkpoint-4.partial"} <= set(order[:manifest])  # the files' names too
+    assert order[manifest:] == [checkpoint.MANIFEST_NAME, "_checkpoint-4.partial", "rename", tmp_path.name]
+
+
+def test_one_of_the_same_step_is_replaced(tmp_path: Path) -> None:
+    make(tmp_path, 4, state={"which": "old"})
+    folder = make(tmp_path, 4, state={"which": "new"})
+    assert checkpoint.read_state(folder) == {"which": "new"}
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
+
+
+def test_what_is_half_deleted_has_no_checkpoints_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make(tmp_path, 4)
+    monkeypatch.setattr(shutil, "rmtree", lambda path, **options: None)
+    checkpoint.delete(folder)
+    assert checkpoint.newest(tmp_path) == checkpoint.Found(None, ())
+    monkeypatch.undo()
+    assert checkpoint.remove_remains(tmp_path) == []  # nothing was half written
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("limit", "best", "gone"),
+    [
+        (None, None, []),
+        (0, None, []),
+        (2, None, [2, 4]),
+        (2, 2, [4, 6]),
+        (1, 2, [4, 6]),
+        (1, None, [2, 4, 6]),
+        (9, 2, []),
+    ],
+)
+def test_the_newest_and_the_best_are_kept(limit: int | None, best: int | None, gone: list[int], tmp_path: Path) -> None:
+    for step in (2, 4, 6, 8):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        os.utime(tmp_path / f"checkpoint-{step}", ns=(step, step))
+    chosen = checkpoint.superfluous(tmp_path, limit, None if best is None else tmp_path / f"checkpoint-{best}")
+    assert [checkpoint.step_of(path) for path in chosen] == gone
+
+
+def test_set_aside_twice_keeps_both(tmp_path: Path) -> None:
+    first = checkpoint.set_aside(make(tmp_path, 4), "damaged")
+    second = checkpoint.set_aside(make(tmp_path, 4), "damaged")
+    assert first.name == "_checkpoint-4.damaged"
+    assert second.name == "_checkpoint-4.damaged2"
+    assert checkpoint.newest(tmp_path).path is None
+    checkpoint.remove_remains(tmp_path)
+    assert first.exists()
+
+
+def test_tensors_that_share_memory_are_written(tmp_path: Path) -> None:
+    table = torch.arange(256, dtype=torch.float32)  # 8-bit optimizers have one for all parameters
+    folder = make(tmp_path, 1, state={"a": table, "b": table, "c": table[:0]})
+    state = checkpoint.read_state(folder)
+    assert torch.equal(state["a"], table)
+    assert torch.equal(state["b"], table)
+
+
+def test_a_snapshot_is_not_moved_by_training() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    value = {"list": [parameter, (1, torch.zeros(2))], 3: "text"}
+    copy = checkpoint.snapshot(value)
+    with torch.no_grad():
+        parameter += 1
+        value["list"][1][1].add_(1)
+    assert torch.equal(copy["list"][0], torch.zeros(3))
+    assert torch.equal(copy["list"][1][1], torch.zeros(2))
+    assert copy[3] == "text"
+    assert checkpoint.num_bytes(value) == 3 * 4 + 2 * 4
+
+
+def test_an_error_in_the_background_is_raised_at_the_next_question_and_once() -> None:
+    writer = checkpoint.Writer()
+
+    def fails() -> None:
+        raise OSError(28, "full")
+
+    writer.start(fails)
+    while writer.is_busy:
+        time.sleep(0.001)
+    with pytest.raises(OSError, match="full"):
+        writer.check()
+    writer.check()
+    writer.start(fails)
+    with pytest.raises(OSError, match="full"):
+        writer.start(lambda: None)
+    writer.wait()
+
+
+def test_one_job_waits_for_the_other() -> None:
+    done: list[int] = []
+    writer = checkpoint.Writer()
+    writer.start(lambda: (time.sleep(0.05), done.append(1)))
+    writer.start(lambda: done.append(2))
+    writer.wait()
+    assert done == [1, 2]
+
+
+def test_what_only_pickle_could_write_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="/optimizer/hook"):
+        checkpoint.write_state(tmp_path, {"optimizer": {"hook": print}})
