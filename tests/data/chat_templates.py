@@ -125,6 +125,151 @@ DEEPSEEK_CODER = """{{ bos_token }}{% for message in messages %}
 {%- else %}{{ '### Response:\n' + message.content + '\n<|EOT|>\n' }}{% endif %}{% endfor %}
 {%- if add_generation_prompt %}{{ '### Response:' }}{% endif %}"""
 
+QWEN2_5 = """{%- if messages[0].role == 'system' %}
+    {{- '<|im_start|>system\n' + messages[0].content + '<|im_end|>\n' }}
+{%- else %}
+    {{- '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if message.role == 'user' or (message.role == 'system' and not loop.first)
+        or (message.role == 'assistant' and not message.tool_calls) %}
+        {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + '\n' }}
+    {%- elif message.role == 'assistant' %}
+        {{- '<|im_start|>' + message.role }}
+        {%- if message.content %}{{ '\n' + message.content }}{% endif %}
+        {%- for call in message.tool_calls %}
+            {%- if call.function is defined %}{% set call = call.function %}{% endif %}
+            {{- '\n<tool_call>\n{"name": "' }}{{ call.name }}{{ '", "arguments": ' }}
+            {{- call.arguments | tojson }}{{ '}\n</tool_call>' }}
+        {%- endfor %}
+        {{- '<|im_end|>\n' }}
+    {%- elif message.role == 'tool' %}
+        {%- if loop.index0 == 0 or messages[loop.index0 - 1].role != 'tool' %}{{ '<|im_start|>user' }}{% endif %}
+        {{- '\n<tool_response>\n' + message.content + '\n</tool_response>' }}
+        {%- if loop.last or messages[loop.index0 + 1].role != 'tool' %}{{ '<|im_end|>\n' }}{% endif %}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+
+LLAMA3_1 = """{{- bos_token }}
+{%- if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set system_message = messages[0]['content'] | trim %}{% set messages = messages[1:] %}
+{%- else %}{% set system_message = '' %}{% endif %}
+{{- '<|start_header_id|>system<|end_header_id|>\n\nToday Date: ' + date_string + '\n\n' }}
+{{- system_message + '<|eot_id|>' }}
+{%- for message in messages %}
+    {%- if not (message.role == 'ipython' or message.role == 'tool' or 'tool_calls' in message) %}
+        {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}
+        {{- message['content'] | trim + '<|eot_id|>' }}
+    {%- elif 'tool_calls' in message %}
+        {%- set tool_call = message.tool_calls[0].function %}
+        {{- '<|start_header_id|>assistant<|end_header_id|>\n\n{"name": "' + tool_call.name + '", "parameters": ' }}
+        {{- tool_call.arguments | tojson }}{{ '}<|eot_id|>' }}
+    {%- else %}
+        {{- '<|start_header_id|>ipython<|end_header_id|>\n\n' + message.content + '<|eot_id|>' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"""
+
+GEMMA3 = """{{ bos_token }}
+{%- if messages[0]['role'] == 'system' -%}
+    {%- set prefix = messages[0]['content'] + '\n\n' -%}{%- set loop_messages = messages[1:] -%}
+{%- else -%}{%- set prefix = '' -%}{%- set loop_messages = messages -%}{%- endif -%}
+{%- for message in loop_messages -%}
+    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
+        {{ raise_exception('roles must alternate') }}
+    {%- endif -%}
+    {%- if message['role'] == 'assistant' -%}{%- set role = 'model' -%}
+    {%- else -%}{%- set role = message['role'] -%}{%- endif -%}
+    {{ '<start_of_turn>' + role + '\n' + (prefix if loop.first else '') }}
+    {%- if message['content'] is string -%}{{ message['content'] | trim }}
+    {%- elif message['content'] is iterable -%}
+        {%- for item in message['content'] -%}{{ item['text'] | trim }}{%- endfor -%}
+    {%- endif -%}
+    {{ '<end_of_turn>\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<start_of_turn>model\n' }}{%- endif -%}"""
+
+PHI4 = """{% for message in messages %}{% if message['role'] == 'system' %}
+{{- '<|im_start|>system<|im_sep|>' + message['content'] + '<|im_end|>' }}{% elif message['role'] == 'user' %}
+{{- '<|im_start|>user<|im_sep|>' + message['content'] + '<|im_end|>' }}{% elif message['role'] == 'assistant' %}
+{{- '<|im_start|>assistant<|im_sep|>' + message['content'] + '<|im_end|>' }}{% endif %}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant<|im_sep|>' }}{% endif %}"""
+
+PHI4_MINI = """{% for message in messages %}
+{%- if message['role'] == 'system' and 'tools' in message and message['tools'] is not none %}
+{{- '<|' + message['role'] + '|>' + message['content'] + '<|tool|>' + message['tools'] + '<|/tool|>' + '<|end|>' }}
+{%- else %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endif %}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|assistant|>' }}{% else %}{{ eos_token }}{% endif %}"""
+
+COMMAND_R = """{{ bos_token }}{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}
+{%- set system_message = messages[0]['content'] %}{% else %}{% set loop_messages = messages %}
+{%- set system_message = false %}{% endif %}
+{%- if system_message != false %}
+{{- '<|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|>' + system_message + '<|END_OF_TURN_TOKEN|>' }}{% endif %}
+{%- for message in loop_messages %}{% set content = message['content'] %}
+{%- if message['role'] == 'user' %}
+{{- '<|START_OF_TURN_TOKEN|><|USER_TOKEN|>' + content.strip() + '<|END_OF_TURN_TOKEN|>' }}
+{%- elif message['role'] == 'assistant' %}
+{{- '<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>' + content.strip() + '<|END_OF_TURN_TOKEN|>' }}{% endif %}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>' }}{% endif %}"""
+
+OLMO2 = """{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}
+{{- '<|system|>\n' + message['content'] + '\n' }}{% elif message['role'] == 'user' %}
+{{- '<|user|>\n' + message['content'] + '\n' }}{% elif message['role'] == 'assistant' %}{% if not loop.last %}
+{{- '<|assistant|>\n' + message['content'] + eos_token + '\n' }}{% else %}
+{{- '<|assistant|>\n' + message['content'] + eos_token }}{% endif %}{% endif %}
+{%- if loop.last and add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}{% endfor %}"""
+
+GRANITE = """{%- for message in messages %}
+{{- '<|start_of_role|>' + message['role'] + '<|end_of_role|>' + message['content'] + '<|end_of_text|>\n' }}
+{%- if loop.last and add_generation_prompt %}{{ '<|start_of_role|>assistant<|end_of_role|>' }}{% endif %}
+{%- endfor %}"""
+
+SMOLLM3 = """{%- if enable_thinking is not defined %}{% set enable_thinking = true %}{% endif %}
+{%- set mode = '/think' if enable_thinking else '/no_think' %}
+{%- if messages[0].role == 'system' %}{% set instructions = messages[0].content.replace('/no_think', '').rstrip() %}
+{%- else %}{% set instructions = 'You are helpful.' %}{% endif %}
+{{- '<|im_start|>system\nToday Date: ' ~ strftime_now('%d %B %Y') ~ '\nReasoning Mode: ' + mode + '\n' }}
+{{- instructions + '<|im_end|>\n' }}
+{%- for message in messages %}
+    {%- set content = message.content if message.content is string else '' %}
+    {%- if message.role == 'user' %}{{ '<|im_start|>' + message.role + '\n' + content + '<|im_end|>\n' }}
+    {%- elif message.role == 'assistant' %}
+        {%- if mode == '/think' %}{{ '<|im_start|>assistant\n' + content.lstrip('\n') + '<|im_end|>\n' }}
+        {%- else %}
+            {{- '<|im_start|>assistant\n' + '<think>\n\n</think>\n' + content.lstrip('\n') + '<|im_end|>\n' }}
+        {%- endif %}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {%- if mode == '/think' %}{{ '<|im_start|>assistant\n' }}
+    {%- else %}{{ '<|im_start|>assistant\n' + '<think>\n\n</think>\n' }}{% endif %}
+{%- endif %}"""
+
+MISTRAL_TEKKEN = """{{- bos_token }}{% for message in messages %}
+{%- if message['role'] == 'user' %}{{ '[INST]' + message['content'] + '[/INST]' }}
+{%- elif message['role'] == 'system' %}{{ '[SYSTEM_PROMPT]' + message['content'] + '[/SYSTEM_PROMPT]' }}
+{%- elif message['role'] == 'assistant' %}{{ message['content'] + eos_token }}
+{%- else %}{{ raise_exception('unknown role') }}{% endif %}{% endfor %}"""
+
+DEEPSEEK_V2 = """{{ bos_token }}{% for message in messages %}
+{%- if message['role'] == 'user' %}{{ 'User: ' + message['content'] + '\n\n' }}
+{%- elif message['role'] == 'assistant' %}{{ 'Assistant: ' + message['content'] + eos_token }}
+{%- elif message['role'] == 'system' %}{{ message['content'] + '\n\n' }}{% endif %}{% endfor %}
+{%- if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"""
+
+DEEPSEEK_V3_1 = """{{ bos_token }}{% set ns = namespace(is_last_user=false) %}{% for message in messages %}
+{%- if message['role'] == 'user' %}{% set ns.is_last_user = true %}{{ '<|User|>' + message['content'] }}
+{%- elif message['role'] == 'assistant' %}
+{%- if ns.is_last_user %}{{ '<|Assistant|></think>' }}{% endif %}{% set ns.is_last_user = false %}
+{%- set content = message['content'] %}
+{%- if '</think>' in content %}{% set content = content.split('</think>', 1)[1] %}{% endif %}
+{{- content + eos_token }}{% endif %}{% endfor %}
+{%- if add_generation_prompt and ns.is_last_user %}{{ '<|Assistant|>' }}
+{%- if not thinking %}{{ '</think>' }}{% else %}{{ '<think>' }}{% endif %}{% endif %}"""
+
 IM_END = ("<|im_end|>",)
 PUBLISHED = {
     "chatml": Template(CHATML, IM_END, ("Yo<|im_end|>", "No.<|im_end|>")),
@@ -139,6 +284,20 @@ PUBLISHED = {
     "vicuna": Template(VICUNA, targets=(" Yo</s>", " No.</s>")),
     "zephyr": Template(ZEPHYR, targets=("Yo</s>", "No.</s>")),
     "deepseek coder": Template(DEEPSEEK_CODER, ("<|EOT|>",), ("\nYo\n<|EOT|>", "\nNo.\n<|EOT|>")),
+    "qwen2.5": Template(QWEN2_5, IM_END, ("Yo<|im_end|>", "No.<|im_end|>")),
+    "llama 3.1": Template(LLAMA3_1, ("<|eot_id|>",), ("Yo<|eot_id|>", "No.<|eot_id|>")),
+    "gemma 3": Template(GEMMA3, ("<eos>", "<end_of_turn>"), ("Yo<end_of_turn>", "No.<end_of_turn>")),
+    "phi 4": Template(PHI4, IM_END, ("Yo<|im_end|>", "No.<|im_end|>")),
+    "phi 4 mini": Template(PHI4_MINI, ("</s>", "<|end|>"), ("Yo<|end|>", "No.<|end|></s>")),
+    "command r": Template(
+        COMMAND_R, ("<|END_OF_TURN_TOKEN|>",), ("Yo<|END_OF_TURN_TOKEN|>", "No.<|END_OF_TURN_TOKEN|>")
+    ),
+    "olmo 2": Template(OLMO2, targets=("Yo</s>", "No.</s>")),
+    "granite": Template(GRANITE, ("<|end_of_text|>",), ("Yo<|end_of_text|>", "No.<|end_of_text|>")),
+    "smollm3": Template(SMOLLM3, IM_END, ("Yo<|im_end|>", "No.<|im_end|>")),
+    "mistral tekken": Template(MISTRAL_TEKKEN, targets=("Yo</s>", "No.</s>")),
+    "deepseek v2": Template(DEEPSEEK_V2, targets=(" Yo</s>", " No.</s>")),
+    "deepseek v3.1": Template(DEEPSEEK_V3_1, targets=("Yo</s>", "No.</s>")),
     "gemma without its end": Template(GEMMA, ("<eos>",), refused="no end token"),
 }
 
@@ -283,6 +442,70 @@ HOSTILE = {
         chatml("{% if message.role == 'user' %}" + HEAD + "{{ message.content }}" + TAIL + "{% endif %}"),
         IM_END,
         refused="message not rendered",
+    ),
+    "a macro that writes all": Template(
+        "{% macro say(ms) %}{% for m in ms %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
+        "{% endfor %}{% endmacro %}{{ say(messages) }}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+        IM_END,
+        BOTH,
+    ),
+    "a recursive loop": Template(
+        "{% for message in messages recursive %}{{ '<|im_start|>' + message.role + '\n' + message.content }}"
+        "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+        IM_END,
+        BOTH,
+    ),
+    "a namespace that carries the role": Template(
+        "{% set ns = namespace(role='', text='') %}"
+        + chatml(
+            "{% set ns.role = message.role %}{% set ns.text = message.content %}"
+            "{{ '<|im_start|>' + ns.role + '\n' + ns.text + '<|im_end|>\n' }}"
+        ),
+        IM_END,
+        BOTH,
+    ),
+    "a namespace that keeps the text before": Template(
+        "{% set ns = namespace(before='') %}"
+        + chatml(
+            "{% if message.role == 'assistant' %}" + HEAD + "{{ ns.before }}" + TAIL + "{% endif %}"
+            "{% set ns.before = message.content %}"
+        ),
+        IM_END,
+        refused="message not rendered",
+    ),
+    "two messages joined": Template(
+        chatml(HEAD + "{{ messages[loop.index0 - 1].content ~ message.content }}" + TAIL),
+        IM_END,
+        refused="turn in several pieces",
+    ),
+    "all contents joined by a filter": Template(
+        "{{ messages | map(attribute='content') | join('<|im_end|>\n') }}<|im_end|>\n"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+        IM_END,
+        refused="prompt not in the text",
+    ),
+    "words counted out and in": Template(
+        chatml(HEAD + "{{ message.content.split() | join(' ') }}" + TAIL), IM_END, BOTH
+    ),
+    "content letter by letter": Template(
+        chatml(HEAD + "{% for letter in message.content %}{{ letter }}{% endfor %}" + TAIL), IM_END, BOTH
+    ),
+    "a slice and its rest": Template(
+        chatml(HEAD + "{{ message.content[:1] }}{{ message.content[1:] }}" + TAIL), IM_END, BOTH
+    ),
+    "a range backwards": Template(
+        chatml(
+            "{% set message = messages[i] %}" + HEAD + "{{ message.content }}" + TAIL,
+            "for i in range(messages|length - 1, -1, -1)",
+        ),
+        IM_END,
+        refused="messages out of order",
+    ),
+    "formatted from a dictionary": Template(
+        chatml("{{ '<|im_start|>%(role)s\n%(content)s<|im_end|>\n' % message }}"),
+        IM_END,
+        refused="special token in a message",
     ),
     "text behind the end": Template(
         chatml(HEAD + "{{ message.content }}<|im_end|>over\n"), IM_END, refused="no end token"

@@ -439,8 +439,8 @@ PROOF = (
     Mutant(
         "end of turn dropped",
         f"{DATA}/turn_tokens.py",
-        "marks[start : end + 1] = [1] * (end + 1 - start)",
-        "marks[start:end] = [1] * (end - start)",
+        "marks[start : end + 1] = [turn.message + 1] * (end + 1 - start)",
+        "marks[start:end] = [turn.message + 1] * (end - start)",
         ("tests/data/test_assistant.py::test_the_exact_tokens_of_the_answers_are_trained",),
     ),
     Mutant(
@@ -553,4 +553,73 @@ WEIGHTS = (
     ),
 )
 
-MUTANTS: tuple[Mutant, ...] = (*WEIGHTING, *STEPPING, *ISOLATION, *TARGETS, *LOSS, *STATE, *PROOF, *WEIGHTS)
+TARGET_OPTIONS = (
+    Mutant(
+        "unrolled answers trained with those before",
+        f"{DATA}/unroll.py",
+        "prompt=before + body[:number], body=[message]",
+        "prompt=before, body=body[: number + 1]",
+        ("tests/data/test_target_options.py::test_unrolled_answers_are_trained_as_the_template_writes_them_last",),
+    ),
+    Mutant(
+        "an appended end not trained",
+        f"{DATA}/targets.py",
+        "            end += len(turn.end_token)\n",
+        "",
+        ("tests/data/test_target_options.py::test_an_end_that_the_template_does_not_write_is_appended_when_asked",),
+    ),
+    Mutant(
+        "a prompt that agrees in part taken unasked",
+        f"{DATA}/attempt.py",
+        "if asked is Start.PROVEN or refusal.kind",
+        "asked = Start.PARTIAL\n            if refusal.kind",
+        ("tests/data/test_target_options.py::test_a_header_in_common_is_enough_when_asked",),
+    ),
+    Mutant(
+        "a completion trained from within its prompt",
+        f"{DATA}/tokens.py",
+        "if ids[number][: len(prompt)] != prompt and",
+        "if False and",
+        ("tests/data/test_completion.py::test_a_prompt_that_is_rewritten_once_answers_follow_is_not_trained",),
+    ),
+    Mutant(
+        "a turn begins a token early",
+        f"{DATA}/turn_tokens.py",
+        "            marks[start : end + 1] = ",
+        "            start -= 1\n            marks[start : end + 1] = ",
+        ("tests/data/test_assistant.py::test_the_exact_tokens_of_the_answers_are_trained",),
+    ),
+    Mutant(
+        "fields left out uncounted",
+        f"{DATA}/audit.py",
+        "            if any(part.strip() not in text",
+        "            if False and any(part.strip() not in text",
+        ("tests/data/test_audit.py::test_fields_that_the_template_leaves_out_are_said_whatever_is_trained",),
+    ),
+    Mutant(
+        "untrained ends unsaid",
+        f"{DATA}/audit.py",
+        "np.flatnonzero((ends == 0) &",
+        "np.flatnonzero((ends < 0) &",
+        ("tests/data/test_audit.py::test_an_end_that_is_not_trained_is_said",),
+    ),
+    Mutant(
+        "a doubled bos unsaid",
+        f"{DATA}/audit.py",
+        "np.flatnonzero(is_doubled &",
+        "np.flatnonzero(~is_doubled & is_doubled &",
+        ("tests/data/test_audit.py::test_a_doubled_bos_is_said",),
+    ),
+)
+
+MUTANTS: tuple[Mutant, ...] = (
+    *WEIGHTING,
+    *STEPPING,
+    *ISOLATION,
+    *TARGETS,
+    *LOSS,
+    *STATE,
+    *PROOF,
+    *TARGET_OPTIONS,
+    *WEIGHTS,
+)
