@@ -325,7 +325,7 @@ def test_ids_and_labels_move_together() -> None:
 
 
 def test_large_tables_keep_their_rows_across_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sartor.data.table.ROWS_PER_CHUNK", 2)
+    monkeypatch.setattr("sartor.data.store.EXAMPLES_PER_BATCH", 2)
     ids = [[1], [2, 3], [4], [5, 6, 7], [8]]
     dataset = TokenRows.from_lists(ids, ids, [[len(row)] for row in ids]).to_dataset()
     assert dataset["input_ids"][:] == ids

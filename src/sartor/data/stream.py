@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sartor.data.encode import Packer, cut, notes_of, places_of, rows_of
+from sartor.data.assemble import notes_of
+from sartor.data.cutting import cut
 from sartor.data.formats import Reading
+from sartor.data.parts import places_of, rows_of
 from sartor.data.places import Places
 from sartor.data.problems import ProblemLog
+from sartor.data.store import Packer
 from sartor.data.table import TokenRows, features
 from sartor.data.tokenizing import run
 from sartor.data.tokens import Encoder
-from sartor.data.weights import may_have_weights
 from sartor.data.usable import Skipped, encoding_usable
+from sartor.data.weights import may_have_weights
 from sartor.records import DataSettings, DataSummary, PreparedData
 
 if TYPE_CHECKING:
@@ -59,7 +62,8 @@ def prepare_stream(
         )
     if settings.shuffle_dataset:
         stream = stream.shuffle(seed=settings.seed)
-    notes = (*notes_of(reading, encoder, settings), "A stream: its rows are checked and counted as they are read.")
+    processes = ("dataset_num_proc starts no processes for a stream.",) if (settings.num_proc or 1) > 1 else ()
+    notes = (*notes_of(reading, encoder), "A stream: its rows are checked and counted as they are read.", *processes)
     return PreparedData(stream, DataSummary(name, reading.format, 0, 0, 0, 0, 0, notes=notes))
 
 

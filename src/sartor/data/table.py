@@ -7,7 +7,6 @@ true: cutting, choosing and packing move ids, labels and weights together.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
 Tokens = NDArray[np.int32]
 Integers = NDArray[np.int64]
 Weights = NDArray[np.float32]
-
-ROWS_PER_CHUNK = 10_000
-"""Rows per chunk of the Arrow table: its lists count tokens in 32 bits, chunk by chunk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +133,7 @@ class TokenRows:
 
     def take(self, rows: Integers) -> TokenRows:
         """The rows of these numbers, in that order."""
-        return self.pieces(rows, np.zeros(len(rows), np.int64), self.lengths[rows])
+        return self.pieces(rows, np.zeros(len(rows), np.int64), self.offsets[rows + 1] - self.offsets[rows])
 
     def truncate(self, max_length: int, mode: str) -> TokenRows:
         """Every row cut to `max_length` tokens: its first ones for `keep_start`, its last ones for `keep_end`."""
@@ -155,39 +151,38 @@ class TokenRows:
             documents = [lengths[start:end] for start, end in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)]
         return TokenRows(pieces.input_ids, pieces.labels, pieces.offsets[ends], documents, pieces.weights)
 
+    def slice(self, first: int, end: int) -> TokenRows:
+        """Rows `first` to `end`, without a copy of their tokens."""
+        start, stop = int(self.offsets[first]), int(self.offsets[end])
+        return TokenRows(
+            self.input_ids[start:stop],
+            self.labels[start:stop],
+            self.offsets[first : end + 1] - start,
+            None if self.documents is None else self.documents[first:end],
+            None if self.weights is None else self.weights[start:stop],
+        )
+
     def to_dataset(self) -> datasets.Dataset:
-        """The rows as a data set in memory; 32-bit ids, labels and weights."""
-        import datasets
+        """The rows as a data set in memory."""
+        from sartor.data.store import dataset_in_memory
+
+        return dataset_in_memory(self)[0]
+
+    def record_batch(self) -> pyarrow.RecordBatch:
+        """The rows as Arrow has them: 32-bit ids, labels and weights; for fewer than 2^31 tokens."""
         import pyarrow
 
-        names = _names(with_documents=self.documents is not None, with_weights=self.weights is not None)
-        firsts = range(0, max(1, len(self)), ROWS_PER_CHUNK)
-        batches = [pyarrow.RecordBatch.from_arrays(self._arrays(first), names=names) for first in firsts]
-        table = datasets.table.InMemoryTable(pyarrow.Table.from_batches(batches))
-        digest = hashlib.blake2b(self.input_ids.tobytes(), digest_size=8)
-        digest.update(self.labels.tobytes())
-        digest.update(self.offsets.tobytes())
-        if self.weights is not None:
-            digest.update(self.weights.tobytes())
-        return datasets.Dataset(table, fingerprint=digest.hexdigest())
-
-    def _arrays(self, first: int) -> list[pyarrow.Array]:
-        """The columns of the chunk that begins with row `first`."""
-        import pyarrow
-
-        offsets = self.offsets[first : first + ROWS_PER_CHUNK + 1]
-        start, end = int(offsets[0]), int(offsets[-1])
-        chunk_offsets = pyarrow.array((offsets - start).astype(np.int32))
+        offsets = pyarrow.array(self.offsets.astype(np.int32))
         columns = [
-            pyarrow.ListArray.from_arrays(chunk_offsets, pyarrow.array(tokens[start:end]))
+            pyarrow.ListArray.from_arrays(offsets, pyarrow.array(np.ascontiguousarray(tokens)))
             for tokens in (self.input_ids, self.labels)
         ]
         if self.documents is not None:
-            documents = list(self.documents[first : first + ROWS_PER_CHUNK])
-            columns.append(pyarrow.array(documents, pyarrow.list_(pyarrow.int32())))
+            columns.append(pyarrow.array(list(self.documents), pyarrow.list_(pyarrow.int32())))
         if self.weights is not None:
-            columns.append(pyarrow.ListArray.from_arrays(chunk_offsets, pyarrow.array(self.weights[start:end])))
-        return columns
+            columns.append(pyarrow.ListArray.from_arrays(offsets, pyarrow.array(np.ascontiguousarray(self.weights))))
+        names = column_names(with_documents=self.documents is not None, with_weights=self.weights is not None)
+        return pyarrow.RecordBatch.from_arrays(columns, names=names)
 
     def to_lists(self, *, with_weights: bool = False) -> dict[str, list[Any]]:
         """The rows as columns of Python lists, as a batched `map` returns them.
@@ -229,7 +224,7 @@ def _overlaps(documents: Sequence[int], start: int, end: int) -> list[int]:
     return parts
 
 
-def _names(*, with_documents: bool, with_weights: bool) -> list[str]:
+def column_names(*, with_documents: bool, with_weights: bool) -> list[str]:
     """Columns of prepared data, in order."""
     return ["input_ids", "labels"] + ["seq_lengths"] * with_documents + ["weights"] * with_weights
 
@@ -238,7 +233,7 @@ def features(*, with_documents: bool, with_weights: bool = False) -> datasets.Fe
     """The columns of prepared data, and what is in them."""
     import datasets
 
-    names = _names(with_documents=with_documents, with_weights=with_weights)
+    names = column_names(with_documents=with_documents, with_weights=with_weights)
     return datasets.Features(
         {name: datasets.List(datasets.Value("float32" if name == "weights" else "int32")) for name in names}
     )

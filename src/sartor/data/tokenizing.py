@@ -12,7 +12,7 @@ time; all Python of all batches runs on one thread, in the order of the rows.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -61,11 +61,11 @@ class BatchTokenizer:
             return []
         if self._backend is None:
             return self._encode_slowly(texts, batch)
-        self._reset()
+        self.reset()
         encode = self._backend.encode_batch if batch.needs_characters else self._backend.encode_batch_fast
         return encode(texts, add_special_tokens=not batch.is_rendered)
 
-    def _reset(self) -> None:
+    def reset(self) -> None:
         """What the tokenizer's own call does first: neither cut nor pad, and treat special tokens as it is set to."""
         assert self._backend is not None
         if self._backend.truncation is not None:
@@ -107,7 +107,7 @@ def run(work: Tokenization[T], tokenize: Callable[[TextBatch], Encodings]) -> T:
         return end.value
 
 
-def run_ahead(works: Iterable[Tokenization[T]], tokenize: Callable[[TextBatch], Encodings]) -> Iterator[T]:
+def run_ahead(works: Iterable[Tokenization[T]], tokenize: Callable[[TextBatch], Encodings]) -> Generator[T]:
     """The results of many, in order; each one's texts are tokenized while the next ones are prepared.
 
     Closed before its end, it waits for the calls that are under way, and starts no other.

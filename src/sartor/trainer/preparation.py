@@ -59,6 +59,7 @@ class Preparation:
             formatting_func=self._formatting_func,
             pack=pack,
             end_tokens=self._end_tokens,
+            say=voice.say,
         )
         note = audit.collator_note(self._tokenizer, self._end_tokens) if self._has_collator else None
         prepared = (

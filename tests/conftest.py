@@ -1,0 +1,20 @@
+"""For all tests: prepared data is kept in a folder of its own, which is gone afterwards; never in the user's cache."""
+
+import os
+import shutil
+import sys
+import tempfile
+
+import pytest
+
+_IS_OURS = "SARTOR_TESTS_CACHE" not in os.environ  # the processes of a parallel run share the first one's
+if _IS_OURS:
+    os.environ["SARTOR_TESTS_CACHE"] = tempfile.mkdtemp(prefix="sartor-tests-")
+os.environ["HF_DATASETS_CACHE"] = os.environ["SARTOR_TESTS_CACHE"]
+if "datasets" in sys.modules:  # it has read the variable already
+    sys.modules["datasets"].config.HF_DATASETS_CACHE = os.environ["SARTOR_TESTS_CACHE"]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if _IS_OURS:
+        shutil.rmtree(os.environ["SARTOR_TESTS_CACHE"], ignore_errors=True)
