@@ -121,6 +121,13 @@ class Places:
         more = f" and {len(rows) - ROWS_SHOWN} more" if len(rows) > ROWS_SHOWN else ""
         return "; ".join(parts) + more
 
+    def first_rows(self) -> list[str]:
+        """The place of each example's first row, as text that `of_texts` reads."""
+        firsts = np.arange(len(self)) if self.offsets is None else self.offsets[:-1]
+        pairs = zip(self.source_numbers[firsts].tolist(), self.row_numbers[firsts].tolist(), strict=True)
+        heads = [f"{source}, {kind} " for source, kind in self.sources]
+        return [f"{heads[source]}{number}" for source, number in pairs]
+
     def counts(self) -> dict[str, int]:
         """Rows of each source, in the order in which the sources first occur."""
         found = np.bincount(self.source_numbers, minlength=len(self.sources)).tolist()

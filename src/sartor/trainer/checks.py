@@ -110,6 +110,13 @@ def evaluation_keys(eval_dataset: Any) -> tuple[str, ...]:
 
 
 def _is_stream(dataset: Any) -> bool:
+    """Whether the rows' number is not known; of a mixture one source is enough."""
     import datasets
 
-    return isinstance(dataset, datasets.IterableDataset)
+    from sartor.data import mixture, sources
+
+    if mixture.is_mixture(dataset):
+        return any(_is_stream(part.source if isinstance(part, mixture.Part) else part[0]) for part in dataset)
+    if isinstance(dataset, sources.Source):
+        return _is_stream(dataset.dataset)
+    return isinstance(dataset, (datasets.IterableDataset, datasets.IterableDatasetDict))

@@ -15,9 +15,8 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from sartor.config import Settings, SFTConfig, resolve
 from sartor.errors import ConfigurationError, ModelError, SartorError
-from sartor.report.card import dataset_hub_id
 from sartor.trainer.checks import Given, problems_of
-from sartor.trainer.preparation import Preparation, skips_preparation
+from sartor.trainer.preparation import Preparation, hub_id, skips_preparation
 from sartor.trainer.saving import check_folder
 
 T = TypeVar("T")
@@ -95,7 +94,7 @@ def build(
         model = wrap_adapter(model, peft_config, added, tokenizer)
     new_eos = args.eos_token is not None or tokenizer.eos_token != eos_before
     align_model(model, tokenizer, new_eos=new_eos)
-    return Parts(settings, model, tokenizer, preparation, train, evaluation, _hub_id(given.train_dataset))
+    return Parts(settings, model, tokenizer, preparation, train, evaluation, hub_id(given.train_dataset))
 
 
 class Problems:
@@ -139,10 +138,6 @@ def _tokenizer(model: Any, args: SFTConfig, processing_class: Any) -> Any:
             "sound are not supported."
         )
     return processing_class
-
-
-def _hub_id(dataset: Any) -> str | None:
-    return dataset_hub_id(dataset) if hasattr(dataset, "info") else None
 
 
 def model_init_kwargs(args: SFTConfig, quantization_config: Any = None) -> dict[str, Any]:

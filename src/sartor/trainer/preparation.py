@@ -7,9 +7,10 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from sartor.batching.packing import pack
-from sartor.data import audit, encode, inspect, sources
+from sartor.data import audit, encode, inspect, mixture, sources
 from sartor.errors import ConfigurationError, DataError
-from sartor.records import DataSettings, DataSummary
+from sartor.records import DataSettings, DataSummary, PreparedData
+from sartor.report.card import dataset_hub_id
 from sartor.trainer import voice
 
 
@@ -36,22 +37,35 @@ class Preparation:
         self._has_collator = has_collator
         self._end_tokens = tuple(end_tokens)
         self.summaries: dict[str, DataSummary] = {}
+        self.places: dict[str, Any] = {}
+        """By data set: file and line of each example's rows, where they are known."""
 
     def prepare(self, dataset: Any, name: str) -> Any:
         """One data set, ready for training; what it holds, and what was cut or dropped, is said aloud."""
-        dataset = sources.load(dataset, name=f"{name}_dataset")
-        columns = set(dataset.column_names or ())
-        if self._skips:
-            masks = sorted(columns & {"completion_mask", "assistant_masks"})
-            if masks and "labels" not in columns and not self._has_collator:
-                raise DataError(
-                    f"{name}_dataset has {', '.join(masks)} but no 'labels', and `skip_prepare_dataset=True` skips "
-                    "building them, so everything would be trained. Add a 'labels' column (-100 for tokens that are "
-                    "not trained), or drop `skip_prepare_dataset`."
-                )
-            return dataset
         settings = self._settings.get(name, self._evaluation)
-        prepared = encode.prepare(
+        if mixture.is_mixture(dataset):
+            if self._skips:
+                raise DataError(
+                    f"{name}_dataset has several sources, which are mixed once they are prepared, but "
+                    "`skip_prepare_dataset=True` skips that. Mix them with datasets.interleave_datasets."
+                )
+            parts = dataset if isinstance(dataset[0], mixture.Part) else mixture.read_parts(dataset, name=name)
+            prepared = mixture.prepare_mixture(parts, settings, name, self._prepared)
+        else:
+            source = sources.read(dataset, name=name)
+            if self._skips:
+                return self._unprepared(source.dataset, name)
+            prepared = _with_notes(self._prepared(source.dataset, settings, name), source.notes)
+        note = audit.collator_note(self._tokenizer, self._end_tokens) if self._has_collator else None
+        prepared = _with_notes(prepared, () if note is None else (note,))
+        self.summaries[name] = prepared.summary
+        self.places[name] = prepared.places
+        for line in inspect.describe(prepared.summary).splitlines():
+            voice.say(line)
+        return prepared.dataset
+
+    def _prepared(self, dataset: Any, settings: DataSettings, name: str) -> PreparedData:
+        return encode.prepare(
             dataset,
             self._tokenizer,
             settings,
@@ -61,16 +75,18 @@ class Preparation:
             end_tokens=self._end_tokens,
             say=voice.say,
         )
-        note = audit.collator_note(self._tokenizer, self._end_tokens) if self._has_collator else None
-        prepared = (
-            prepared
-            if note is None
-            else replace(prepared, summary=replace(prepared.summary, notes=(*prepared.summary.notes, note)))
-        )
-        self.summaries[name] = prepared.summary
-        for line in inspect.describe(prepared.summary).splitlines():
-            voice.say(line)
-        return prepared.dataset
+
+    def _unprepared(self, dataset: Any, name: str) -> Any:
+        """The data set as it is, provided that its labels are there."""
+        columns = set(dataset.column_names or ())
+        masks = sorted(columns & {"completion_mask", "assistant_masks"})
+        if masks and "labels" not in columns and not self._has_collator:
+            raise DataError(
+                f"{name}_dataset has {', '.join(masks)} but no 'labels', and `skip_prepare_dataset=True` skips "
+                "building them, so everything would be trained. Add a 'labels' column (-100 for tokens that are "
+                "not trained), or drop `skip_prepare_dataset`."
+            )
+        return dataset
 
     def as_json(self) -> dict[str, Any]:
         """What was found, cut, dropped and left out of each data set, by name, for the run's folder.
@@ -86,6 +102,17 @@ class Preparation:
         if isinstance(datasets, Mapping):
             return {name: self.prepare(dataset, name) for name, dataset in datasets.items()}
         return self.prepare(datasets, "eval")
+
+
+def _with_notes(prepared: PreparedData, notes: Sequence[str]) -> PreparedData:
+    """The same, with more to say."""
+    return replace(prepared, summary=replace(prepared.summary, notes=(*prepared.summary.notes, *notes)))
+
+
+def hub_id(dataset: Any) -> str | None:
+    """The Hub id of what was given as train_dataset; None where it has none, or several."""
+    rows = dataset.dataset if isinstance(dataset, sources.Source) else dataset
+    return dataset_hub_id(rows) if hasattr(rows, "info") else None
 
 
 def skips_preparation(dataset_kwargs: Any) -> bool:
