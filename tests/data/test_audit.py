@@ -11,6 +11,7 @@ from datasets import Dataset
 
 from sartor.data.audit import collator_note, count
 from sartor.data.encode import prepare
+from sartor.errors import DataError
 from sartor.records import DataSettings, PreparedData
 
 from .chat_templates import CHATML, CONVERSATION, QWEN3
@@ -138,6 +139,15 @@ def test_another_end_of_the_generation_configuration_is_an_end_too(tokenizer: An
     rows = Dataset.from_list([{"messages": CONVERSATION}])
     assert "learn to stop" in " ".join(prepare(rows, tokenizer, ALL).summary.notes)
     assert "learn to stop" not in " ".join(prepare(rows, tokenizer, ALL, end_tokens=["<|im_end|>"]).summary.notes)
+
+
+def test_rows_that_max_length_leaves_without_targets_are_dropped_and_counted_or_an_error(tokenizer: Any) -> None:
+    rows = [{"prompt": "the moon " * length, "completion": "yes"} for length in (1, 20, 2, 30)]
+    summary = ready(tokenizer, *rows, settings=DataSettings(max_length=16)).summary
+    assert (summary.num_dropped_rows, summary.num_examples) == (2, 2)
+    with pytest.raises(DataError, match=r"of 2 rows \(first train data, row 1; train data, row 3\).*no_targets='drop'"):
+        ready(tokenizer, *rows, settings=DataSettings(max_length=16, no_targets="error"))
+    assert ready(tokenizer, *rows, settings=DataSettings(max_length=None, no_targets="error")).summary.num_examples == 4
 
 
 @pytest.mark.parametrize(

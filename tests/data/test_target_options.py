@@ -98,6 +98,9 @@ def test_nothing_is_appended_where_the_template_writes_an_end() -> None:
     behind = chatml(HEAD + "{{ message.content }}<|im_end|>over\n")
     with pytest.raises(Unproven, match="does not end with one of the end tokens"):
         Prover(behind, SPECIAL, IM_END, append_eot=True).prove(CONVERSATION)
+    another = chatml(HEAD + "{{ message.content }}<|end|>{% if loop.last %}<|im_end|>{% endif %}\n")
+    with pytest.raises(Unproven, match="unroll=True where it ends the last answer only"):
+        Prover(another, SPECIAL, IM_END, ["<|end|>"], append_eot=True).prove(CONVERSATION)
 
 
 def test_only_trained_answers_get_an_end_and_it_is_counted(tokenizer: Any) -> None:

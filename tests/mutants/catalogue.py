@@ -467,7 +467,7 @@ PROOF = (
     Mutant(
         "an end of turn in a message trained",
         f"{DATA}/targets.py",
-        "        attempt.refuse_special_text(self._atoms)\n",
+        "        attempt.refuse_special_text()\n",
         "",
         ("tests/data/test_targets.py::test_a_message_that_holds_a_special_token_is_refused_by_its_number",),
     ),

@@ -67,7 +67,9 @@ class Rules:
     """Texts of the tokens that end a turn; the first is the one that may be appended."""
     start: Start = Start.PROVEN
     append_eot: bool = False
-    """Whether an answer behind which the template writes no end token has one appended."""
+    """Whether an answer behind which the template writes no special token at all has an end token appended."""
+    atoms: re.Pattern[str] = re.compile(r"(?!)")
+    """Finds special tokens."""
 
 
 class Unproven(Exception):
@@ -88,12 +90,12 @@ class Attempt:
         self._text, self._tags = traced.text, traced.tags
         self._spans = spans_of(traced.tags)
 
-    def refuse_special_text(self, atoms: re.Pattern[str]) -> None:
+    def refuse_special_text(self) -> None:
         """No message may hold what the tokenizer takes for a special token.
 
         An end of turn in an answer ends nothing.
         """
-        for match in atoms.finditer(self._text):
+        for match in self._rules.atoms.finditer(self._text):
             for tag in set(self._tags[match.start() : match.end()]) - {OUTSIDE}:
                 if tag == MIX or kind_of(tag) is not Kind.LITERAL:
                     whose = "a message" if tag == MIX else f"message {_number(message_of(tag))}"
@@ -300,14 +302,16 @@ class Attempt:
                 }
             ):
                 return limit + len(token), token, False
-        if self._rules.append_eot and not found:
-            return after + len(self._text[after:limit].rstrip()), end_tokens[0], True
+        tail = self._text[after:limit].rstrip()
+        if self._rules.append_eot and not self._rules.atoms.search(tail):
+            return after + len(tail), end_tokens[0], True
         raise Unproven(
             "no end token",
             f"behind message {_number(number)} the template writes {self._text[after:limit][:80]!r}, which "
             f"does not end with one of the end tokens ({', '.join(end_tokens)}), so the model would not learn to stop. "
-            "Set eos_token to the token that ends an answer in the chat template, or append_eot=True to have it "
-            "appended.",
+            "Set eos_token to the token that ends an answer in the chat template; or unroll=True where it ends "
+            "the last "
+            "answer only; or append_eot=True where it writes none, to have it appended.",
         )
 
     def _refuse_header(self, number: int, start: int, end: int) -> None:

@@ -66,12 +66,13 @@ class Prover:
             end_tokens: texts of the tokens that end a turn; generation stops at them.
             atoms: texts of all special tokens; no message may hold one.
             start: how well a prompt must agree with what stands before an answer.
-            append_eot: whether the first end token is appended to answers behind which the template writes none.
+            append_eot: whether the first end token is appended to answers behind which the template writes no special
+                token.
         """
         self._renderer = Renderer(template, special_tokens)
         self._prompts = Prompts(self._renderer, template)
-        self._rules = Rules(tuple(end_tokens), start, append_eot)
-        self._atoms = re.compile("|".join(map(re.escape, sorted({*atoms, *end_tokens}, key=len, reverse=True))))
+        texts = sorted({*atoms, *end_tokens}, key=len, reverse=True)  # the longest first: one may begin another
+        self._rules = Rules(tuple(end_tokens), start, append_eot, re.compile("|".join(map(re.escape, texts))))
 
     def prove(
         self,
@@ -101,7 +102,7 @@ class Prover:
         if trained is None:
             trained = [number for number, message in enumerate(messages) if message.get("role") == "assistant"]
         attempt = Attempt(self._prompts, conversation, traced, self._rules)
-        attempt.refuse_special_text(self._atoms)
+        attempt.refuse_special_text()
         text, turns = _with_ends(traced.text, [attempt.turn(number) for number in trained])
         return Proof(text, turns, tuple(attempt.dropped()), traced.text)
 
