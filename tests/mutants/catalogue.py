@@ -533,8 +533,8 @@ WEIGHTS = (
     Mutant(
         "a message's first token weighed as the one before",
         f"{DATA}/weights.py",
-        'np.searchsorted(borders, starts, "right")',
-        'np.searchsorted(borders, starts, "left")',
+        'np.searchsorted(borders, np.arange(len(text)), "right")',
+        'np.searchsorted(borders, np.arange(len(text)), "left")',
         ("tests/data/test_weights.py::test_every_token_weighs_what_its_message_does",),
     ),
     Mutant(

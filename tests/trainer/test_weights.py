@@ -104,6 +104,21 @@ def test_packed_rows_keep_their_weights(tmp_path: Path, strategy: str) -> None:
     )
 
 
+@pytest.mark.parametrize("packing", [False, True])
+def test_sources_with_and_without_weights_can_be_mixed(tmp_path: Path, packing: bool) -> None:
+    heavy = [{**row, "weight": 2} for row in texts()]
+    found = trainer(tmp_path, rows=[(dataset(texts(10, start=20)), 1.0), (dataset(heavy), 1.0)], packing=packing)
+    of_heavy = {token for row in heavy for token in make_tokenizer()(row["text"])["input_ids"]}
+    pairs = [
+        (token, weight)
+        for row in found.train_dataset
+        for token, weight in zip(row["input_ids"], row["weights"] or [1.0] * len(row["input_ids"]), strict=True)
+    ]
+    assert {weight for _, weight in pairs} == {1.0, 2.0}
+    assert {token for token, weight in pairs if weight == 2} <= of_heavy | {0}
+    found.train()
+
+
 def test_rows_without_weights_have_no_such_column(tmp_path: Path) -> None:
     ones = [{**row, "weight": 1} for row in texts()]
     for rows in (dataset(), dataset(ones)):
