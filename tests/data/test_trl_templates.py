@@ -3,12 +3,14 @@
 Run with `-s` for the table.  *equal*: the same text, but for whitespace behind the end token.  *prompt*: trl also
 marks text that the prompt already gives (`<think>`), which a model never generates.  *rewritten*: trl's twin writes
 the answer otherwise than the template (with its reasoning in earlier turns), and what is proven is the end of that.
+*header*: with a weaker `target_start`, trl also marks a header, or the start of a thinking that is not the prompt's.
 *raises*: the template refuses the conversation.  *wrong* must not happen.
 """
 
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from sartor.data.targets import Proof, Prover, Unproven
+from sartor.data.targets import Proof, Prover, Rule, Start, Unproven
 
 trl = pytest.importorskip("trl")
 FOLDER = Path(trl.__file__).parent / "chat_templates"
@@ -129,15 +131,23 @@ EXPECTED = {
 """The table for trl 1.16, turns by outcome; refused and raises count conversations."""
 
 
+REFUSED = [122, 80, 45]
+"""Conversations that are refused with `target_start` proven, variant and partial."""
+
+
+_HEADER = re.compile(r"(<｜Assistant｜>)?\n?(<think>\n?)?(</think>)?\n*")
+"""What trl marks before an answer that begins behind the header, or behind the start of its thinking."""
+
+
 def end_tokens(name: str) -> list[str]:
     return next(END_TOKENS[prefix] for prefix in sorted(END_TOKENS, key=len, reverse=True) if name.startswith(prefix))
 
 
-def outcomes(name: str, conversations: dict[str, Conversation]) -> Counter[str]:
+def outcomes(name: str, conversations: dict[str, Conversation], start: Start = Start.PROVEN) -> Counter[str]:
     """What comes out for the turns of conversations with one template; a conversation that is refused counts once."""
     ends = end_tokens(name)
     special = {"bos_token": "<BOS>", "eos_token": ends[0]}
-    prover = Prover((FOLDER / f"{name}.jinja").read_text(encoding="utf-8"), special, ends)
+    prover = Prover((FOLDER / f"{name}.jinja").read_text(encoding="utf-8"), special, ends, start=start)
     twin = (FOLDER / f"{name}{SUFFIX}").read_text(encoding="utf-8")
     found: Counter[str] = Counter()
     for label, (messages, tools) in conversations.items():
@@ -194,6 +204,8 @@ def compare(proof: Proof, number: int, marked: str, prompt: str, *, differs: boo
     marked = marked.rstrip()
     if marked == target:
         return "equal"
+    if turn.rule in (Rule.VARIANT, Rule.PARTIAL) and _HEADER.fullmatch(marked.removesuffix(target)):
+        return "header"
     if marked.endswith(target):
         if prompt.endswith(marked.removesuffix(target)):
             return "prompt"
@@ -210,6 +222,17 @@ def test_what_is_proven_is_what_trl_marks() -> None:
         print(f"{name:26}" + "".join(f"{found[outcome]:10}" for outcome in OUTCOMES))
     assert total["wrong"] == 0
     assert {name: tuple(found[outcome] for outcome in OUTCOMES) for name, found in table.items()} == EXPECTED
+
+
+def test_weaker_starts_prove_more_and_differ_from_trls_marks_by_the_header_alone() -> None:
+    totals = {start: sum((outcomes(name, CONVERSATIONS, start) for name in NAMES), Counter()) for start in Start}
+    for start, found in totals.items():
+        print(f"{start}: {dict(found)}")
+    assert [found["wrong"] for found in totals.values()] == [0, 0, 0]
+    refused = [totals[start]["refused"] for start in Start]
+    assert refused == sorted(refused, reverse=True)
+    assert refused == REFUSED
+    assert totals[Start.PROVEN]["header"] == 0
 
 
 PIECES = ["a", "é", "\n", " ", "Yo", "assistant", "###", ":", "x y", "\t", "<tool_call>", "model\n", "{", "}", "'", '"']
