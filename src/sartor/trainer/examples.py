@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from itertools import islice
 from typing import Any
 
@@ -10,8 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sartor.batching import order
+from sartor.data.ahead import ahead
 from sartor.records import IGNORE_INDEX, Example
 from sartor.run.loop import OptimizerBatch
+
+ROWS_AHEAD = 256
+"""Rows of a stream that wait, encoded, for the model: a few optimizer batches."""
 
 
 def example_of(row: Mapping[str, Any]) -> Example:
@@ -153,17 +158,19 @@ def stream_batches(
 ) -> Iterator[OptimizerBatch]:
     """The optimizer batches of one pass over a stream, in its own order; see `Examples.batches` for the arguments.
 
+    Its rows are read, and so encoded, ahead of training, on a thread.
     What is left when the stream ends inside an accumulation comes as a batch that is not complete.
     """
     dataset.set_epoch(epoch)
     waiting: list[Mapping[str, Any]] = []
     start = 0
-    for row in dataset:
-        waiting.append(row)
-        if len(waiting) == batch_size * accumulation:
-            yield _stream_batch(waiting, start, batch_size, keep_rows=keep_rows, is_complete=True)
-            start += len(waiting)
-            waiting = []
+    with closing(ahead(dataset, ROWS_AHEAD)) as rows:
+        for row in rows:
+            waiting.append(row)
+            if len(waiting) == batch_size * accumulation:
+                yield _stream_batch(waiting, start, batch_size, keep_rows=keep_rows, is_complete=True)
+                start += len(waiting)
+                waiting = []
     if drop_last:
         waiting = waiting[: len(waiting) // batch_size * batch_size]
     if waiting:
