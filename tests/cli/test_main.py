@@ -59,7 +59,7 @@ def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         entry.main(["train"])
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["train", "--help"]])
+@pytest.mark.parametrize("argv", [["--help"], ["train", "--help"], ["inspect", "--help"]])
 def test_help_loads_nothing_heavy_and_is_quick(argv: list[str]) -> None:
     code = (
         "import sys; from sartor.cli.main import main; main(sys.argv[1:]);"

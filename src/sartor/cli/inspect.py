@@ -3,14 +3,16 @@
 Prints, and writes the files that were asked for.  Exit code 1: a training run would stop because of the data.
 """
 
-from collections.abc import Sequence
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sartor.cli.inspect_flags import Request, read, usage
 from sartor.cli.output import readers_may_leave
-from sartor.errors import RunFolderError
+from sartor.errors import DataError, RunFolderError
 
 if TYPE_CHECKING:
     from sartor.config import SFTConfig
@@ -23,6 +25,10 @@ HELP = "show what would be trained on, and what is wrong with it"
 TERMINAL_ROWS, PAGE_ROWS = 3, 50
 
 
+class _Unusable(Exception):
+    """There is nothing to show: no row can be used."""
+
+
 def run(argv: Sequence[str]) -> int:
     """Run the command with the arguments after `sartor inspect`; returns the exit code.  Raises SartorError."""
     if any(argument in ("-h", "--help") for argument in argv):
@@ -31,7 +37,11 @@ def run(argv: Sequence[str]) -> int:
     request = read(argv)
     files = _files(request)
     with readers_may_leave():
-        inspections = _inspect(request)
+        try:
+            inspections = _inspect(request)
+        except _Unusable as error:
+            print(f"sartor inspect: {error}", file=sys.stderr)
+            return 1
         _write(inspections, files)
         if request.own.get("json"):
             from sartor.data.inspection.as_json import to_json
@@ -76,21 +86,33 @@ def _inspect(request: Request) -> "list[Inspection]":
     settings = resolve(args)
     given = _given(request, args, settings.data)
     own = request.own
-    config, split = own.get("dataset_config"), own.get("split")
-    data = sources.load(request.data, split=split, config=config, name="train")
-    train = Examination(data, given, "train")
-    inspections = [train.run()]
+    config, revision = own.get("dataset_config"), own.get("dataset_revision")
+    data = sources.load(request.data, split=own.get("split"), config=config, revision=revision, name="train")
+    with _unusable():
+        train = Examination(data, given, "train")
+        inspections = [train.run()]
     if own.get("eval_data") is not None or own.get("eval_split") is not None:
         source = own.get("eval_data")
         rows = sources.load(
             request.data if source is None else source,
             split=own.get("eval_split"),
             config=config if source is None else None,
+            revision=revision if source is None else None,
             name="eval",
         )
         given = replace(given, settings=settings.eval_data, source=_name(source or request.data))
-        inspections.append(Examination(rows, given, "eval").run(train))
+        with _unusable():
+            inspections.append(Examination(rows, given, "eval").run(train))
     return inspections
+
+
+@contextlib.contextmanager
+def _unusable() -> Iterator[None]:
+    """Rows at fault are not a wrong command: another exit code."""
+    try:
+        yield
+    except DataError as error:
+        raise _Unusable(str(error)) from error
 
 
 def _given(request: Request, args: "SFTConfig", settings: "DataSettings") -> "Given":
@@ -108,7 +130,10 @@ def _given(request: Request, args: "SFTConfig", settings: "DataSettings") -> "Gi
     if args.chat_template_path is not None:
         construction.apply_template(tokenizer, str(args.chat_template_path))
     construction.set_eos(tokenizer, args.eos_token)
-    shown = {name: str(value) for name, value in request.fields.items()}
+    shown = {
+        name: " ".join(map(str, value)) if isinstance(value, list) else str(value)
+        for name, value in request.fields.items()
+    }
     num_rows = request.own.get("rows")
     return Given(
         tokenizer,

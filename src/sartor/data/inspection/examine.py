@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sartor.data.cutting import cut
-from sartor.data.encode import FormattingFunction
+from sartor.data.detection import FormattingFunction
 from sartor.data.inspection.duplicates import DuplicateSearch
 from sartor.data.inspection.judge import judge_duplicates, judge_emptied, judge_lengths, judge_overlap
 from sartor.data.inspection.ledger import Ledger
@@ -25,6 +25,7 @@ from sartor.data.inspection.reading import Batch, RowReader
 from sartor.data.inspection.record import Finding, Inspection, Sample, Severity, rows
 from sartor.data.inspection.sample import sample_of
 from sartor.data.inspection.texts import TextChecks, row_text
+from sartor.data.inspection.token_checks import TokenChecks
 from sartor.data.inspection.written import WrittenChecks
 from sartor.data.places import Places
 from sartor.data.store import Packer
@@ -83,8 +84,9 @@ class Examination:
         )
         self._mode = "keep_start" if given.settings.packing else given.settings.truncation_mode
         self._ledger = Ledger(name)
-        self._texts = TextChecks(self._ledger, given.tokenizer.all_special_tokens)
+        self._texts = TextChecks(self._ledger, given.tokenizer.all_special_tokens, given.tokenizer.eos_token)
         self._written = WrittenChecks(self._ledger, given.tokenizer)
+        self._tokens = TokenChecks(self._ledger, given.tokenizer, given.end_tokens)
         self._tally = LengthTally(given.settings.max_length, self._mode, given.context)
         self._counts = dict.fromkeys((*_COUNTED, "num_tokens", "num_targets", "num_examples"), 0)
         self._kept_lengths: list[Any] = []
@@ -151,6 +153,7 @@ class Examination:
         self._tally.add(batch.encoded)
         self._count(batch.encoded, batch.example_places)
         self._written.look(batch)
+        self._tokens.look(batch)
         ids = _ids_by_place(batch) if batch.rows[0] is None else {}
         for where, row in zip(batch.places, batch.rows, strict=True):
             asked, shown = "", ""
@@ -181,10 +184,12 @@ class Examination:
         if settings.max_length is not None and not settings.packing:
             longer = np.flatnonzero(encoded.lengths > settings.max_length)
             left = encoded.take(longer).truncate(settings.max_length, self._mode).targets_per_row
-            self._emptied.extend((len(self._example_places) + longer[left == 0]).tolist())
+            is_emptied = (left == 0) & (encoded.targets_per_row[longer] > 0)
+            self._emptied.extend((len(self._example_places) + longer[is_emptied]).tolist())
         self._example_places.extend(places)
         nothing = DataSummary(self._name, self._reader.reading.format, 0, 0, 0, 0, 0)
-        kept, counted, _ = cut(encoded, settings, nothing, Places.of_texts(places))
+        dropping = replace(settings, no_targets="drop")  # where it is an error, that is a finding, and not the end
+        kept, counted, _ = cut(encoded, dropping, nothing, Places.of_texts(places))
         for name in _COUNTED:
             self._counts[name] += getattr(counted, name)
         self._counts["num_tokens"] += kept.num_tokens
@@ -229,14 +234,14 @@ class Examination:
                 f"Columns that are not used: {', '.join(unused)}.",
                 "Fine, unless one of them should be trained: --map makes messages of any columns.",
             )
-        if not summary.num_targets:
+        if self._example_places and not summary.num_targets:
             self._ledger.say(
                 "nothing_trained",
                 Severity.ERROR,
                 "No token of any row is trained.",
                 "Look at the rows above, at max_length and at the options of the loss.",
             )
-        elif summary.num_targets == summary.num_tokens and self._reader.reading.is_conversational:
+        elif 0 < summary.num_targets == summary.num_tokens and self._reader.reading.is_conversational:
             self._ledger.say(
                 "everything_trained",
                 Severity.NOTE,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from sartor.data.inspection.record import Cut, Lengths, Suggestion, rows
+from sartor.data.inspection.record import Cut, Lengths, Suggestion, rows, share
 from sartor.data.table import TokenRows
 
 LEVELS = tuple(2**power for power in range(4, 21))
@@ -103,11 +103,11 @@ def suggested(tokens: NDArray[np.int64], cuts: list[Cut], num_targets: int, cont
         return Suggestion(
             whole, f"nothing is cut: the longest row has {longest:,} tokens, and shorter lengths lose targets."
         )
-    share = cut.num_targets / max(1, num_targets)
+    lost = share(cut.num_targets, num_targets)
     return Suggestion(
         cut.max_length,
         f"{rows(cut.num_rows)} of {len(tokens):,} {'is' if cut.num_rows == 1 else 'are'} longer and "
-        f"{rows(cut.num_targets, 'trained token is', 'trained tokens are')} lost ({share:.2%}); memory must hold the "
+        f"{rows(cut.num_targets, 'trained token is', 'trained tokens are')} lost ({lost}); memory must hold the "
         f"longest row, which has {longest:,}.",
     )
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sartor.data.inspect import describe
-from sartor.data.inspection.record import Inspection, Lengths, Sample, Token, rows
+from sartor.data.inspection.record import Inspection, Lengths, Sample, Token, rows, share
 from sartor.data.inspection.sample import visible
 from sartor.data.inspection.terminal import counts_of
 
@@ -112,7 +112,7 @@ def _lengths(lengths: Lengths) -> dict[str, Any]:
         said = (
             f"max_length={limit:,}: {rows(longer)} of {len(lengths.tokens):,} {'is' if longer == 1 else 'are'} longer."
         )
-    num_targets = max(1, int(lengths.targets.sum()))
+    num_targets = int(lengths.targets.sum())
     return {
         "bars": bars,
         "limit": None if limit is None or not low <= limit < end else round(10 * (limit + 1 - low) / step, 2),
@@ -127,7 +127,9 @@ def _lengths(lengths: Lengths) -> dict[str, Any]:
                 "is_asked": cut.max_length == limit,
                 "num_rows": f"{cut.num_rows:,}",
                 "num_tokens": f"{cut.num_tokens:,}",
-                "num_targets": f"{cut.num_targets:,} ({cut.num_targets / num_targets:.1%})" if cut.num_targets else "0",
+                "num_targets": f"{cut.num_targets:,} ({share(cut.num_targets, num_targets)})"
+                if cut.num_targets
+                else "0",
                 "num_emptied": f"{cut.num_emptied:,}",
             }
             for cut in lengths.cuts

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from sartor.data.assemble import notes_of
-from sartor.data.detection import recognise
-from sartor.data.encode import FormattingFunction
+from sartor.data.detection import FormattingFunction, recognise
 from sartor.data.formats import Reading, TrainingRow, convert
 from sartor.data.parts import ROWS_PER_BATCH, places_of, rows_of
 from sartor.data.problems import ProblemLog

@@ -146,3 +146,9 @@ class Inspection:
 def rows(count: int, singular: str = "row", plural: str = "rows") -> str:
     """`1 row`, `1,200 rows`."""
     return f"{count:,} {singular if count == 1 else plural}"
+
+
+def share(part: int, whole: int) -> str:
+    """`12.3 %`; what is there is never 0."""
+    value = part / max(1, whole)
+    return "under 0.1 %" if 0 < value < 0.001 else f"{value:.1%}".replace("%", " %")

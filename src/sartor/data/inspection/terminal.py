@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from sartor.data.inspect import NEWLINE_MARK, TRAINED_MARKS, describe, length_histogram
-from sartor.data.inspection.record import Finding, Inspection, Lengths, Sample, Severity, Token, rows
+from sartor.data.inspection.record import Finding, Inspection, Lengths, Sample, Severity, Token, rows, share
 from sartor.data.inspection.sample import visible
 
 if TYPE_CHECKING:
@@ -73,14 +73,14 @@ def _cuts(lengths: Lengths) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading in ("max_length", "rows cut", "tokens lost", "trained tokens lost", "rows left untrained"):
         table.add_column(heading, justify="right")
-    num_targets = max(1, int(lengths.targets.sum()))
+    num_targets = int(lengths.targets.sum())
     for cut in lengths.cuts:
         is_asked = cut.max_length == lengths.max_length
         table.add_row(
             f"{'> ' if is_asked else ''}{cut.max_length:,}",
             f"{cut.num_rows:,}",
             f"{cut.num_tokens:,}",
-            f"{cut.num_targets:,} ({cut.num_targets / num_targets:.1%})" if cut.num_targets else "0",
+            f"{cut.num_targets:,} ({share(cut.num_targets, num_targets)})" if cut.num_targets else "0",
             f"{cut.num_emptied:,}",
             style="bold" if is_asked else "",
         )

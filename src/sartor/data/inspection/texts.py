@@ -117,8 +117,10 @@ def _leaves(value: Any) -> Iterator[str]:
 class TextChecks:
     """Looks at each row's text, and keeps what can only be judged when all are known."""
 
-    def __init__(self, ledger: Ledger, special_tokens: Sequence[str]) -> None:
+    def __init__(self, ledger: Ledger, special_tokens: Sequence[str], end: str | None) -> None:
+        """`end`: the end-of-text token, which a text may end with."""
         self._ledger = ledger
+        self._end = end
         atoms = sorted({token for token in special_tokens if token.strip()}, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, atoms))) if atoms else None
         self._short: list[tuple[str, str]] = []
@@ -127,6 +129,8 @@ class TextChecks:
     def look(self, text: RowText, where: str) -> None:
         """One row."""
         contents = "\n".join(content for _, content in text.messages)
+        if self._end and not text.is_conversation:
+            contents = contents.removesuffix(self._end)
         self._look_for_markers(text, contents, where)
         if text.is_conversation and text.messages[-1][0] in ("user", "system", "developer"):
             self._ledger.see(
