@@ -71,7 +71,7 @@ def test_trls_names_for_model_and_data_work() -> None:
     request = train_flags.read(
         ["--model_name_or_path", "m", "--dataset-name", "d", "--dataset_train_split", "train[:5]"]
     )
-    assert (request.model, request.data, request.own["split"]) == ("m", "d", "train[:5]")
+    assert (request.model, request.data, request.own["split"]) == ("m", ("d",), "train[:5]")
 
 
 @pytest.mark.parametrize(
@@ -88,11 +88,11 @@ def test_trls_names_for_model_and_data_work() -> None:
         (["--lr_scheduler_kwargs", "[1]"], "is no JSON object"),
         (["--report_to"], "needs at least one value"),
         (["--seed", "1", "2"], "'2' belongs to no option"),
-        (["stray"], "'stray' belongs to no option"),
+        (["--packing_strategy", "bfd", "stray"], "'stray' belongs to no option"),
         (["--fsdp"], "--fsdp is not supported"),
         (["--deepspeed", "ds.json"], "--deepspeed is not supported"),
         (["--load_in_4bit"], "--load_in_4bit is not supported"),
-        (["--resume_from_checkpoint", "x"], "--resume_from_checkpoint is not supported yet"),
+        (["--resume", "--resume_from_checkpoint", "x"], "--resume and --resume_from_checkpoint are the same"),
         (["--lora_r", "8"], "--lora_r only with --use_peft"),
         (["--warmup_ratio", "5"], "must be less than 1"),
         (["--eval_strategy", "steps"], "give --eval_data FILE or --eval_split NAME"),

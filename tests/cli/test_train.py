@@ -135,14 +135,16 @@ def test_an_interruption_says_what_was_saved(
 ) -> None:
     folder = tmp_path / "run"
 
-    def interrupted(self: SFTTrainer) -> None:
+    def interrupted(self: SFTTrainer, **options: Any) -> None:
         for step in (2, 10):
             (folder / f"checkpoint-{step}").mkdir(parents=True)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(SFTTrainer, "train", interrupted)
     assert train(model, rows, folder) == 130
-    assert f"Stopped. The newest checkpoint, of step 10, is {folder / 'checkpoint-10'}." in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"Stopped. The newest checkpoint, of step 10, is {folder / 'checkpoint-10'}." in told
+    assert "Go on with the same command and --resume." in told
 
 
 @pytest.mark.parametrize(
@@ -160,7 +162,7 @@ def test_a_full_disk_is_one_clear_error(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def full(self: SFTTrainer) -> None:
+    def full(self: SFTTrainer, **options: Any) -> None:
         raise error
 
     monkeypatch.setattr(SFTTrainer, "save_model", full)
@@ -173,7 +175,7 @@ def test_a_full_disk_is_one_clear_error(
 def test_another_error_is_not_taken_for_a_full_disk(
     model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: SFTTrainer) -> None:
+    def fail(self: SFTTrainer, **options: Any) -> None:
         raise OSError(errno.EIO, "broken")
 
     monkeypatch.setattr(SFTTrainer, "train", fail)

@@ -41,6 +41,8 @@ class Flag:
     """A list whose occurrences add up; of other lists the last one wins."""
     refused: str = ""
     """Why this option is not supported; said instead of complaining about its value."""
+    alone: str = ""
+    """Its value where it is given without one; "": it needs one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +158,8 @@ def _convert(flag: Flag, given: Given) -> Any:
         return None if flag.optional and [text.lower() for text in texts] in (["none"], ["null"]) else list(texts)
     if flag.kind == "bool" and not texts:
         return not given.negated
+    if not texts and flag.alone:
+        return flag.alone
     if len(texts) != 1:
         raise ValueError(f"{name} needs a value" if not texts else f"{name} takes one value, not {len(texts)}")
     text = texts[0]
@@ -238,4 +242,6 @@ def _place(given: Given) -> str:
 def _value_name(flag: Flag) -> str:
     if flag.choices and len(" ".join(flag.choices)) < 24:
         return f" {{{','.join(flag.choices)}}}"
+    if flag.alone:
+        return " [TEXT]"
     return {"bool": "", "int": " N", "float": " X", "dict": " JSON", "list": " TEXT ..."}.get(flag.kind, " TEXT")

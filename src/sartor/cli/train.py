@@ -18,6 +18,7 @@ from sartor.cli.output import readers_may_leave
 from sartor.cli.own_flags import LORA, OWN_FLAGS
 from sartor.cli.train_flags import Request, read, usage
 from sartor.errors import ConfigurationError, RunFolderError, SartorError, SartorWarning
+from sartor.run.interrupt import Terminated
 
 if TYPE_CHECKING:
     from sartor.config import SFTConfig
@@ -46,14 +47,26 @@ def run(argv: Sequence[str]) -> int:
         return 0
     request = read(argv)
     folder = Path(request.fields.get("output_dir") or DEFAULT_FOLDER).expanduser()
-    refuse_used_folder(folder)
+    resume = resume_of(request)
+    if resume is False:
+        refuse_used_folder(folder)
     with readers_may_leave(), short_warnings(), disk_errors(folder):
         try:
-            _train(request, folder)
-        except KeyboardInterrupt:
-            print(f"\nStopped. {_what_is_left(folder)}", file=sys.stderr)
-            return 130
+            _train(request, folder, resume)
+        except (KeyboardInterrupt, Terminated) as stop:
+            left = _what_is_left(folder)
+            how = " Go on with the same command and --resume." if "newest" in left else ""
+            print(f"\nStopped. {left}{how}", file=sys.stderr)
+            return 130 if isinstance(stop, KeyboardInterrupt) else int(stop.code or 0)
     return 0
+
+
+def resume_of(request: Request) -> str | bool:
+    """What `train(resume_from_checkpoint=...)` is given: False, True or a text."""
+    asked = request.own.get("resume")
+    if asked is None or str(asked).lower() in ("false", "no"):
+        return False
+    return True if str(asked).lower() in ("true", "yes") else str(asked)
 
 
 def refuse_used_folder(folder: Path) -> None:
@@ -71,7 +84,8 @@ def refuse_used_folder(folder: Path) -> None:
     if found:
         shown = ", ".join(found[:4]) + (", ..." if len(found) > 4 else "")
         raise RunFolderError(
-            f"output_dir {folder} already holds a run or a model ({shown}): choose another one, or delete that folder"
+            f"output_dir {folder} already holds a run or a model ({shown}): choose another one, delete that folder, or "
+            "go on with that run: --resume"
         )
 
 
@@ -115,12 +129,13 @@ def short_warnings() -> Iterator[None]:
         warnings.showwarning = usual
 
 
-def _train(request: Request, folder: Path) -> None:
+def _train(request: Request, folder: Path, resume: str | bool) -> None:
     args, train_rows, eval_rows = _check(request, folder)
     from transformers.utils.logging import disable_progress_bar
 
     from sartor.report.progress import TrainingProgress
     from sartor.trainer import SFTTrainer
+    from sartor.trainer.sampling import TABLE_NAME, first_and_last
 
     disable_progress_bar()  # bars of a second for loading and saving, between our lines
     progress = TrainingProgress(live=False if args.disable_tqdm else None)
@@ -134,13 +149,16 @@ def _train(request: Request, folder: Path) -> None:
     )
     _remove_other_progress(trainer)
     try:
-        trainer.train()
+        trainer.train(resume_from_checkpoint=resume)
     finally:
         progress.close()
     trainer.save_model()
     trainer.save_state()
     if args.push_to_hub:
-        trainer.push_to_hub(dataset_name=None if Path(request.data).exists() else request.data)
+        named = request.data[0] if len(request.data) == 1 and not Path(request.data[0]).exists() else None
+        trainer.push_to_hub(dataset_name=named)
+    if trainer.sample_answers is not None:
+        print(f"\n{first_and_last(trainer.sample_answers.samples)}\nAll answers: {folder / TABLE_NAME}")
     print(f"\nThe model is in {folder}\nTalk to it:  sartor chat {shlex.quote(str(folder))}")
 
 
@@ -151,7 +169,6 @@ def _check(request: Request, folder: Path) -> "tuple[SFTConfig, Any, Any]":
         SartorError: the one there is, or a ConfigurationError with all.
     """
     from sartor.config import SFTConfig
-    from sartor.data import sources
     from sartor.trainer import construction
 
     errors: list[SartorError] = []
@@ -168,16 +185,13 @@ def _check(request: Request, folder: Path) -> "tuple[SFTConfig, Any, Any]":
     stand_in = args or SFTConfig(output_dir=str(folder), bf16=False)
     attempt(lambda: construction.check_model(request.model, stand_in))
     own = request.own
-    train_rows = attempt(
-        lambda: sources.load(request.data, split=own.get("split"), config=own.get("dataset_config"), name="train")
-    )
+    config, revision = own.get("dataset_config"), own.get("dataset_revision")
+    train_rows = attempt(lambda: read_rows(request.data, "train", own.get("split"), config, revision))
     eval_rows = None
     if own.get("eval_data") is not None:
-        eval_rows = attempt(lambda: sources.load(own["eval_data"], split=own.get("eval_split"), name="eval"))
+        eval_rows = attempt(lambda: read_rows((own["eval_data"],), "eval", own.get("eval_split")))
     elif own.get("eval_split") is not None:
-        eval_rows = attempt(
-            lambda: sources.load(request.data, split=own["eval_split"], config=own.get("dataset_config"), name="eval")
-        )
+        eval_rows = attempt(lambda: read_rows(request.data, "eval", own["eval_split"], config, revision))
     if len(errors) == 1:
         raise errors[0]
     if errors:
@@ -189,6 +203,27 @@ def _check(request: Request, folder: Path) -> "tuple[SFTConfig, Any, Any]":
             ]
         )
     return args, train_rows, eval_rows
+
+
+def read_rows(
+    texts: Sequence[str], name: str, split: str | None, config: str | None = None, revision: str | None = None
+) -> Any:
+    """What `SFTTrainer` takes as a data set: the rows of one source, or of several with their weights.
+
+    Evaluation takes all rows of each source, whatever the weights.
+
+    Raises:
+        SartorError: what is wrong with any of them.
+    """
+    from sartor.data import mixture, sources
+
+    pairs = [mixture.parse_source(text) for text in texts]
+    if len(pairs) == 1:
+        # The weight of a lone source says nothing, but may be left over from several.
+        return sources.read(pairs[0][0], split=split, config=config, revision=revision, name=name)
+    if name == "eval":
+        pairs = [(source, None) for source, _ in pairs]
+    return mixture.read_parts(pairs, split=split, config=config, revision=revision, name=name)
 
 
 def _peft_config(request: Request) -> Any:

@@ -30,7 +30,8 @@ class Request:
     """What `sartor train` was asked for."""
 
     model: str
-    data: str
+    data: tuple[str, ...]
+    """Sources as they were written, perhaps with weights; at least one."""
     fields: Mapping[str, Any]
     """Keyword arguments of SFTConfig."""
     own: Mapping[str, Any]
@@ -62,12 +63,14 @@ def read(argv: Sequence[str]) -> Request:
     own_names = {flag.name for flag in OWN_FLAGS}
     fields = {name: value for name, value in values.items() if name not in own_names}
     own = {name: value for name, value in values.items() if name in own_names}
+    if fields.get("resume_from_checkpoint") is not None:
+        own["resume"] = fields.pop("resume_from_checkpoint")
     model_init_kwargs = _model_init_kwargs(fields.pop("model_init_kwargs", None), own, problems)
     if problems:
         raise ConfigurationError(problems)
     if model_init_kwargs:
         fields["model_init_kwargs"] = model_init_kwargs
-    return Request(own["model"], own["data"], fields, own)
+    return Request(own["model"], tuple(own["data"]), fields, own)
 
 
 def usage() -> str:
@@ -94,8 +97,8 @@ def _own_problems(values: Mapping[str, Any], givens: Sequence[Given]) -> list[st
     for name, what in (("model", "a folder"), ("data", "a file")):
         if values.get(name) is None:
             problems.append(f"--{name} is missing: give {what} or a Hub id")
-    if values.get("resume_from_checkpoint") is not None:
-        problems.append("--resume_from_checkpoint is not supported yet: start a new run in another --output_dir")
+    if None not in (values.get("resume"), values.get("resume_from_checkpoint")):
+        problems.append("--resume and --resume_from_checkpoint are the same: give one of them")
     for flag in OWN_FLAGS:
         if flag.refused and values.get(flag.name):
             problems.append(f"--{flag.name} is not supported: {flag.refused}")
