@@ -41,6 +41,7 @@ def test_loss_and_accuracy_are_the_means_over_all_targets(tmp_path: Path) -> Non
         "eval_steps_per_second",
         "eval_entropy",
         "eval_mean_token_accuracy",
+        "eval_perplexity",
         "eval_num_tokens",
         "epoch",
     ]

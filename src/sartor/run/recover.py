@@ -166,7 +166,7 @@ class Recovery:
             tokens = max(1, min(plan.micro_batch_tokens, num_tokens) // 2)
             self._replan("micro_batch_tokens", tokens)
             return f"at most {tokens:,} tokens at once in place of {plan.micro_batch_tokens:,}"
-        return self.recompute() or self.shrink_loss()
+        return self.recompute() or self.shrink_loss(num_tokens)
 
     def recompute(self) -> str | None:
         """A remedy: activations are recomputed in the backward pass, where the architecture can and does not yet."""
@@ -175,9 +175,9 @@ class Recovery:
         self._replan("gradient_checkpointing", True)
         return "activations are recomputed from here on"
 
-    def shrink_loss(self) -> str | None:
-        """A remedy: half the rows of logits at a time."""
-        rows = self.engine.plan.loss_chunk_rows
+    def shrink_loss(self, num_tokens: int) -> str | None:
+        """A remedy: half the rows of logits at a time, of those that so many tokens can have."""
+        rows = min(self.engine.plan.loss_chunk_rows, num_tokens)
         if rows <= SMALLEST_LOSS_CHUNK_ROWS:
             return None
         self._replan("loss_chunk_rows", max(SMALLEST_LOSS_CHUNK_ROWS, rows // 2))
@@ -193,7 +193,7 @@ class Recovery:
             tokens = max(1, min(plan.evaluation_tokens or plan.micro_batch_tokens, num_tokens) // 2)
             self._replan("evaluation_tokens", tokens)
             return f"at most {tokens:,} tokens at once in evaluations"
-        return self.shrink_loss()
+        return self.shrink_loss(num_tokens)
 
     def _replan(self, field: str, value: int) -> None:
         plan = self.engine.plan

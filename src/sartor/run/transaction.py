@@ -134,7 +134,8 @@ def goes_in_pieces(optimizer: torch.optim.Optimizer) -> bool:
     """
     kind = type(optimizer)
     hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
-    return kind.__module__.startswith("torch.optim.") and kind is not torch.optim.LBFGS and not hooks
+    is_torchs = f"{kind.__module__}.".startswith("torch.optim.")
+    return is_torchs and kind is not torch.optim.LBFGS and not hooks
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,16 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from sartor.config import SFTConfig
 
-EVALUATION_KEYS = ("loss", "entropy", "mean_token_accuracy", "num_tokens", "runtime", "samples_per_second")
+EVALUATION_KEYS = (
+    "loss",
+    "perplexity",
+    "entropy",
+    "mean_token_accuracy",
+    "num_tokens",
+    "runtime",
+    "samples_per_second",
+    "steps_per_second",
+)
 """What an evaluation measures by itself, without its prefix."""
 
 
@@ -61,8 +70,9 @@ def _evaluation_problems(args: SFTConfig, given: Given) -> list[str]:
     strategy = IntervalStrategy(args.eval_strategy).value
     if strategy != "no" and given.eval_dataset is None:
         problems.append(f"eval_strategy={strategy!r} needs eval_dataset: pass one, or set eval_strategy='no'.")
-    if args.eval_on_start and given.eval_dataset is None:
-        problems.append("eval_on_start=True needs eval_dataset: pass one, or leave eval_on_start out.")
+    for name in ("eval_on_start", "eval_on_end"):
+        if getattr(args, name) and given.eval_dataset is None:
+            problems.append(f"{name}=True needs eval_dataset: pass one, or leave {name} out.")
     is_best = SaveStrategy(args.save_strategy) == SaveStrategy.BEST
     if is_best and strategy == "no":
         problems.append("save_strategy='best' needs evaluations: set eval_strategy to 'steps' or 'epoch'.")

@@ -79,8 +79,29 @@ def predict(trainer: SFTTrainer, dataset: Any, *, prefix: str, ignore_keys: list
     return PredictionOutput(predictions=predictions, label_ids=labels, metrics=metrics)
 
 
-def _loader(trainer: SFTTrainer, dataset: Any) -> DataLoader[Any]:
-    size, collate = trainer.args.eval_batch_size, trainer.data_collator
+def _tell_cost(trainer: SFTTrainer, dataset: Any) -> None:
+    """Say once what logits cost that are kept for a metric."""
+    args = trainer.args
+    if trainer.has_told_logits or args.prediction_loss_only or not has_length(dataset):
+        return
+    trainer.has_told_logits = True
+    longest = _longest(dataset)
+    row = longest * trainer.model.config.get_text_config().vocab_size * 4
+    text = f"compute_metrics and predictions need logits: up to {args.eval_batch_size * row / 1e9:.2g} GB for a batch"
+    if trainer.preprocess_logits_for_metrics is not None:
+        text += ", and what preprocess_logits_for_metrics leaves of them is kept for all rows"
+    elif args.batch_eval_metrics:
+        text += "; none are kept"
+    else:
+        text += (
+            f", and up to {len(dataset) * row / 1e9:.2g} GB for the {len(dataset):,} rows, which are all kept: "
+            "preprocess_logits_for_metrics can reduce them, batch by batch"
+        )
+    trainer.say(f"{text}. A second pass measures the loss.")
+
+
+def _loader(trainer: SFTTrainer, dataset: Any, size: int | None = None) -> DataLoader[Any]:
+    size, collate = size or trainer.args.eval_batch_size, trainer.data_collator
     if trainer.args.batch_eval_metrics:  # accelerate's knows its last batch, at which the metric is to be computed
         return DataLoaderShard(dataset, batch_size=size, collate_fn=collate)
     return lazy_loader(dataset, size, collate)
@@ -137,15 +158,34 @@ def _padded(
     The loss is the user's own where they brought one, else ours: weighted by tokens.
     """
     refuse_with_own_loss(trainer, loader.dataset)
+    if loss_only is None:
+        _tell_cost(trainer, loader.dataset)
+    size = trainer.args.eval_batch_size
+
+    def loop() -> EvalLoopOutput:
+        return trainer.evaluation_loop(
+            loader if size == trainer.args.eval_batch_size else _loader(trainer, loader.dataset, size),
+            description=description,
+            prediction_loss_only=loss_only,
+            ignore_keys=ignore_keys,
+            metric_key_prefix=prefix,
+        )
+
+    def less() -> str | None:
+        nonlocal size
+        assert trainer.recovery is not None
+        if trainer.args.batch_eval_metrics:
+            return None  # the user's metric has counted batches that would come again
+        forgiven = trainer.recovery.forgive()
+        if forgiven is None and size > 1:
+            size //= 2
+            return f"{size} rows at once in evaluations with logits"
+        return forgiven
+
     with engine_for(trainer, longest_tokens=lambda: _longest(loader.dataset), trains=False) as engine:
+        assert trainer.recovery is not None
         with autocast(engine.device, engine.compute_dtype), _kept_in_its_dtype(trainer):
-            output = trainer.evaluation_loop(
-                loader,
-                description=description,
-                prediction_loss_only=loss_only,
-                ignore_keys=ignore_keys,
-                metric_key_prefix=prefix,
-            )
+            output = trainer.recovery.survive(f"the evaluation of {prefix} data", loop, less)
         output.metrics.pop(f"{prefix}_model_preparation_time", None)  # nothing is prepared here
         if not trainer.uses_padded_batches:
             found = _measure(trainer, engine, loader.dataset, prefix)

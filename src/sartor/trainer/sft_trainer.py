@@ -140,6 +140,8 @@ class SFTTrainer(Trainer):
         )
         for data in (self.train_dataset, self.eval_dataset):
             refuse_with_own_loss(self, data)
+        self.has_told_logits = False
+        """Whether it was said what keeping logits costs."""
         self.sample_answers: SampleAnswers | None = None
         if args.sample_prompts:
             self.sample_answers = SampleAnswers(
@@ -230,7 +232,11 @@ class SFTTrainer(Trainer):
         metrics: dict[str, float] = {}
         for name, part in dataset.items():
             override = part if eval_dataset is not None else name
-            metrics.update(self.evaluate(override, ignore_keys, f"{metric_key_prefix}_{name}"))
+            found = self.evaluate(override, ignore_keys, f"{metric_key_prefix}_{name}")
+            twice = sorted((metrics.keys() & found.keys()) - {"epoch"})
+            if twice:  # a metric of the user's own: ours never collide
+                self.say(f"{', '.join(twice)}: measured for two data sets of eval_dataset; the later one is kept.")
+            metrics.update(found)
         return metrics
 
     def predict(

@@ -1,0 +1,200 @@
+"""Evaluations of a run: what they measure, when they come, and what keeping logits costs."""
+
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import EarlyStoppingCallback
+
+from sartor.errors import ConfigurationError
+from sartor.trainer import sampling
+from tests.trainer import tiny
+
+
+def logged(trainer: Any, key: str) -> list[tuple[int, float]]:
+    return [(log["step"], log[key]) for log in trainer.state.log_history if key in log]
+
+
+def test_perplexity_is_the_exponential_of_the_loss(tmp_path: Path) -> None:
+    found = tiny.trainer(tmp_path, eval_dataset={"a": tiny.texts(4), "b": tiny.texts(3, start=20)}).evaluate()
+    for name in "ab":
+        assert found[f"eval_{name}_perplexity"] == pytest.approx(math.exp(found[f"eval_{name}_loss"]))
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({"eval_strategy": "steps", "eval_steps": 2}, [2, 4, 5]),  # the last step too, as in transformers
+        ({"eval_strategy": "steps", "eval_steps": 5, "eval_on_end": True}, [5]),
+        ({"eval_strategy": "epoch", "eval_on_start": True, "eval_on_end": True}, [0, 5]),
+        ({"eval_on_start": True, "eval_on_end": True}, [0, 5]),
+    ],
+)
+def test_evaluations_come_before_during_and_after_training(
+    options: dict[str, Any], steps: list[int], tmp_path: Path
+) -> None:
+    trainer = tiny.trainer(tmp_path, eval_dataset=tiny.texts(3), max_steps=5, **options)
+    trainer.train()
+    assert [step for step, _ in logged(trainer, "eval_loss")] == steps
+
+
+def test_an_evaluation_at_the_end_can_be_the_best(tmp_path: Path) -> None:
+    values = iter([0.1, 0.9])
+    trainer = tiny.trainer(
+        tmp_path,
+        compute_metrics=lambda given: {"luck": next(values)},
+        eval_dataset=tiny.texts(2),
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="best",
+        metric_for_best_model="luck",
+        eval_on_end=True,
+        max_steps=3,
+    )
+    trainer.train()
+    assert trainer.state.best_metric == 0.9
+    assert (tmp_path / "checkpoint-3").is_dir()
+
+
+def test_eval_on_end_without_data_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="eval_on_end=True needs eval_dataset"):
+        tiny.trainer(tmp_path, eval_on_end=True)
+
+
+def test_transformers_early_stopping_stops(tmp_path: Path) -> None:
+    trainer = tiny.trainer(
+        tmp_path,
+        compute_metrics=lambda given: {"flat": 1.0},
+        eval_dataset=tiny.texts(2),
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="flat",
+        greater_is_better=True,
+        callbacks=[EarlyStoppingCallback(early_stopping_patience=2)],
+        max_steps=9,
+    )
+    trainer.train()
+    assert trainer.state.global_step == 3
+
+
+def choices(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return logits.argmax(-1)
+
+
+@pytest.mark.parametrize("reduces", [False, True])
+def test_what_logits_cost_is_said_once(reduces: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    options: dict[str, Any] = {"preprocess_logits_for_metrics": choices} if reduces else {}
+    metric = lambda given: {"mean": float(np.asarray(given.predictions).mean())}  # noqa: E731
+    trainer = tiny.trainer(tmp_path, compute_metrics=metric, eval_dataset=tiny.texts(5), **options)
+    with caplog.at_level(logging.INFO, logger="sartor"):
+        trainer.evaluate()
+        trainer.evaluate()
+    said = [record.message for record in caplog.records if "need logits" in record.message]
+    assert len(said) == 1
+    assert ("preprocess_logits_for_metrics leaves" in said[0]) is reduces
+    assert ("for the 5 rows" in said[0]) is not reduces
+
+
+def test_logits_that_do_not_fit_are_made_of_fewer_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def reduce(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        seen.append(len(logits))
+        if len(logits) > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return logits.argmax(-1)
+
+    trainer = tiny.trainer(
+        tmp_path,
+        compute_metrics=lambda given: {"rows": float(len(given.predictions))},
+        preprocess_logits_for_metrics=reduce,
+        eval_dataset=tiny.texts(5),
+        per_device_eval_batch_size=4,
+    )
+    assert trainer.evaluate()["eval_rows"] == 5
+    assert seen == [4, 4, 2, 1, 1, 1, 1, 1]
+
+
+# --- sample answers --------------------------------------------------------------------------------------------------
+
+PROMPTS = ["moon is", "why | not"]
+
+
+def answered(trainer: Any) -> list[tuple[int, str]]:
+    return [(sample.step, sample.prompt) for sample in trainer.sample_answers.samples]
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({"sample_steps": 2}, [0, 2, 4, 5]),
+        ({"eval_strategy": "steps", "eval_steps": 3}, [0, 3, 5]),
+        ({}, [0, 5]),
+    ],
+)
+def test_prompts_are_asked_before_during_and_after_training(
+    options: dict[str, Any], steps: list[int], tmp_path: Path
+) -> None:
+    trainer = tiny.trainer(
+        tmp_path, eval_dataset=tiny.texts(2), sample_prompts=PROMPTS, sample_max_new_tokens=3, max_steps=5, **options
+    )
+    trainer.train()
+    assert answered(trainer) == [(step, prompt) for step in steps for prompt in PROMPTS]
+    lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["prompt"]) for line in lines] == answered(trainer)
+    page = (tmp_path / "samples.md").read_text()
+    assert page.count("| step | answer |") == 2
+    assert "why \\| not" in page
+    assert f"step {steps[-1]}: " in sampling.first_and_last(trainer.sample_answers.samples)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_asking_changes_neither_weights_nor_random_numbers(dropout: float, tmp_path: Path) -> None:
+    def trained(folder: str, **options: Any) -> dict[str, torch.Tensor]:
+        model = tiny.make_model(attention_dropout=dropout)
+        trainer = tiny.trainer(tmp_path / folder, model=model, max_steps=4, neftune_noise_alpha=5, **options)
+        trainer.train()
+        return tiny.weights(trainer.model)
+
+    plain = trained("plain")
+    asked = trained("asked", sample_prompts=PROMPTS, sample_steps=1, sample_max_new_tokens=3)
+    for name, weight in plain.items():
+        assert torch.equal(weight, asked[name]), name
+
+
+def test_the_last_answer_is_what_the_trained_model_gives(tmp_path: Path) -> None:
+    from sartor.chat.options import SamplingOptions
+    from sartor.chat.sample import Speaker
+
+    trainer = tiny.trainer(tmp_path, sample_prompts=PROMPTS, sample_max_new_tokens=5, max_steps=3)
+    trainer.train()
+    trainer.model.eval()
+    speaker = Speaker(trainer.model, trainer.processing_class)
+    asked = [[{"role": "user", "content": text}] for text in PROMPTS]
+    expected = speaker.answers(asked, SamplingOptions(greedy=True, max_new_tokens=5))
+    assert [sample.answer for sample in trainer.sample_answers.samples[-2:]] == expected
+
+
+def test_a_question_that_never_fits_leaves_a_hole_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any, **named: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr("sartor.chat.sample.Speaker.generate", refuse)
+    trainer = tiny.trainer(tmp_path, sample_prompts=PROMPTS, max_steps=2)
+    assert trainer.train().global_step == 2
+    assert {sample.answer for sample in trainer.sample_answers.samples} == {sampling.NO_ANSWER}
+
+
+def test_sample_prompts_must_be_texts(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="sample_prompts='hello' must be a list of texts"):
+        tiny.config(tmp_path, sample_prompts="hello")

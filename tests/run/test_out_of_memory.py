@@ -1,0 +1,386 @@
+"""Memory that runs out anywhere in a run: nothing is lost, nothing is skipped, the gradient stays the same."""
+
+import json
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sartor.engine.step import Engine
+from sartor.errors import OutOfMemoryError
+from sartor.records import Example
+from sartor.run.evaluate import evaluate
+from sartor.run.loop import OptimizerBatch
+from sartor.run.recover import FORGIVEN_EVERY, Recovery, is_out_of_memory
+from sartor.run.stepper import EngineStepper, Updater
+from sartor.run.transaction import Update
+from tests.run.test_stepper import batch_of, engine_of
+from tests.trainer import tiny
+
+FINER = 1e-6
+"""Largest difference of a weight after a run whose cut became finer; measured: 2e-8 to 6e-8."""
+
+OPTIONS: dict[str, Any] = {
+    "max_steps": 2,
+    "per_device_train_batch_size": 5,
+    "micro_batch_tokens": 16,
+    "eval_strategy": "steps",
+    "eval_steps": 1,
+    "sample_prompts": ["moon is", "why not"],
+    "sample_max_new_tokens": 4,
+    "learning_rate": 1e-3,
+}
+
+
+def out_of_memory() -> Exception:
+    return torch.OutOfMemoryError("injected: out of memory")
+
+
+class Failing:
+    """A function that fails at some of its calls, before or after it does its work."""
+
+    def __init__(self, function: Callable[..., Any], calls: set[int], *, after: bool = False) -> None:
+        self.function = function
+        self.calls = calls
+        self.after = after
+        self.count = 0
+
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        self.count += 1
+        fails = self.count in self.calls
+        if fails and not self.after:
+            raise out_of_memory()
+        result = self.function(*args, **named)
+        if fails:
+            raise out_of_memory()
+        return result
+
+
+def run(folder: Path, **options: Any) -> Any:
+    """A training of two steps, two evaluations and three rounds of answers."""
+    trainer = tiny.trainer(folder, eval_dataset=tiny.texts(6, start=40), **{**OPTIONS, **options})
+    trainer.train()
+    return trainer
+
+
+@contextmanager
+def failing(monkeypatch: pytest.MonkeyPatch, phase: str, calls: set[int]) -> Iterator[Failing]:
+    """Let a phase of every engine fail at these calls, counted over the run."""
+    with monkeypatch.context() as patch:
+        if phase == "sampling":
+            from sartor.chat.sample import Speaker
+
+            wrapped = Failing(Speaker.generate, calls)
+            patch.setattr(Speaker, "generate", lambda self, *args, **named: wrapped(self, *args, **named))
+        elif phase == "step":
+            wrapped = Failing(Update.step, calls)
+            patch.setattr(Update, "step", lambda self: wrapped(self))
+        else:
+            name = "measure" if phase == "evaluation" else "backward"
+            wrapped = Failing(getattr(Engine, name), calls, after=phase == "backward")
+            patch.setattr(Engine, name, lambda self, *args, **named: wrapped(self, *args, **named))
+        yield wrapped
+
+
+def weights_of(trainer: Any) -> dict[str, torch.Tensor]:
+    return tiny.weights(trainer.model)
+
+
+def difference(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    return max(float((found[name] - expected[name]).abs().max()) for name in expected)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return run(tmp_path_factory.mktemp("undisturbed"))
+
+
+@pytest.fixture(scope="module")
+def num_calls(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
+    """How often each phase is entered in the undisturbed run."""
+    counts = {}
+    for phase in ("forward", "backward", "step", "evaluation", "sampling"):
+        with pytest.MonkeyPatch.context() as patch, failing(patch, phase, set()) as wrapped:
+            run(tmp_path_factory.mktemp(phase))
+        counts[phase] = wrapped.count
+    return counts
+
+
+@pytest.mark.parametrize("phase", ["forward", "backward", "step", "evaluation", "sampling"])
+def test_a_failure_at_every_call_leaves_the_same_weights_bit_for_bit(
+    phase: str, undisturbed: Any, num_calls: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert num_calls[phase] >= 2
+    for call in range(1, num_calls[phase] + 1):
+        with failing(monkeypatch, phase, {call}):
+            trainer = run(tmp_path / str(call))
+        assert difference(weights_of(trainer), weights_of(undisturbed)) == 0.0, call
+        assert len(trainer.plan.incidents) == 1
+        assert trainer.plan.micro_batch_tokens == 16
+        assert trainer.state.log_history[-1]["out_of_memory_events"] == 1
+        assert [sample.answer for sample in trainer.sample_answers.samples] == [
+            sample.answer for sample in undisturbed.sample_answers.samples
+        ]
+        evaluated = [
+            [log["eval_loss"] for log in t.state.log_history if "eval_loss" in log] for t in (trainer, undisturbed)
+        ]
+        assert evaluated[0] == evaluated[1]
+
+
+@pytest.mark.parametrize("phase", ["forward", "backward"])
+def test_a_failure_twice_at_every_micro_step_makes_the_cut_finer_and_keeps_the_gradient(
+    phase: str, undisturbed: Any, num_calls: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finer = 0
+    for call in range(1, num_calls[phase] + 1):
+        with failing(monkeypatch, phase, {call, call + 1}):
+            trainer = run(tmp_path / str(call))
+        assert difference(weights_of(trainer), weights_of(undisturbed)) < FINER, call
+        assert len(trainer.plan.incidents) == 2
+        finer += trainer.plan.micro_batch_tokens < 16
+        written = json.loads((tmp_path / str(call) / "plan.json").read_text())
+        assert written["micro_batch_tokens"] == trainer.plan.micro_batch_tokens
+        assert written["incidents"] == list(trainer.plan.incidents)
+    assert finer >= num_calls[phase] // 2  # the others were documents alone, whose activations are recomputed
+
+
+def test_dropout_draws_the_same_when_a_batch_is_redone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def once(folder: str) -> Any:
+        return run(tmp_path / folder, model=tiny.make_model(attention_dropout=0.5), sample_prompts=None)
+
+    expected = weights_of(once("whole"))
+    for call in (2, 5):
+        with failing(monkeypatch, "forward", {call}):
+            assert difference(weights_of(once(str(call))), expected) == 0.0
+
+
+def test_a_users_own_loss_is_redone_from_the_start_of_its_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mean(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        logits = outputs.logits[:, :-1].flatten(0, 1)
+        return torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten(), reduction="sum") / num_items_in_batch
+
+    def once(folder: str, loss: Callable[..., Any]) -> Any:
+        return tiny.trainer(tmp_path / folder, compute_loss_func=loss, max_steps=2, gradient_accumulation_steps=2)
+
+    expected = once("whole", mean)
+    expected.train()
+    for call in range(1, 5):
+        trainer = once(str(call), Failing(mean, {call}))
+        trainer.train()
+        assert difference(weights_of(trainer), weights_of(expected)) == 0.0
+        assert len(trainer.plan.incidents) == 1
+
+
+# --- what is done, in order ----------------------------------------------------------------------------------------
+
+
+def recovery_of(engine: Engine, **options: Any) -> tuple[Recovery, list[str]]:
+    heard: list[str] = []
+    recovery = Recovery(engine, tell=lambda incident, plan: heard.append(incident.remedy), **options)
+    recovery._forgiven_at = 0  # nothing is forgiven in these tests
+    recovery.step = 1
+    return recovery, heard
+
+
+def test_down_to_one_document_then_recomputation_then_the_loss_then_an_error() -> None:
+    engine = engine_of(tiny.make_model(), tokens=32)
+    recovery, heard = recovery_of(engine)
+    optimizer = torch.optim.SGD(engine.model.parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    updater = Updater(optimizer, schedule, engine, 0.0, steps_on_metrics=False, recovery=recovery)
+    batch = batch_of(*([5, 6, 7, 8] for _ in range(8)))
+    engine.backward = Failing(engine.backward, set(range(100)))  # type: ignore[method-assign]
+    with engine.running(), pytest.raises(OutOfMemoryError, match="nothing is left that would need less"):
+        EngineStepper(engine, updater).gradients(batch)
+    assert [text.split(" in place")[0] for text in heard[:4]] == [
+        "at most 16 tokens at once",
+        "at most 8 tokens at once",
+        "at most 4 tokens at once",
+        "activations are recomputed from here on",
+    ]
+    assert len(heard) == 4  # four tokens have no logits to spare
+    assert all(parameter.grad is None for parameter in engine.model.parameters())
+
+
+def test_recomputation_that_begins_in_the_middle_of_a_run_changes_no_gradient() -> None:
+    found = []
+    for fails in (set(), {1}):
+        engine = engine_of(tiny.make_model(), tokens=4)
+        recovery, heard = recovery_of(engine)
+        optimizer = torch.optim.SGD(engine.model.parameters(), lr=0.1)
+        schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
+        updater = Updater(optimizer, schedule, engine, 0.0, steps_on_metrics=False, recovery=recovery)
+        with engine.running():
+            engine.backward = Failing(engine.backward, fails)  # type: ignore[method-assign]
+            EngineStepper(engine, updater).gradients(batch_of([5, 6, 7, 8], [9, 10, 11, 12]))
+            assert engine.model.is_activation_checkpointing is bool(fails)
+        assert not engine.model.is_activation_checkpointing  # as it was
+        found.append({name: p.grad.clone() for name, p in engine.model.named_parameters()})
+        assert bool(heard) is bool(fails)
+    assert difference(*found) < FINER
+
+
+def test_a_packed_block_is_cut_into_its_documents() -> None:
+    found = []
+    for tokens in (64, 4):
+        engine = engine_of(tiny.make_model(), tokens=tokens, neftune_noise_alpha=5.0)
+        optimizer = torch.optim.SGD(engine.model.parameters(), lr=0.1)
+        schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
+        updater = Updater(optimizer, schedule, engine, 0.0, steps_on_metrics=False)
+        block = Example([5, 6, 7, 8, 9, 10, 11], [5, 6, 7, 8, 9, 10, 11], (4, 3))
+        with engine.running():
+            result = EngineStepper(engine, updater).gradients(OptimizerBatch((block,), (3,), (1,)))
+        assert result.num_micro_batches == (1 if tokens == 64 else 2)
+        assert result.sums.num_targets == 5
+        found.append({name: p.grad.clone() for name, p in engine.model.named_parameters()})
+    assert difference(*found) < FINER  # the noise too is each document's own
+
+
+def test_one_failure_in_a_hundred_steps_is_forgiven() -> None:
+    engine = engine_of(tiny.make_model())
+    recovery = Recovery(engine)
+    recovery.step = 7
+    assert recovery.forgive() is not None
+    recovery.step = 6 + FORGIVEN_EVERY
+    assert recovery.forgive() is None
+    recovery.step = 7 + FORGIVEN_EVERY
+    assert recovery.forgive() is not None
+
+
+def test_other_errors_are_raised_as_they_are_and_memorys_are_known() -> None:
+    engine = engine_of(tiny.make_model())
+    with pytest.raises(RuntimeError, match="shapes"):
+        Recovery(engine).survive("forward", _shapes, lambda: "x")
+    known = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
+    assert is_out_of_memory(RuntimeError(known))
+    assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(out_of_memory())
+    assert not is_out_of_memory(RuntimeError("shapes do not match"))
+    assert not is_out_of_memory(ValueError("out of memory"))
+
+
+def _shapes() -> None:
+    raise RuntimeError("shapes do not match")
+
+
+def test_an_evaluation_goes_on_finer_and_training_keeps_its_cut() -> None:
+    documents = [Example([5, 6, 7, 8], [5, 6, 7, 8]), Example([9, 10], [9, 10]), Example([11, 12, 13], [11, 12, 13])]
+    engine = engine_of(tiny.make_model(), tokens=64)
+    with engine.running():
+        expected = evaluate(engine, [documents], name="eval data")
+        recovery, heard = recovery_of(engine)
+        engine.measure = Failing(engine.measure, {1})  # type: ignore[method-assign]
+        found = evaluate(engine, [documents], name="eval data", recovery=recovery)
+    assert heard == ["at most 4 tokens at once in evaluations"]
+    assert found.loss == pytest.approx(expected.loss, abs=FINER)
+    assert (found.num_tokens, found.sums.num_targets) == (9, 6)
+    assert engine.plan.micro_batch_tokens == 64
+    assert engine.plan.evaluation_tokens is not None
+
+
+# --- the optimizer's step --------------------------------------------------------------------------------------------
+
+OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "fused": lambda parameters: torch.optim.AdamW(parameters, lr=1e-2, fused=True),
+    "foreach": lambda parameters: torch.optim.AdamW(parameters, lr=1e-2, foreach=True),
+    "loop": lambda parameters: torch.optim.AdamW(parameters, lr=1e-2, foreach=False, amsgrad=True),
+    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=1e-2, momentum=0.9),
+    "adafactor": lambda parameters: torch.optim.Adafactor(parameters, lr=1e-2),
+}
+
+
+def stepped(kind: str, *, num_steps: int, patch: Callable[[Update, int], None] = lambda update, step: None) -> Any:
+    """Weights and optimizer state after some steps on made-up gradients."""
+    torch.manual_seed(1)
+    parameters = [torch.nn.Parameter(torch.randn(3, 4)) for _ in range(5)]
+    optimizer = OPTIMIZERS[kind](parameters)
+    update = Update(optimizer)
+    for step in range(num_steps):
+        for parameter in parameters:
+            parameter.grad = torch.randn(3, 4)
+        patch(update, step)
+        for _ in range(3):
+            try:
+                update.step()
+                break
+            except torch.OutOfMemoryError:
+                update.smaller()
+        gradients = [parameter.grad for parameter in parameters]
+        assert all(gradient is not None for gradient in gradients)
+    return [parameter.detach().clone() for parameter in parameters], optimizer.state_dict()["state"]
+
+
+@pytest.mark.parametrize("kind", sorted(OPTIMIZERS))
+@pytest.mark.parametrize("at", [0, 1])
+@pytest.mark.parametrize("piece", [1, 3])
+def test_a_step_that_fails_halfway_reaches_each_parameter_once(kind: str, at: int, piece: int) -> None:
+    """The real step runs for a piece, and then memory ends: the piece must be as it was before."""
+
+    def patch(update: Update, step: int) -> None:
+        update._piece_bytes = 100  # two parameters each
+        if step == at and not (kind == "fused" and step > 0):  # then nothing is allocated, and one call does it all
+            inner = update.optimizer.step
+            update.optimizer.step = Failing(inner, {piece}, after=True)  # type: ignore[method-assign]
+
+    found, state = stepped(kind, num_steps=3, patch=patch)
+    expected, expected_state = stepped(kind, num_steps=3)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+    for number, values in expected_state.items():
+        for name, value in values.items():
+            assert torch.equal(torch.as_tensor(state[number][name]), torch.as_tensor(value)), name
+
+
+def test_a_fused_step_allocates_nothing_once_its_states_exist() -> None:
+    """Why it may be taken at once: there is nothing in it that could run out of memory."""
+    from torch.profiler import ProfilerActivity, profile
+
+    parameters = [torch.nn.Parameter(torch.randn(64, 64)) for _ in range(3)]
+    update = Update(OPTIMIZERS["fused"](parameters))
+    for _ in range(2):
+        for parameter in parameters:
+            parameter.grad = torch.randn(64, 64)
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+            update.step()
+    allocated = sum(max(0, event.self_cpu_memory_usage) for event in seen.key_averages())
+    assert allocated < 1024  # numbers, such as the step that is added; a parameter has 16 KiB
+
+
+def test_a_foreign_optimizer_that_fails_within_its_step_ends_the_run() -> None:
+    class Foreign(torch.optim.SGD):
+        pass
+
+    parameter = torch.nn.Parameter(torch.ones(2))
+    parameter.grad = torch.ones(2)
+    optimizer = Foreign([parameter], lr=0.1)
+    optimizer.step = Failing(optimizer.step, {1}, after=True)  # type: ignore[method-assign]
+    with pytest.raises(OutOfMemoryError, match="within the step of Foreign"):
+        Update(optimizer).step()
+
+
+def test_generators_of_every_kind_are_restored() -> None:
+    engine = engine_of(tiny.make_model(), tokens=64)
+    drawn: list[tuple[float, float, float]] = []
+    recovery, _ = recovery_of(engine)
+    optimizer = torch.optim.SGD(engine.model.parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    updater = Updater(optimizer, schedule, engine, 0.0, steps_on_metrics=False, recovery=recovery)
+
+    def draw(function: Callable[..., Any]) -> Callable[..., Any]:
+        def drawing(*args: Any, **named: Any) -> Any:
+            drawn.append((random.random(), float(np.random.rand()), float(torch.rand(()))))
+            return function(*args, **named)
+
+        return drawing
+
+    with engine.running():
+        engine.backward = draw(Failing(engine.backward, {1}))  # type: ignore[method-assign]
+        EngineStepper(engine, updater).gradients(batch_of([5, 6, 7, 8], [9, 10]))
+    assert drawn[0] == drawn[1]
