@@ -18,7 +18,17 @@ SHOWN = "what to show"
 USED_GROUPS = ("model", "data")
 USED_FIELDS = ("completion_only_loss", "assistant_only_loss", "unroll", "append_eot", "target_start", "no_targets")
 """Of the group "loss", those that decide which tokens are trained."""
-USED_OWN = ("model", "data", "split", "dataset_config", "eval_data", "eval_split", "config", "model_revision")
+USED_OWN = (
+    "model",
+    "data",
+    "split",
+    "dataset_config",
+    "dataset_revision",
+    "eval_data",
+    "eval_split",
+    "config",
+    "model_revision",
+)
 
 INSPECT_FLAGS = (
     Flag("html", "str", None, "Write one page with everything, to open in a browser.", SHOWN, optional=True),
@@ -86,6 +96,8 @@ def read(argv: Sequence[str]) -> Request:
     problems += [text.replace("sartor train --help", "sartor inspect --help") for text in unreadable]
     if values.get("data") is None:
         problems.append("DATA is missing: give a file or a Hub id")
+    elif len(values["data"]) > 1:
+        problems.append(f"{', '.join(values['data'])}: one source is inspected at a time: give one of them")
     if values.get("model") is None:
         problems.append(
             "--model is missing: its tokenizer and chat template make the tokens; give a folder or a Hub id"
@@ -98,7 +110,7 @@ def read(argv: Sequence[str]) -> Request:
     used_own = {flag.name for flag in (*_OWN, *INSPECT_FLAGS)}
     return Request(
         values["model"],
-        values["data"],
+        values["data"][0],
         {name: value for name, value in values.items() if name in used_fields},
         {name: value for name, value in values.items() if name in used_own},
         tuple(name for name in values if name not in used_fields | used_own),
