@@ -225,6 +225,13 @@ def test_a_template_whose_text_depends_on_what_traces_it_is_refused() -> None:
     assert caught.value.kind == "the template cannot be traced"
 
 
+def test_a_conversation_may_have_more_messages_than_there_are_plain_characters() -> None:
+    number = 0xD800 // 4 + 2  # whose tag is half of a pair, which encoders refuse
+    messages = [user("Hi"), answer("Yo")] * (number // 2)
+    proof = chatml_prover().prove(messages, trained=[len(messages) - 1])
+    assert targets_of(proof) == ("Yo<|im_end|>",)
+
+
 def test_what_a_template_raises_is_not_hidden() -> None:
     with pytest.raises(Exception, match="not today"):
         chatml_prover("{{ raise_exception('not today') }}").prove(CONVERSATION)

@@ -47,7 +47,7 @@ class Owners:
             return None
         if MIX in traced.tags:
             return None
-        codes = np.frombuffer(traced.tags.encode("utf-32-le"), np.uint32).astype(np.int64)
+        codes = np.frombuffer(traced.tags.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.int64)
         places = np.maximum.accumulate(np.where(codes >= _FIRST, np.arange(len(codes)), -1))
         numbers = np.where(places >= 0, (codes[np.maximum(places, 0)] - _FIRST) // _PER_MESSAGE, 0)
         return traced.text, numbers

@@ -60,6 +60,9 @@ class Renderer:
         self._stock = chat_template_utils._compile_jinja_template(template)
         self._environment = ShadowEnvironment(self._stock.environment)
         self._traced = self._environment.from_string(template)
+        # Jinja chains the globals anew for each rendering, which takes as long as rendering a short conversation
+        self._stock_globals = dict(self._stock.globals)
+        self._traced_globals = dict(self._traced.globals)
         self._reads_clock = "strftime_now" in template
 
     def conversation(
@@ -79,14 +82,24 @@ class Renderer:
 
     def text(self, conversation: Conversation, num_messages: int, *, add_generation_prompt: bool = False) -> str:
         """The first messages of a conversation, rendered by transformers' own environment."""
-        rendered: str = self._stock.render(
-            messages=list(conversation.messages[:num_messages]),
-            tools=conversation.tools,
-            documents=None,
-            add_generation_prompt=add_generation_prompt,
-            **conversation.keywords,
+        context = self._stock.new_context(
+            {**self._stock_globals, **self._variables(conversation, num_messages, add_generation_prompt)}, shared=True
         )
-        return rendered
+        try:
+            return "".join(self._stock.root_render_func(context))
+        except Exception:
+            self._stock.environment.handle_exception()  # raises it as `Template.render` does
+            raise
+
+    def _variables(self, conversation: Conversation, num_messages: int, add_generation_prompt: bool) -> dict[str, Any]:
+        """What a template sees, as transformers' `render_jinja_template` passes it."""
+        return {
+            "messages": list(conversation.messages[:num_messages]),
+            "tools": conversation.tools,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+            **conversation.keywords,
+        }
 
     def traced(
         self, conversation: Conversation, num_messages: int, *, add_generation_prompt: bool = False
@@ -99,15 +112,8 @@ class Renderer:
         expected = self.text(conversation, num_messages, add_generation_prompt=add_generation_prompt)
         messages = [traced_message(message, i) for i, message in enumerate(conversation.messages[:num_messages])]
         self._environment.at = OUTSIDE
-        context = self._traced.new_context(
-            {
-                "messages": messages,
-                "tools": conversation.tools,
-                "documents": None,
-                "add_generation_prompt": add_generation_prompt,
-                **conversation.keywords,
-            }
-        )
+        variables = self._variables(conversation, num_messages, add_generation_prompt)
+        context = self._traced.new_context({**self._traced_globals, **variables, "messages": messages}, shared=True)
         rendered = joined(self._traced.root_render_func(context))
         if rendered != expected:
             raise TraceError

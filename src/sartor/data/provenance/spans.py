@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sartor.data.provenance.shadow import Kind, kind_of, message_of
+import numpy as np
 
-_RUNS = re.compile(r"(.)\1*", re.DOTALL)
+from sartor.data.provenance.shadow import Kind, kind_of, message_of
 
 
 @dataclass(slots=True)
@@ -25,23 +24,30 @@ class Span:
     kinds: set[Kind] = field(default_factory=set)
 
 
+def runs_of(tags: str) -> Iterator[tuple[int, int]]:
+    """First and last + 1 character of each run of equal tags: `aab` is (0, 2), (2, 3)."""
+    codes = np.frombuffer(tags.encode("utf-32-le", "surrogatepass"), np.uint32)
+    ends = [*(np.flatnonzero(codes[1:] != codes[:-1]) + 1).tolist(), *([len(tags)] if tags else [])]
+    return zip([0, *ends[:-1]], ends, strict=True) if ends else iter(())
+
+
 def spans_of(tags: str) -> dict[int, Span]:
     """Where each message's characters lie."""
     spans: dict[int, Span] = {}
     previous: int | None = None
-    for run in _RUNS.finditer(tags):
-        tag = run[1]
+    for start, end in runs_of(tags):
+        tag = tags[start]
         number = message_of(tag)
         if number is not None:
-            span = spans.setdefault(number, Span(start=run.start()))
-            span.end = run.end()
+            span = spans.setdefault(number, Span(start=start))
+            span.end = end
             span.num_runs += number != previous
             kind = kind_of(tag)
             if kind is not Kind.LITERAL:
                 span.kinds.add(kind)
-                span.last_field = run.end()
+                span.last_field = end
                 if span.first_field < 0:
-                    span.first_field = run.start()
+                    span.first_field = start
         previous = number
     return spans
 
