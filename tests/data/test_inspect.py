@@ -64,6 +64,12 @@ def test_bars_add_up_to_the_rows(lengths: list[int]) -> None:
     assert length_histogram([]) == "no rows"
 
 
+def test_rows_far_out_share_the_last_bar() -> None:
+    bars = length_histogram([10] * 200 + [20] * 200 + [5_000], num_bars=4).splitlines()[:-1]
+    assert [bar.split()[0] for bar in bars] == ["10-17", "18-25", "26-33", "34+"]
+    assert [bar.split()[-1] for bar in bars] == ["200", "200", "0", "1"]
+
+
 def test_a_description_says_what_was_cut_dropped_and_done() -> None:
     summary = DataSummary("train", RowFormat.MESSAGES, 1200, 1199, 50_000, 20_000, 650, 3, 40, 30, 1, ("Said aloud.",))
     assert describe(summary).splitlines() == [

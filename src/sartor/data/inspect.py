@@ -26,6 +26,8 @@ SPECIAL_STYLE = "reverse"
 NEWLINE_MARK = "↵"
 TRAINED_MARKS = ("⟦", "⟧")
 """What encloses trained text where there are no colours."""
+LONG_TAIL = 2.0
+"""From this many times the length of 99 % of the rows on, a row is far out."""
 BLOCKS = " ▏▎▍▌▋▊▉█"
 
 
@@ -55,24 +57,25 @@ def length_histogram(
 ) -> str:
     """A histogram of lengths for a terminal of `width` columns, with the quantiles below it.
 
-    Bars are of equal width in tokens.  With `max_length`, says how many rows are longer.
+    Bars are of equal width in tokens, but for the last, which has no end where few rows are much longer than the rest.
+    With `max_length`, says how many rows are longer.
 
     Worked example: lengths 3, 3, 9 in two bars are `3-6 | 2` and `7-10 | 1`.
     """
     counts = np.asarray(lengths, dtype=np.int64)
     if not len(counts):
         return "no rows"
-    shortest, longest = int(counts.min()), int(counts.max())
-    step = max(1, -(-(longest - shortest + 1) // num_bars))
-    edges = np.arange(shortest, longest + step + 1, step)
-    rows = np.histogram(counts, edges)[0]
-    last = len(str(int(edges[-1]) - 1))
-    labels = [f"{start:>{last}}-{start + step - 1:<{last}}" for start in edges[:-1].tolist()]
-    room = max(8, width - len(labels[0]) - len(f"{int(rows.max()):,}") - 2)
-    lines = [
-        f"{label} {_bar(count / int(rows.max()), room)} {count:,}"
-        for label, count in zip(labels, rows.tolist(), strict=True)
+    bars = length_bars(counts, num_bars)
+    last = max(len(str(bars[-1].end)), len(str(bars[-1].start)))
+    labels = [
+        f"{bar.start:>{last}}-{bar.end:<{last}}" if bar.end else f"{bar.start:>{last}}+{'':{last}}" for bar in bars
     ]
+    most = max(bar.num_rows for bar in bars)
+    room = max(8, width - len(labels[0]) - len(f"{most:,}") - 2)
+    lines = [
+        f"{label} {_bar(bar.num_rows / most, room)} {bar.num_rows:,}" for label, bar in zip(labels, bars, strict=True)
+    ]
+    longest = int(counts.max())
     quantiles = {share: int(np.quantile(counts, share, method="higher")) for share in (0.5, 0.9, 0.99)}
     lines.append(
         f"tokens: mean {counts.mean():,.0f}, median {quantiles[0.5]:,}, 90 % up to {quantiles[0.9]:,}, "
@@ -82,6 +85,36 @@ def length_histogram(
         num_longer = int(np.count_nonzero(counts > max_length))
         lines.append(f"longer than max_length={max_length:,}: {num_longer:,} of {len(counts):,} rows")
     return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class LengthBar:
+    """One bar of a histogram of lengths."""
+
+    start: int
+    end: int | None
+    """The last length in it; None: there is no last one."""
+    num_rows: int
+
+
+def length_bars(lengths: NDArray[np.int64], num_bars: int) -> list[LengthBar]:
+    """Rows by length, in about so many bars of equal width.
+
+    Where the longest row is more than `LONG_TAIL` times as long as 99 % of the rows, the last bar takes all from there
+    on: bars up to one row far out would put all others into one.
+
+    Worked example: 3, 3, 9 in two bars are 3 to 6 (2 rows) and 7 to 10 (1 row).
+    """
+    shortest, longest = int(lengths.min()), int(lengths.max())
+    usual = int(LONG_TAIL * np.quantile(lengths, 0.99, method="higher"))
+    shown = min(longest, usual)
+    step = max(1, -(-(shown - shortest + 1) // num_bars))
+    starts = list(range(shortest, shown + 1, step))
+    counts = np.bincount(np.minimum((lengths - shortest) // step, len(starts) - 1), minlength=len(starts)).tolist()
+    ends: list[int | None] = [start + step - 1 for start in starts]
+    if longest > usual:
+        ends[-1] = None
+    return [LengthBar(*bar) for bar in zip(starts, ends, counts, strict=True)]
 
 
 def _bar(share: float, columns: int) -> str:
@@ -110,6 +143,9 @@ def describe(summary: DataSummary) -> str:
             f"  cut: {summary.num_truncated_rows:,} rows lost {summary.num_truncated_tokens:,} tokens, "
             f"{summary.num_truncated_targets:,} of them trained ones"
         )
+    if summary.num_skipped_rows:
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in summary.skipped_kinds.items())
+        lines.append(f"  skipped: {summary.num_skipped_rows:,} rows that cannot be used ({kinds})")
     if summary.num_dropped_rows:
         lines.append(f"  dropped: {summary.num_dropped_rows:,} rows of which nothing that is trained was left")
     lines.extend(f"  {note}" for note in summary.notes)

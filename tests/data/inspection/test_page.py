@@ -134,7 +134,7 @@ def test_the_histogram_has_a_bar_for_each_length_and_marks_what_is_cut(tokenizer
     bars = elements.all("rect")
     assert [attributes["height"] for attributes, _ in bars] == ["100.0", "50.0", "0.0", "0.0", "50.0"]
     assert [("class" in attributes) for attributes, _ in bars] == [False, False, True, True, True]
-    assert elements.all("title")[1][1] == "10 to 10 tokens: 2 rows"
+    assert elements.all("title")[1][1] == "10 tokens: 2 rows"
 
 
 def test_a_data_set_without_usable_rows_still_has_a_page(tokenizer: Any) -> None:

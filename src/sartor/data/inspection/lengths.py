@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from sartor.data.inspect import LONG_TAIL
 from sartor.data.inspection.record import Cut, Lengths, Suggestion, rows, share
 from sartor.data.table import TokenRows
 
@@ -16,8 +17,6 @@ LEVELS = tuple(2**power for power in range(4, 21))
 SHOWN_LEVELS = 6
 LOSS_SHARE = 0.001
 """Share of the trained tokens that a suggested length may lose."""
-LONG_TAIL = 2.0
-"""The longest row may be this many times as long as 99 % of the rows, and still be kept whole by the suggestion."""
 STEP = 64
 """Suggested lengths are multiples of this."""
 
@@ -81,8 +80,9 @@ class LengthTally:
 def suggested(tokens: NDArray[np.int64], cuts: list[Cut], num_targets: int, context: int | None) -> Suggestion:
     """A `max_length` for these rows, and why.
 
-    The longest row whole, unless it stands far out: then the least level that loses next to nothing that is trained.
-    Rows are never padded, so a generous length costs memory for the longest row alone, and no time for the others.
+    The longest row whole, unless it stands far out (`LONG_TAIL`): then the least level that loses next to nothing
+    that is trained. Rows are never padded, so a generous length costs memory for the longest row alone, and no time
+    for the others.
     """
     longest, most = int(tokens.max()), int(np.quantile(tokens, 0.99, method="higher"))
     if context is not None and longest > context:

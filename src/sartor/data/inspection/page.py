@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sartor.data.inspect import describe
+from sartor.data.inspect import LengthBar, describe, length_bars
 from sartor.data.inspection.record import Inspection, Lengths, Sample, Token, rows, share
 from sartor.data.inspection.sample import visible
 from sartor.data.inspection.terminal import counts_of
@@ -92,20 +92,19 @@ def _lengths(lengths: Lengths) -> dict[str, Any]:
     """Histogram and table of cuts."""
     if not len(lengths.tokens):
         return {"bars": [], "longest": "0"}
-    low, high = int(lengths.tokens.min()), int(lengths.tokens.max())
-    step = max(1, -(-(high - low + 1) // BARS))
-    edges = np.arange(low, high + step + 1, step)
-    counts = np.histogram(lengths.tokens, edges)[0]
     limit = lengths.max_length
+    found = length_bars(lengths.tokens, BARS)
+    most = max(bar.num_rows for bar in found)
+    low, high, step = found[0].start, int(lengths.tokens.max()), (found[0].end or found[0].start) - found[0].start + 1
     bars = [
         {
-            "height": _height(count / int(counts.max())),
-            "label": f"{start:,} to {start + step - 1:,} tokens: {rows(count)}",
-            "is_cut": limit is not None and start > limit,
+            "height": _height(bar.num_rows / most),
+            "label": f"{_range(bar)}: {rows(bar.num_rows)}",
+            "is_cut": limit is not None and bar.start > limit,
         }
-        for start, count in zip(edges[:-1].tolist(), counts.tolist(), strict=True)
+        for bar in found
     ]
-    end = int(edges[-1])
+    end = low + step * len(found)
     said = ""
     if limit is not None:
         longer = int(np.count_nonzero(lengths.tokens > limit))
@@ -120,6 +119,7 @@ def _lengths(lengths: Lengths) -> dict[str, Any]:
         "shortest": f"{low:,}",
         "middle": f"{(low + end - 1) // 2:,}",
         "longest": f"{high:,}",
+        "last": f"{found[-1].start:,} and more" if found[-1].end is None else f"{high:,}",
         "quantiles": said_of(lengths),
         "cuts": [
             {
@@ -148,6 +148,13 @@ def said_of(lengths: Lengths) -> str:
         f"longest {at['max']:,}",
     ]
     return ", ".join([f"mean {lengths.tokens.mean():,.0f}", *parts])
+
+
+def _range(bar: LengthBar) -> str:
+    """`10 to 19 tokens`."""
+    if bar.end is None:
+        return f"{bar.start:,} tokens and more"
+    return f"{bar.start:,} tokens" if bar.end == bar.start else f"{bar.start:,} to {bar.end:,} tokens"
 
 
 def _height(share: float) -> float:

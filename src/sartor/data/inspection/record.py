@@ -151,4 +151,8 @@ def rows(count: int, singular: str = "row", plural: str = "rows") -> str:
 def share(part: int, whole: int) -> str:
     """`12.3 %`; what is there is never 0."""
     value = part / max(1, whole)
-    return "under 0.1 %" if 0 < value < 0.001 else f"{value:.1%}".replace("%", " %")
+    return (
+        "under\N{NO-BREAK SPACE}0.1\N{NO-BREAK SPACE}%"
+        if 0 < value < 0.001
+        else f"{value:.1%}".replace("%", "\N{NO-BREAK SPACE}%")
+    )
