@@ -77,6 +77,17 @@ def test_a_stream_is_unrolled_too(tokenizer: Any) -> None:
     assert sum(1 for _ in prepare(rows, tokenizer, UNROLL).dataset) == 140
 
 
+def test_a_conversation_that_is_skipped_is_skipped_with_all_its_answers(tokenizer: Any) -> None:
+    with_template(tokenizer, CHATML)
+    bad = [*CONVERSATION[:3], answer("No.<|im_end|>")]
+    settings = DataSettings(assistant_only_loss=True, max_length=None, unroll=True, bad_rows="skip")
+    data = prepared(tokenizer, CONVERSATION, bad, CONVERSATION[:2], settings=settings)
+    assert texts(tokenizer, data) == [*BOTH, "Yo<|im_end|>"]
+    assert (data.summary.num_rows, data.summary.num_skipped_rows) == (3, 1)
+    assert "unroll: 2 conversations give 3 rows" in " ".join(data.summary.notes)
+    assert [data.places.where(number) for number in range(3)] == ["train data, row 0"] * 2 + ["train data, row 2"]
+
+
 # --- append_eot
 
 

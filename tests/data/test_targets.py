@@ -90,6 +90,35 @@ def test_contents_made_of_the_templates_own_marks_confuse_nothing(
     assert targets_of(proof) == expected
 
 
+PROVEN = sorted(name for name, template in {**PUBLISHED, **HOSTILE}.items() if not template.refused)
+PROVERS = {
+    name: Prover(template.source, SPECIAL, template.end_tokens)
+    for name, template in {**PUBLISHED, **HOSTILE}.items()
+    if not template.refused
+}
+PLAIN = st.lists(
+    st.sampled_from(["a", "é", " x", "\ny", "<think>", "assistant\n", "[/INST]", "'"]), min_size=1, max_size=5
+)
+
+
+@pytest.mark.parametrize("name", PROVEN)
+@settings(max_examples=15, deadline=None)
+@given(texts=st.lists(PLAIN.map("z".join), min_size=5, max_size=5), changed=st.integers(0, 3))
+def test_changing_a_message_changes_no_target_but_its_own(name: str, texts: list[str], changed: int) -> None:
+    before = [{**message, "content": text} for message, text in zip(CONVERSATION, texts, strict=False)]
+    after = [dict(message) for message in before]
+    after[changed]["content"] = texts[4]
+    found = []
+    for messages in (before, after):
+        try:
+            proof = PROVERS[name].prove(messages)
+        except Unproven:
+            return  # a refusal is no wrong target
+        found.append({turn.message: proof.text[turn.start : turn.end] for turn in proof.turns})
+    assert {number for number in found[0] if found[0][number] != found[1][number]} <= {changed}
+    assert found[0].keys() == found[1].keys() == {1, 3}
+
+
 @pytest.mark.parametrize("number", range(4))
 def test_a_message_that_holds_a_special_token_is_refused_by_its_number(number: int) -> None:
     messages = [dict(message) for message in CONVERSATION]
