@@ -6,7 +6,7 @@ import pytest
 from datasets import Dataset
 
 from sartor.data.encode import prepare
-from sartor.data.inspect import coloured, describe, example_of, length_histogram, lengths_of, plain, segments
+from sartor.data.inspect import coloured, describe, example_of, length_histogram, lengths_of, plain, segments, visible
 from sartor.errors import DataError
 from sartor.records import DataSettings, DataSummary, Example, RowFormat
 
@@ -80,3 +80,14 @@ def test_a_description_says_what_was_cut_dropped_and_done() -> None:
     ]
     stream = DataSummary("eval", RowFormat.TEXT, 0, 0, 0, 0, 0, notes=("A stream.",))
     assert describe(stream) == "eval: a stream of text rows\n  A stream."
+
+
+def test_what_commands_a_terminal_or_turns_the_reading_direction_is_shown_by_its_code() -> None:
+    assert visible("a\x1b[31mb\x07\x9bc\u202ed\r") == "a‹1B›[31mb‹07›‹9B›c‹202E›d‹0D›"
+    assert visible("tab\t newline\n 👩‍👩‍👧 é") == "tab\t newline\n 👩‍👩‍👧 é"
+
+
+def test_a_view_of_a_row_cannot_command_the_terminal(tokenizer: Any) -> None:
+    ids = tokenizer("a\x1b[31mb")["input_ids"]
+    assert plain(Example(ids, ids), tokenizer) == "⟦a‹1B›[31mb⟧"
+    assert coloured(Example(ids, ids), tokenizer).plain == "a‹1B›[31mb"

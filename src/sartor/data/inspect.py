@@ -6,6 +6,7 @@ true: lengths are those of the ids that are trained on, and every token is shown
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ TRAINED_MARKS = ("⟦", "⟧")
 """What encloses trained text where there are no colours."""
 LONG_TAIL = 2.0
 """From this many times the length of 99 % of the rows on, a row is far out."""
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
 BLOCKS = " ▏▎▍▌▋▊▉█"
 
 
@@ -199,7 +201,7 @@ def coloured(example: Example, tokenizer: Any) -> rich.text.Text:
     text = Text()
     for segment in segments(example, tokenizer):
         style = TRAINED_STYLE if segment.is_target else UNTRAINED_STYLE
-        text.append(_visible(segment.text), f"{style} {SPECIAL_STYLE}" if segment.is_special else style)
+        text.append(marked(segment.text), f"{style} {SPECIAL_STYLE}" if segment.is_special else style)
     return text
 
 
@@ -214,11 +216,20 @@ def _enclosed(pieces: Iterable[Segment]) -> Iterable[str]:
         if segment.is_target != is_open:
             yield TRAINED_MARKS[0] if segment.is_target else TRAINED_MARKS[1]
             is_open = segment.is_target
-        yield _visible(segment.text)
+        yield marked(segment.text)
     if is_open:
         yield TRAINED_MARKS[1]
 
 
-def _visible(text: str) -> str:
-    """Line ends with a mark, so that one sees whether they are trained."""
-    return text.replace("\n", f"{NEWLINE_MARK}\n")
+def visible(text: str) -> str:
+    """The text without characters that command a terminal or turn the reading direction: their code stands instead.
+
+    Tabs and newlines stay, and the joiners that emoji and some scripts are written with.  Rows are other people's
+    text: an escape sequence in one must not reach the terminal.
+    """
+    return _CONTROL.sub(lambda match: f"‹{ord(match[0]):02X}›", text)
+
+
+def marked(text: str) -> str:
+    """Visible text with a mark at line ends, so that one sees whether they are trained."""
+    return visible(text).replace("\n", f"{NEWLINE_MARK}\n")

@@ -9,6 +9,7 @@ from sartor.data.inspection.duplicates import (
     SKETCH,
     THRESHOLD,
     DuplicateSearch,
+    are_near,
     extra_rows,
     similarity,
     sketch,
@@ -40,6 +41,14 @@ def test_similarity_is_the_jaccard_similarity_of_runs_of_characters(share: float
     text = sentence(3, 60)
     other = changed(text, share, 1)
     assert similarity(sketch(text), sketch(other)) == pytest.approx(jaccard(text, other), abs=1e-3)
+
+
+@pytest.mark.parametrize("kept", [0.3, 0.7, 0.78, 0.83, 0.95])
+def test_what_is_near_is_what_reaches_the_threshold_also_where_lengths_differ(kept: float) -> None:
+    text = sentence(3, 60)
+    other = text[: int(len(text) * kept)]
+    assert are_near(sketch(text), sketch(other)) is (jaccard(text, other) >= THRESHOLD)
+    assert are_near(sketch(other), sketch(text)) is are_near(sketch(text), sketch(other))
 
 
 def test_similarity_of_long_texts_is_estimated_within_a_few_percent() -> None:

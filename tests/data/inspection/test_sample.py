@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from sartor.data.inspection.sample import sample_of, token_texts, visible
+from sartor.data.inspection.sample import sample_of, token_texts
 
 
 @pytest.mark.parametrize(
@@ -43,8 +43,3 @@ def test_tokens_that_max_length_cuts_are_told(mode: str, cut: list[int], tokeniz
 def test_of_a_long_row_the_beginning_is_kept_and_the_whole_counted(tokenizer: Any) -> None:
     sample = sample_of("a, row 0", [5] * 50, [5] * 50, tokenizer, max_length=None, mode="keep_start", at_most=20)
     assert (len(sample.tokens), sample.num_tokens, sample.num_targets) == (20, 50, 50)
-
-
-def test_what_commands_a_terminal_or_turns_the_reading_direction_is_shown_by_its_code() -> None:
-    assert visible("a\x1b[31mb\x07\x9bc\u202ed\r") == "a‹1B›[31mb‹07›‹9B›c‹202E›d‹0D›"
-    assert visible("tab\t newline\n 👩‍👩‍👧 é") == "tab\t newline\n 👩‍👩‍👧 é"

@@ -68,12 +68,20 @@ def signature(hashes: Hashes) -> NDArray[np.uint64]:
 
 def similarity(first: Hashes, second: Hashes) -> float:
     """The Jaccard similarity of two texts, estimated from their sketches; exact where both are whole."""
-    union = np.union1d(first, second)
-    if len(first) == SKETCH or len(second) == SKETCH:
-        union = union[:SKETCH]
+    if max(len(first), len(second)) < SKETCH:
+        shared = len(np.intersect1d(first, second, assume_unique=True))
+        return shared / max(1, len(first) + len(second) - shared)
+    union = np.union1d(first, second)[:SKETCH]
     both = np.intersect1d(first, second, assume_unique=True)
-    shared = np.count_nonzero(np.isin(union, both, assume_unique=True))
-    return shared / max(1, len(union))
+    return np.count_nonzero(np.isin(union, both, assume_unique=True)) / len(union)
+
+
+def are_near(first: Hashes, second: Hashes) -> bool:
+    """Whether two texts are similar enough to be called near duplicates."""
+    shorter, longer = sorted((len(first), len(second)))
+    if shorter < THRESHOLD * longer and longer < SKETCH:
+        return False  # whatever they share
+    return similarity(first, second) >= THRESHOLD
 
 
 @dataclass(slots=True)
@@ -140,7 +148,7 @@ class DuplicateSearch:
                 for before, row in zip(bucket.rows, bucket.rows[1:], strict=False):
                     for other in {before, first}:
                         one, two = root(other), root(row)
-                        if one != two and similarity(self._sketches[other], self._sketches[row]) >= THRESHOLD:
+                        if one != two and are_near(self._sketches[other], self._sketches[row]):
                             parents[max(one, two)] = min(one, two)
         groups: dict[int, list[int]] = {}
         for row, number in enumerate(self._numbers):
@@ -177,7 +185,7 @@ class DuplicateSearch:
             }
         )
         sketches = self._sketches
-        return next((one for one in candidates if similarity(sketches[one], other._sketches[row]) >= THRESHOLD), None)
+        return next((one for one in candidates if are_near(sketches[one], other._sketches[row])), None)
 
 
 def _equal(values: NDArray[np.uint64]) -> list[Group]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,15 +61,3 @@ def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
     if not len(ids):
         return ""
     return tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
-
-
-def visible(text: str) -> str:
-    """The text without characters that command a terminal or turn the reading direction: their code stands instead.
-
-    Tabs and newlines stay, and the joiners that emoji and some scripts are written with.  Rows are other people's
-    text: an escape sequence in one must not reach the terminal.
-    """
-    return _CONTROL.sub(lambda match: f"‹{ord(match[0]):02X}›", text)

@@ -11,9 +11,8 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from sartor.data.inspect import NEWLINE_MARK, TRAINED_MARKS, describe, length_histogram
+from sartor.data.inspect import NEWLINE_MARK, TRAINED_MARKS, describe, length_histogram, marked, visible
 from sartor.data.inspection.record import Finding, Inspection, Lengths, Sample, Severity, Token, rows, share
-from sartor.data.inspection.sample import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -174,8 +173,3 @@ def plain(tokens: Sequence[Token]) -> str:
         before, after = CUT_MARKS if is_cut else TRAINED_MARKS if is_target else ("", "")
         pieces.append(f"{before}{marked(''.join(token.text for token in group))}{after}")
     return "".join(pieces).replace(f"{CUT_MARKS[1]}{CUT_MARKS[0]}", "")
-
-
-def marked(text: str) -> str:
-    """Line ends with a mark, and nothing that commands the terminal."""
-    return visible(text).replace("\n", f"{NEWLINE_MARK}\n")
