@@ -135,7 +135,7 @@ def dropped_notes(tally: Mapping[str, int]) -> list[str]:
     if not fields:
         return []
     hint = (
-        " A template may drop earlier reasoning: with unroll=True each answer is trained with its own."
+        " Where it drops that of earlier answers only, unroll=True trains each answer with its own."
         if counts[FIELD_NAMES[Kind.REASONING]]
         else ""
     )
