@@ -29,10 +29,9 @@ MIN_RUNS = 24
 MAX_ROWS = 100_000
 """Rows that are searched for near duplicates: about 350 MB.  Exact duplicates are searched for in all."""
 
-_FACTORS = np.random.default_rng(20_250).integers(1, 2**63, BANDS * PER_BAND, dtype=np.uint64) * np.uint64(
-    2
-) + np.uint64(1)
-_OFFSETS = np.random.default_rng(20_251).integers(0, 2**63, BANDS * PER_BAND, dtype=np.uint64)
+_RANDOM = np.random.default_rng(20_250)
+_FACTORS = _RANDOM.integers(0, 2**31, (BANDS * PER_BAND, 1), dtype=np.uint32) * np.uint32(2) + np.uint32(1)
+_OFFSETS = _RANDOM.integers(0, 2**32, (BANDS * PER_BAND, 1), dtype=np.uint32)
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -58,8 +57,7 @@ def sketch(text: str) -> Hashes:
 
 def signature(hashes: Hashes) -> NDArray[np.uint64]:
     """One number per band; texts that share one are candidates."""
-    wide = hashes.astype(np.uint64)
-    least = ((wide[:, None] * _FACTORS + _OFFSETS) >> np.uint64(32)).min(axis=0).reshape(BANDS, PER_BAND)
+    least = (hashes * _FACTORS + _OFFSETS).min(axis=1).astype(np.uint64).reshape(BANDS, PER_BAND)
     bands = np.zeros(BANDS, np.uint64)
     for place in range(PER_BAND):
         bands = bands * _BASE + least[:, place]
