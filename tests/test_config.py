@@ -197,6 +197,7 @@ PROBLEMS: list[tuple[dict[str, Any], str]] = [
         "means gradient_accumulation_steps=4",
     ),
     ({"unroll": True}, "set assistant_only_loss=True"),
+    ({"unroll": True, "assistant_only_loss": True, "completion_only_loss": False}, "leave one out"),
     ({"append_eot": True}, "set assistant_only_loss=True"),
     ({"target_start": "partially"}, "did you mean 'partial'"),
     ({"no_targets": "ignore"}, "it must be one of drop, error"),

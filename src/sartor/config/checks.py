@@ -224,6 +224,10 @@ def contradictions(args: Any) -> dict[str, str]:
                 f"{name}={_shown(getattr(args, name))} says how answers are trained: set assistant_only_loss=True "
                 "with it"
             )
+    if args.unroll and args.completion_only_loss is False:
+        problems["unroll"] = (
+            "unroll=True trains the last answer of each row, so completion_only_loss=False cannot apply: leave one out"
+        )
     # Both names hold the same value once a configuration is constructed.
     unknown = sorted(set(_mapping(args.gradient_checkpointing_kwargs)) - {"use_reentrant"})
     if unknown:
