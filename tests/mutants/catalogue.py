@@ -612,6 +612,72 @@ TARGET_OPTIONS = (
     ),
 )
 
+INSPECTION = (
+    Mutant(
+        "only what is named of a finding is counted",
+        f"{DATA}/inspection/ledger.py",
+        "        entry.count += 1",
+        "        entry.count = min(entry.count + 1, KEPT)",
+        ("tests/data/inspection/test_examine.py::test_all_are_counted_and_the_first_five_named",),
+    ),
+    Mutant(
+        "the row that is repeated named instead of the repetition",
+        f"{DATA}/inspection/judge.py",
+        "        yield row(second), f",
+        "        yield row(first), f",
+        ("tests/data/inspection/test_examine.py::test_what_is_planted_is_found_in_its_row_and_nothing_else",),
+    ),
+    Mutant(
+        "trained and untrained swapped on the page",
+        f"{DATA}/inspection/page.py",
+        '"b" if token.is_target and not token.is_cut else "i"',
+        '"i" if token.is_target and not token.is_cut else "b"',
+        ("tests/data/inspection/test_page.py::test_trained_tokens_are_b_and_others_i_and_each_tells_its_id",),
+    ),
+    Mutant(
+        "trained and untrained swapped in the terminal",
+        f"{DATA}/inspection/terminal.py",
+        "TRAINED_MARKS if is_target else",
+        "TRAINED_MARKS if not is_target else",
+        ("tests/data/inspection/test_terminal.py::test_marks_enclose_exactly_what_is_trained",),
+    ),
+    Mutant(
+        "rows not escaped on the page",
+        f"{DATA}/inspection/page.py",
+        "autoescape=True",
+        "autoescape=False",
+        ("tests/data/inspection/test_page.py::test_nothing_of_a_row_becomes_an_element",),
+    ),
+    Mutant(
+        "escape sequences of rows reach the terminal",
+        f"{DATA}/inspect.py",
+        "    return visible(text).replace(",
+        "    return text.replace(",
+        ("tests/data/inspection/test_terminal.py::test_rows_cannot_command_the_terminal_or_the_markup",),
+    ),
+    Mutant(
+        "what a length cuts counted from the wrong end",
+        f"{DATA}/inspection/lengths.py",
+        "truncate(level, self._mode)",
+        'truncate(level, "keep_start")',
+        ("tests/data/inspection/test_lengths.py::test_every_level_costs_what_cutting_there_costs",),
+    ),
+    Mutant(
+        "half alike called a near duplicate",
+        f"{DATA}/inspection/duplicates.py",
+        "    return similarity(first, second) >= THRESHOLD",
+        "    return similarity(first, second) >= 0.5",
+        ("tests/data/inspection/test_duplicates.py::test_rows_below_the_threshold_are_not_called_near",),
+    ),
+    Mutant(
+        "errors in the data end in success",
+        "src/sartor/cli/inspect.py",
+        "    return int(any(inspection.has_errors for inspection in inspections))",
+        "    return 0",
+        ("tests/cli/test_inspect.py::test_bad_rows_are_findings_and_give_1",),
+    ),
+)
+
 MUTANTS: tuple[Mutant, ...] = (
     *WEIGHTING,
     *STEPPING,
@@ -622,4 +688,5 @@ MUTANTS: tuple[Mutant, ...] = (
     *PROOF,
     *TARGET_OPTIONS,
     *WEIGHTS,
+    *INSPECTION,
 )
