@@ -30,7 +30,7 @@ from sartor.records import DataSettings, DataSummary, Packing, PreparedData
 if TYPE_CHECKING:
     import datasets
 
-CACHED_FROM_BYTES = 1 << 20
+CACHED_FROM_BYTES = 1 << 16
 """Rows of less are prepared faster than they are found."""
 CORES_IN_PROCESS = 4
 """So many cores are kept busy by the tokenizer's threads while one of them runs Python."""
@@ -182,8 +182,7 @@ class _Counts:
 
 def _parts(request: Request, encoder: Encoder, problems: ProblemLog, num_processes: int) -> Generator[Part]:
     if num_processes == 1:
-        skip = request.settings.bad_rows == "skip"
-        return encode_here(request.dataset, encoder, problems, name=request.name, skip=skip)
+        return encode_here(request.dataset, encoder, problems, name=request.name)
     order = work_order(
         request.dataset, request.tokenizer, request.reading, request.settings, request.end_tokens, request.name
     )

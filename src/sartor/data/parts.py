@@ -23,8 +23,9 @@ from sartor.data.usable import encoding_usable
 if TYPE_CHECKING:
     import datasets
 
-ROWS_PER_BATCH = 1000
-"""Rows that are in memory as Python objects at a time, and that the tokenizer gets in one call."""
+ROWS_PER_BATCH = 250
+"""Rows that are in memory as Python objects at a time, and that the tokenizer gets in one call: enough to keep its
+threads busy, few enough that it begins soon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,38 +37,34 @@ class Part:
     """Of each of the rows: fewer than were read where some are skipped, more where conversations are unrolled."""
 
 
-def encode_here(
-    dataset: datasets.Dataset, encoder: Encoder, problems: ProblemLog, *, name: str, skip: bool
-) -> Generator[Part]:
+def encode_here(dataset: datasets.Dataset, encoder: Encoder, problems: ProblemLog, *, name: str) -> Generator[Part]:
     """The parts of a data set, encoded in this process: texts are tokenized on threads, ahead of their turn.
 
     Args:
         dataset: rows with the columns that are used.
-        problems: where what is wrong with rows is noted.  Unless `skip`, rows are only checked once there is something.
+        problems: where what is wrong with rows is noted.  The others are encoded all the same: what a template refuses
+            is only found there, and every kind of bad row is to be told at once.
         name: what the rows are for; messages use it.
-        skip: whether rows are left out where others cannot be used.
     """
 
     def works() -> Iterator[Tokenization[tuple[Part, ProblemLog]]]:
         first = 0
         for batch in dataset.iter(ROWS_PER_BATCH):
             rows = rows_of(batch)
-            log = problems if problems and not skip else ProblemLog()
-            yield encoding_part(encoder, rows, places_of(rows, first, name), log, skip=skip)
+            yield encoding_part(encoder, rows, places_of(rows, first, name), ProblemLog())
             first += len(rows)
 
     with closing(run_ahead(works(), encoder.tokenize)) as results:
         for part, found in results:
-            if found is not problems:
-                problems.update(found)
+            problems.update(found)
             yield part
 
 
 def encoding_part(
-    encoder: Encoder, rows: Sequence[Mapping[str, Any]], places: Sequence[str], problems: ProblemLog, *, skip: bool
+    encoder: Encoder, rows: Sequence[Mapping[str, Any]], places: Sequence[str], problems: ProblemLog
 ) -> Tokenization[tuple[Part, ProblemLog]]:
     """One batch of rows, step by step, with the log that was given."""
-    encoded, kept = yield from encoding_usable(encoder, rows, places, problems, skip=skip)
+    encoded, kept = yield from encoding_usable(encoder, rows, places, problems, skip=True)
     return Part(encoded, Places.of_texts(kept)), problems
 
 

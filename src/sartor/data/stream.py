@@ -77,7 +77,7 @@ def _encoding(
         problems = ProblemLog()
         rows = rows_of(batch)
         places = places_of(rows, indices[0], name)
-        encoded, places = run(encoding_usable(encoder, rows, places, problems, skip=skips), encoder.tokenize)
+        encoded, places = run(encoding_usable(encoder, rows, places, problems, skip=True), encoder.tokenize)
         if skips:
             skipped.update(problems)
         else:

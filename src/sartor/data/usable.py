@@ -36,7 +36,7 @@ def encoding_usable(
     rows, places = readable(rows, places, problems)
     if not skip:
         return (yield from encoder.encoding(rows, places, problems))
-    while True:
+    while rows:
         found = ProblemLog()
         (encoded, kept_places), counts = yield from _counted_apart(encoder.encoding(rows, places, found), encoder.tally)
         problems.update(found)
@@ -46,6 +46,7 @@ def encoding_usable(
         bad = found.bad_places
         kept = [number for number, place in enumerate(places) if place not in bad]
         rows, places = [rows[number] for number in kept], [places[number] for number in kept]
+    return TokenRows.from_lists([], []), []
 
 
 class Skipped:

@@ -60,13 +60,12 @@ def encoder_of(order: WorkOrder) -> Callable[[int, bytes], Answer]:
         raise RuntimeError(f"the tokenizer made of its tokenizer.json differs in {differing}")
     encoder = Encoder(tokenizer, order.reading, order.settings, order.end_tokens)
     features = datasets.Features.from_dict(order.features)
-    skip = order.settings.bad_rows == "skip"
 
     def encode(first: int, table: bytes) -> Answer:
         arrow = datasets.table.InMemoryTable(pyarrow.ipc.open_stream(table).read_all())
         rows = rows_of(datasets.Dataset(arrow, info=datasets.DatasetInfo(features=features))[:])
         places = places_of(rows, first, order.name)
-        part, problems = run(encoding_part(encoder, rows, places, ProblemLog(), skip=skip), encoder.tokenize)
+        part, problems = run(encoding_part(encoder, rows, places, ProblemLog()), encoder.tokenize)
         tally = Counter(encoder.tally)
         encoder.tally.clear()
         return Answer(part, problems, tally)
