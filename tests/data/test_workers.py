@@ -203,7 +203,6 @@ def test_messages_between_processes_lose_nothing() -> None:
             _encoder(RowFormat.TOKENIZED),
             ProblemLog(),
             name="train",
-            skip=False,
         )
     )
     problems = ProblemLog()
