@@ -58,6 +58,10 @@ class OutOfMemoryError(SartorError, MemoryError):
     """Memory ran out, and nothing is left that would need less."""
 
 
+class ForeseenMemoryError(MemoryError):
+    """Memory would run out; nothing was tried.  Raised and caught within a run, and taken as any other MemoryError."""
+
+
 class SartorWarning(UserWarning):
     """Category of every warning that Sartor itself raises."""
 

@@ -2,6 +2,8 @@
 
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -384,3 +386,25 @@ def test_generators_of_every_kind_are_restored() -> None:
         engine.backward = draw(Failing(engine.backward, {1}))  # type: ignore[method-assign]
         EngineStepper(engine, updater).gradients(batch_of([5, 6, 7, 8], [9, 10]))
     assert drawn[0] == drawn[1]
+
+
+# --- a real limit ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit on a process's data is Linux's")
+def test_one_long_row_in_the_third_epoch_ends_a_fixed_trainer_and_not_this_one(tmp_path: Path) -> None:
+    """8,000 tokens under a limit that their activations do not fit into, nor the mask of a padded batch of two."""
+    pytest.importorskip("trl")
+    ended = {}
+    for library in ("sartor", "trl"):
+        folder = tmp_path / library
+        folder.mkdir()
+        command = [sys.executable, "-m", "tests.run.long_row", str(folder), library, "280"]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        ended[library] = json.loads(found.stdout.splitlines()[-1])
+    assert "can't allocate memory" in ended["trl"]["error"]
+    assert ended["trl"]["steps"] == 7  # two epochs of three steps, and one step
+    assert ended["sartor"]["error"] is None
+    assert ended["sartor"]["steps"] == 9
+    assert ended["sartor"]["checkpointing"]
+    assert len(ended["sartor"]["incidents"]) >= 1

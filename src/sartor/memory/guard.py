@@ -2,8 +2,9 @@
 
 In: the tokens of the micro-batch that comes next.  Out: nothing, or a MemoryError that recovery takes as any other.
 What is known of a micro-batch's need: a part that the plan fixes (chunks of logits, gradients that are not there yet),
-and a part per token.  The latter is a rule of thumb until a micro-batch has made the heap grow: from then on it is the
-largest that was measured.
+and a part per token.  The latter is a rule of thumb until a micro-batch of at least a quarter of the tokens has made
+the heap grow: then it is the largest that was measured.  Smaller ones say little: what they need is mostly not per
+token.
 
 One measurement: before a micro-batch of 2,048 tokens the heap uses 1.0 GB and keeps 0.3 GB unused; after it the process
 has grown by 0.9 GB, and 0.5 GB of gradients are new.  So 0.3 + 0.9 - 0.5 = 0.7 GB came and went, of which 0.5 GB
@@ -15,12 +16,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from sartor.errors import ForeseenMemoryError
 from sartor.memory import limits
 
 RESERVE_BYTES = 64 << 20
 """Kept free for what is not foreseen: Python's objects, files."""
 USABLE_SHARE = 0.8
 """Of the heap's unused memory; the rest lies in pieces that are too small."""
+TELLING_SHARE = 4
+"""A micro-batch says something of one that is up to so many times longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +58,23 @@ class MemoryGuard:
         """Measured, by whether it trains."""
         self._longest: dict[bool, int] = {}
         self._before: _Before | None = None
+        self._refused_tokens = 0
+        self._dared_tokens = 0
+
+    def relent(self) -> None:
+        """See `run.recover.Guard`."""
+        self._dared_tokens = self._refused_tokens
 
     def before(self, num_tokens: int, *, trains: bool) -> None:
         """See `run.recover.Guard`."""
         needed = self.expected_bytes(num_tokens, trains=trains)
-        room = self._too_small(needed)
+        room = self._too_small(needed) if num_tokens > self._dared_tokens else None
         if room is not None:
             limits.give_back()
             room = self._too_small(needed)
         if room is not None:
-            raise MemoryError(
+            self._refused_tokens = num_tokens
+            raise ForeseenMemoryError(
                 f"{num_tokens:,} tokens at once need about {needed / 1e9:.2f} GB, and {room.free_bytes / 1e9:.2f} GB "
                 f"are left under {room.limit}, {room.idle_bytes / 1e9:.2f} GB of what is held being unused"
             )
@@ -84,8 +95,12 @@ class MemoryGuard:
         stays = max(0, heap.used_bytes - before.heap.used_bytes)
         fixed = max(0, before.fixed_bytes - stays)
         measured = max(0, grown + idle - stays - fixed) / num_tokens
-        self._token_bytes[trains] = max(self._token_bytes.get(trains, 0.0), measured)
-        self._longest[trains] = max(self._longest.get(trains, 0), num_tokens)
+        longest = self._longest.get(trains, 0)
+        if longest * TELLING_SHARE < num_tokens:  # says more than all that came before
+            self._token_bytes[trains] = 0.0
+        if num_tokens * TELLING_SHARE >= longest:
+            self._token_bytes[trains] = max(self._token_bytes[trains], measured)
+            self._longest[trains] = max(longest, num_tokens)
 
     def forget(self) -> None:
         """What was measured holds no longer: the plan has changed what a token needs."""
@@ -94,12 +109,13 @@ class MemoryGuard:
 
     def expected_bytes(self, num_tokens: int, *, trains: bool) -> int:
         """What a micro-batch is expected to need beside what is there before it."""
-        per_token = self._token_bytes.get(trains)
-        if per_token is None:
+        longest = self._longest.get(trains, 0)
+        if longest * TELLING_SHARE < num_tokens:
             per_token = float(self._needs.token_bytes(trains))
-        longest = self._longest.get(trains, num_tokens)
-        if self._needs.is_quadratic() and num_tokens > longest:
-            per_token *= num_tokens / longest
+        else:
+            per_token = self._token_bytes[trains]
+            if self._needs.is_quadratic() and num_tokens > longest:
+                per_token *= num_tokens / longest
         return self._needs.fixed_bytes(num_tokens, trains) + int(per_token * num_tokens)
 
     def _too_small(self, needed: int) -> limits.Room | None:

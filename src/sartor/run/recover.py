@@ -24,7 +24,7 @@ from typing import Protocol, TypeVar
 import torch
 
 from sartor.engine.step import Engine
-from sartor.errors import OutOfMemoryError
+from sartor.errors import ForeseenMemoryError, OutOfMemoryError
 from sartor.records import Incident, Plan
 
 T = TypeVar("T")
@@ -59,8 +59,16 @@ class Guard(Protocol):
         """Called before a micro-batch.
 
         Raises:
-            MemoryError: it would not fit.
+            ForeseenMemoryError: it would not fit.
         """
+        ...
+
+    def relent(self) -> None:
+        """What was refused last is not refused again: nothing is left that would need less, so it is tried."""
+        ...
+
+    def forget(self) -> None:
+        """The plan has changed: what was measured holds no longer."""
         ...
 
     def after(self, num_tokens: int, *, trains: bool) -> None:
@@ -73,6 +81,12 @@ class NoGuard:
 
     def before(self, num_tokens: int, *, trains: bool) -> None:
         """Nothing is foreseen."""
+
+    def relent(self) -> None:
+        """Nothing was refused."""
+
+    def forget(self) -> None:
+        """Nothing was measured."""
 
     def after(self, num_tokens: int, *, trains: bool) -> None:
         """Nothing is measured."""
@@ -103,6 +117,7 @@ class Recovery:
         self._release = release
         self._tell = tell
         self._forgiven_at: int | None = None
+        self._was_foreseen = False
 
     def survive(
         self,
@@ -128,12 +143,16 @@ class Recovery:
             except Exception as error:
                 if isinstance(error, OutOfMemoryError) or not is_out_of_memory(error):
                     raise
+                self._was_foreseen = isinstance(error, ForeseenMemoryError)
                 cause = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
             # Out of the handler: the exception, its traceback and the tensors in its frames are gone.
             if undo is not None:
                 undo()
             self._free()
             remedy = less()
+            if remedy is None and self._was_foreseen:
+                self.guard.relent()
+                remedy = "tried all the same, since nothing is left that would need less"
             if remedy is None:
                 raise OutOfMemoryError(
                     f"memory ran out in {phase} of step {self.step} ({cause}), and nothing is left that would need "
@@ -146,9 +165,12 @@ class Recovery:
                 dataclasses.replace(self.engine.plan, incidents=(*self.engine.plan.incidents, incident.sentence))
             )
             self._tell(incident, self.engine.plan)
+            self.guard.forget()
 
     def forgive(self) -> str | None:
-        """A remedy: the same again, where no other event was forgiven lately."""
+        """A remedy: the same again, where no other event was forgiven lately, and it was no forecast."""
+        if self._was_foreseen:
+            return None
         if self._forgiven_at is not None and self.step < self._forgiven_at + FORGIVEN_EVERY:
             return None
         self._forgiven_at = self.step

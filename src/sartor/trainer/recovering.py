@@ -33,8 +33,6 @@ def recovery_for(trainer: SFTTrainer, engine: Engine) -> Recovery:
 
     def tell(incident: Incident, plan: Plan) -> None:
         trainer.say(incident.sentence)
-        if guard is not None:
-            guard.forget()
         if trainer.is_in_train:
             freeze(trainer, plan)
 
