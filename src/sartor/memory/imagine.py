@@ -36,6 +36,7 @@ def build(config: Any, *, dtype: torch.dtype, lora: Any = None, quantization: st
 
     with torch.device("meta"), _without_initialisation():
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
+        model.tie_weights()  # left out with the initialisation
         if quantization is not None:
             from sartor.memory.quantized import quantize
 

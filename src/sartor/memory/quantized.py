@@ -65,7 +65,7 @@ class QuantizedLinear(nn.Linear):
         device = input.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else input.dtype
         with torch.autocast(device, enabled=False):
-            return _Product.apply(input.to(dtype), self)  # type: ignore[no-any-return]
+            return _Product.apply(input.to(dtype), self)
 
 
 class _Product(torch.autograd.Function):

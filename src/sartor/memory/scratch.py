@@ -1,20 +1,112 @@
 """What kernels take for themselves while they run, beside their results: a table by operator, with its source.
 
 In: an operator and its arguments.  Out: bytes.  A live set sees results only; what a kernel allocates and frees inside
-is invisible to it, and is added from this table.
+is invisible to it, and is added from this table.  Every CPU rule is held to the profiler's count by
+`tests/memory/test_scratch.py`; CUDA rules are unmeasured.
+
+Not in the table: oneDNN's scratchpads for bfloat16 products on a CPU (some 200 kB each), which the margin covers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+
+import torch
 
 from sartor.memory.tracker import ScratchRule
 
+_aten = torch.ops.aten
 
-def rules(device: str) -> ScratchRule:
-    """The table of a device type, "cpu" or "cuda"."""
+_FLASH_BACKWARD = "_scaled_dot_product_flash_attention_for_cpu_backward"
+_POINTWISE = frozenset(
+    f"{name}{suffix}" for name in ("add", "sub", "mul", "div", "addcmul", "addcdiv", "lerp") for suffix in ("", "_")
+)
+
+
+def rules(device: str, num_threads: int = 1) -> ScratchRule:
+    """The table of a device type.
+
+    Args:
+        device: "cpu" or "cuda".
+        num_threads: of a CPU: attention keeps a buffer for each.
+    """
+    table = _cpu(num_threads) if device == "cpu" else _cuda()
 
     def scratch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
-        return 0
+        rule = table.get(func._schema.name.removeprefix("aten::"))
+        return 0 if rule is None else rule(args, result)
 
     return scratch
+
+
+_Rule = Callable[[tuple[Any, ...], Any], int]
+
+
+def _cpu(num_threads: int) -> dict[str, _Rule]:
+    def flash(args: tuple[Any, ...], result: Any) -> int:
+        """Per thread a tile of scores, its output and its statistics (FlashAttentionKernel.cpp)."""
+        query, key = args[0], args[1]
+        rows, columns = _tile(query, key)
+        return num_threads * (_tiles_bytes(query, rows * columns) + 4 * rows * (2 + query.shape[3]))
+
+    def flash_backward(args: tuple[Any, ...], result: Any) -> int:
+        """Per thread two tiles and their sums; and the gradient once more where heads lie outside of tokens."""
+        gradient, query, key = args[:3]
+        rows, columns = _tile(query, key)
+        copied = 0 if gradient.transpose(1, 2).is_contiguous() else gradient.nbytes
+        return copied + num_threads * (2 * _tiles_bytes(query, rows * columns) + 4 * rows)
+
+    return {
+        **dict.fromkeys(_POINTWISE, _converted_operands),
+        "logsumexp": lambda args, result: args[0].nbytes,  # exp(x - max) as a whole (ReduceOps.cpp)
+        "scatter_add": _float32_copies,
+        "scatter_add_": _float32_copies,
+        "convolution": lambda args, result: result.nbytes,  # oneDNN: the result in its own order first
+        "_scaled_dot_product_flash_attention_for_cpu": flash,
+        _FLASH_BACKWARD: flash_backward,
+    }
+
+
+def _cuda() -> dict[str, _Rule]:
+    """By reading the kernels, unmeasured."""
+
+    def flash_backward(args: tuple[Any, ...], result: Any) -> int:
+        """dq in float32, and dk and dv of every query head where keys are grouped (flash_api.cpp)."""
+        query, key = args[1], args[2]
+        expanded = 0
+        if key.shape[1] != query.shape[1]:
+            expanded = 2 * query.shape[0] * query.shape[1] * key.shape[2] * key.shape[3] * key.element_size()
+        return int(4 * query.numel() + expanded)
+
+    return {
+        "logsumexp": lambda args, result: args[0].nbytes,
+        _FLASH_BACKWARD: flash_backward,
+    }
+
+
+def _converted_operands(args: tuple[Any, ...], result: Any) -> int:
+    """A CPU's element-wise kernels work in one dtype: operands of another are converted as a whole first."""
+    tensors = [argument for argument in args if isinstance(argument, torch.Tensor) and argument.dim() > 0]
+    if len(tensors) < 2:
+        return 0
+    common = tensors[0].dtype
+    for tensor in tensors[1:]:
+        common = torch.promote_types(common, tensor.dtype)
+    return sum(tensor.numel() * common.itemsize for tensor in tensors if tensor.dtype != common)
+
+
+def _float32_copies(args: tuple[Any, ...], result: Any) -> int:
+    """16-bit sums are taken in a float32 copy of the whole (ScatterGatherKernel.cpp)."""
+    return 4 * args[0].numel() if args[0].dtype in (torch.bfloat16, torch.float16) else 0
+
+
+def _tile(query: torch.Tensor, key: torch.Tensor) -> tuple[int, int]:
+    """Rows and columns of scores that a CPU's attention works on at a time."""
+    rows = 256 if query.shape[2] >= 768 else 64 if query.shape[2] >= 192 else 32
+    return min(rows, query.shape[2]), min(512, key.shape[2])
+
+
+def _tiles_bytes(query: torch.Tensor, num_values: int) -> int:
+    """A tile in float32, and once more in the queries' dtype where that is another."""
+    return num_values * (4 if query.dtype == torch.float32 else 4 + query.element_size())

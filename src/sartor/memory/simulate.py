@@ -37,6 +37,10 @@ class Work:
     """Of the optimizer batch: from the second one on, gradients are there before the pass begins."""
 
 
+def _plain_update(optimizer: torch.optim.Optimizer) -> None:
+    optimizer.step()
+
+
 @dataclass(frozen=True, slots=True)
 class Training:
     """What is trained, and how: everything that changes bytes beside the plan."""
@@ -46,6 +50,8 @@ class Training:
     optimizer: str = "adamw_torch_fused"
     make_optimizer: optimizers.MakeOptimizer | None = None
     """Takes the place of `optimizer`'s own maker."""
+    update: Callable[[torch.optim.Optimizer], None] = _plain_update
+    """How the run takes the optimizer's step."""
     lora: Any = None
     """A peft configuration."""
     quantization: str | None = None
@@ -111,7 +117,7 @@ def _one_step(
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     is_cuda = plan.device.startswith("cuda")
-    live = LiveSet(scratch.rules("cuda" if is_cuda else "cpu"), answers=answers.largest)
+    live = LiveSet(scratch.rules("cuda" if is_cuda else "cpu", plan.num_threads), answers=answers.largest)
     with ExitStack() as stack:
         stack.enter_context(imagine.shortened(model, traits.num_layers, kept))
         stack.enter_context(FakeTensorMode())
@@ -126,6 +132,8 @@ def _one_step(
         make = training.make_optimizer or optimizers.maker(training.optimizer, is_cuda=is_cuda)
         optimizer = make(optimizers.groups_of(model, imagine.embedding(model)))
         stack.enter_context(engine.running())
+        with imagine.shortened(model, kept, 1):  # what an engine keeps from micro-batch to micro-batch is there now
+            engine.backward(micro, batch_targets=max(1, work.num_targets), batch_tokens=micro.num_tokens)
         stack.enter_context(_marking_layers(live, model, traits, kept))
         optimizers.make_states(optimizer)
         live.own(Component.OPTIMIZER, optimizers.states(optimizer))
@@ -136,7 +144,7 @@ def _one_step(
         live.enter(Phase.CLIP)
         engine.gradient_norm(training.settings.max_grad_norm)
         live.enter(Phase.UPDATE)
-        optimizer.step()
+        training.update(optimizer)
         model.zero_grad(set_to_none=True)
     return live.stretches(first)
 

@@ -1,0 +1,254 @@
+"""Foreseen memory against memory that others count: `python -m benchmarks.memory`.
+
+For each cell (architecture x precision x recomputation x full/LoRA x optimizer) a small model takes two real optimizer
+steps while torch's profiler counts what c10's allocator gives out; the prediction is made from the configuration alone.
+
+    python -m benchmarks.memory                      # all cells, appended to benchmarks/memory.csv
+    python -m benchmarks.memory --architectures llama gpt2
+    python -m benchmarks.memory --published          # seconds and bytes of five published models
+    python -m benchmarks.memory --real --weights F   # real steps of the sizes of published models on this machine
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import memory_measure, memory_models, records
+from sartor.engine import attention
+from sartor.engine.layout import choose_layout
+from sartor.engine.precision import Masters
+from sartor.engine.traits import read_traits
+from sartor.memory import optimizers
+from sartor.memory.prediction import Component, Prediction
+from sartor.memory.simulate import Training, Work, simulate
+from sartor.records import EngineSettings, Layout, Plan
+from sartor.run.transaction import Update
+
+CSV = Path(__file__).parent / "memory.csv"
+WORK = Work(document_lengths=(400, 300, 200, 124), num_targets=800)
+PRECISIONS = {"float32": ("float32", "float32"), "bfloat16": ("bfloat16", "bfloat16")}
+"""Name to (dtype that the model arrives in, compute dtype); what is trained is float32 in either."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training."""
+
+    architecture: str
+    precision: str
+    recomputes: bool
+    is_lora: bool
+    optimizer: str
+
+    @property
+    def name(self) -> str:
+        """For tables."""
+        return ", ".join(
+            (
+                self.architecture,
+                self.precision,
+                "recomputed" if self.recomputes else "kept",
+                "LoRA" if self.is_lora else "full",
+                self.optimizer,
+            )
+        )
+
+
+def cells(architectures: Sequence[str] = tuple(memory_models.SMALL)) -> Iterator[Cell]:
+    """Every combination; two more optimizers for the first architecture."""
+    for architecture, precision, recomputes, is_lora in itertools.product(
+        architectures, PRECISIONS, (False, True), (False, True)
+    ):
+        names = ["adamw_torch_fused", "adamw_torch"]
+        if architecture == "llama":
+            names += ["sgd", "adafactor"]
+        for optimizer in names:
+            yield Cell(architecture, precision, recomputes, is_lora, optimizer)
+
+
+def lora(architecture: str) -> Any:
+    """Of every linear layer but the head, with dropout; peft refuses that for layers of experts."""
+    import peft
+
+    dropout = 0.0 if architecture in ("qwen3_moe", "gpt_oss", "Qwen3-30B-A3B") else 0.05
+    targets = ["in_proj"] if architecture == "mamba2" else "all-linear"  # the others of Mamba are refused too
+    return peft.LoraConfig(r=8, lora_alpha=16, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM")
+
+
+def training(cell: Cell) -> Training:
+    """What the prediction is told about a cell, beside its plan."""
+    return Training(
+        arrival_dtype=PRECISIONS[cell.precision][0],
+        optimizer=cell.optimizer,
+        lora=lora(cell.architecture) if cell.is_lora else None,
+        update=lambda optimizer: Update(optimizer).step(),
+    )
+
+
+def measured(cell: Cell, config: Any, work: Work, weights: str | None = None) -> tuple[Plan, int]:
+    """The plan under which two real steps were taken, and the allocator's peak in bytes."""
+    import peft
+    from transformers import AutoModelForCausalLM
+
+    arrival, compute = (getattr(torch, name) for name in PRECISIONS[cell.precision])
+    torch.manual_seed(0)
+    gc.collect()
+    with memory_measure.AllocatorPeak() as peak:
+        if weights is None:
+            model = AutoModelForCausalLM.from_config(config, dtype=arrival)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(weights, dtype=arrival)
+        if cell.is_lora:
+            model = peft.get_peft_model(model, lora(cell.architecture))
+        Masters(model).widen(compute)
+        traits = read_traits(model)
+        choice = choose_layout(model, traits)
+        plan = Plan(
+            layout=choice.layout,
+            micro_batch_tokens=1 << 20,
+            gradient_checkpointing=cell.recomputes,
+            loss_chunk_rows=256,
+            attention=choice.attention,
+            parameter_dtype="float32",
+            compute_dtype=PRECISIONS[cell.precision][1],
+            num_threads=torch.get_num_threads(),
+            device="cpu",
+        )
+        inner = model.get_base_model() if cell.is_lora else model
+        groups = optimizers.groups_of(model, inner.get_input_embeddings())
+        optimizer = optimizers.maker(cell.optimizer, is_cuda=False)(groups)
+        engine, stepper = memory_measure.stepper(model, plan, EngineSettings(), optimizer)
+        batch = memory_measure.examples(work.document_lengths, work.num_targets, traits.vocabulary_size)
+        memory_measure.take_steps(engine, stepper, batch)
+    return plan, peak.num_bytes
+
+
+def compare(cell: Cell, config: Any | None = None, work: Work = WORK, weights: str | None = None) -> dict[str, Any]:
+    """One row: foreseen and counted."""
+    config = memory_models.small(cell.architecture) if config is None else config
+    plan, counted = measured(cell, config, work, weights)
+    gc.collect()
+    start = time.perf_counter()
+    foreseen: Prediction = simulate(config, plan, work, training(cell))
+    return {
+        "architecture": cell.architecture,
+        "precision": cell.precision,
+        "recomputes": cell.recomputes,
+        "training": "LoRA" if cell.is_lora else "full",
+        "optimizer": cell.optimizer,
+        "layout": plan.layout.value,
+        "tokens": sum(work.document_lengths),
+        "peak_at": foreseen.peak.label,
+        "foreseen_bytes": foreseen.peak_bytes,
+        "scratch_bytes": foreseen.scratch_bytes,
+        "counted_bytes": counted,
+        "error_percent": round(100 * (foreseen.peak_bytes / counted - 1), 3),
+        "simulated_s": round(time.perf_counter() - start, 2),
+    }
+
+
+def plan_of(config: Any, *, tokens: int, compute: str, recomputes: bool, device: str = "cpu") -> Plan:
+    """A plan for a configuration whose model exists nowhere: attention per document, 1,024 rows of logits."""
+    return Plan(
+        layout=Layout.FLAT_DOCUMENTS,
+        micro_batch_tokens=tokens,
+        gradient_checkpointing=recomputes,
+        loss_chunk_rows=max(64, min(4_096, (1 << 28) // (4 * config.vocab_size))),
+        attention=attention.NAME,
+        parameter_dtype="float32",
+        compute_dtype=compute,
+        num_threads=1,
+        device=device,
+    )
+
+
+def foresee_published() -> None:
+    """Seconds and bytes of published models, 8 documents of 1,024 tokens, from their configurations alone."""
+    print("| model | training | parameters | gradients | optimizer | activations | logits | other | peak GiB | s |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    work = Work((1_024,) * 8, 8_000)
+    for name in ("SmolLM2-360M", "Qwen3-4B", "Gemma-3-4B text", "Llama-3.1-8B", "Qwen3-30B-A3B"):
+        config = memory_models.published(name)
+        for is_lora in (False, True):
+            plan = plan_of(config, tokens=8_192, compute="bfloat16", recomputes=True)
+            start = time.perf_counter()
+            foreseen = simulate(
+                config, plan, work, training(Cell(name, "bfloat16", True, is_lora, "adamw_torch_fused"))
+            )
+            seconds = time.perf_counter() - start
+            shown = [foreseen.components.get(part, 0) / 2**30 for part in Component]
+            columns = " | ".join(f"{value:.2f}" for value in (*shown[:5], sum(shown[5:]), foreseen.peak_bytes / 2**30))
+            print(f"| {name} | {'LoRA' if is_lora else 'full'} | {columns} | {seconds:.1f} |", flush=True)
+
+
+REAL = (
+    (Cell("SmolLM2-135M", "float32", False, False, "adamw_torch_fused"), Work((400, 112), 400)),
+    (Cell("SmolLM2-135M", "bfloat16", True, False, "adamw_torch_fused"), Work((400, 112), 400)),
+    (Cell("SmolLM2-135M", "bfloat16", False, True, "adamw_torch"), Work((400, 112), 400)),
+    (Cell("SmolLM2-360M", "bfloat16", True, True, "adamw_torch_fused"), Work((400, 112), 400)),
+    (Cell("SmolLM2-360M", "float32", True, False, "sgd"), Work((200, 56), 200)),
+    (Cell("Qwen3-0.6B", "bfloat16", False, True, "adamw_torch_fused"), Work((200, 56), 200)),
+    (Cell("Qwen3-0.6B", "float32", True, True, "adamw_torch_fused"), Work((200, 56), 200)),
+)
+"""Real sizes that fit 6 GB; the first model with its published weights where there is a folder of them."""
+
+
+def compare_real(weights: str | None) -> list[dict[str, Any]]:
+    """Real steps of the sizes of published models on this machine."""
+    return [
+        compare(
+            cell,
+            memory_models.published(cell.architecture),
+            work,
+            weights if cell.architecture == "SmolLM2-135M" else None,
+        )
+        for cell, work in REAL
+    ]
+
+
+def show(row: dict[str, Any]) -> None:
+    """One line."""
+    cell = Cell(*(row[key] for key in ("architecture", "precision", "recomputes")), row["training"] == "LoRA",
+                row["optimizer"])  # fmt: skip
+    print(
+        f"{row['error_percent']:+8.3f} %  {row['foreseen_bytes']:>13,}  {cell.name}; {row['layout']}; "
+        f"{row['peak_at']}; {row['simulated_s']} s",
+        flush=True,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """See the module's own text."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--architectures", nargs="+", default=list(memory_models.SMALL))
+    parser.add_argument("--published", action="store_true")
+    parser.add_argument("--real", action="store_true")
+    parser.add_argument("--weights", help="folder of SmolLM2-135M's weights, for --real; else random ones")
+    parser.add_argument("--csv", type=Path, default=CSV)
+    args = parser.parse_args(argv)
+    if args.published:
+        foresee_published()
+        return
+    errors = []
+    parts = (
+        [compare_real(args.weights)] if args.real else ([compare(c) for c in cells([a])] for a in args.architectures)
+    )
+    for rows in parts:
+        for row in rows:
+            show(row)
+            errors.append(abs(row["error_percent"]))
+        records.append(args.csv, rows)
+    print(f"{len(errors)} cells; worst {max(errors):.3f} %")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""The table of operators' scratch against what torch's allocator counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from benchmarks.memory_measure import AllocatorPeak
+
+from sartor.memory.scratch import rules
+from sartor.memory.tracker import LiveSet, Phase
+
+_aten = torch.ops.aten
+BF16, F32 = torch.bfloat16, torch.float32
+
+
+def _values(*shape: int, dtype: torch.dtype = F32) -> torch.Tensor:
+    return torch.ones(shape, dtype=dtype)
+
+
+def _attention(dtype: torch.dtype, length: int, groups: int = 1) -> Callable[[], Any]:
+    query = _values(1, 4, length, 64, dtype=dtype)
+    key = value = _values(1, 4 // groups, length, 64, dtype=dtype)
+    return lambda: _aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, True)
+
+
+def _attention_backward(dtype: torch.dtype, groups: int) -> Callable[[], Any]:
+    length = 400
+    query = _values(1, 4, length, 64, dtype=dtype)
+    key = value = _values(1, 4 // groups, length, 64, dtype=dtype)
+    out, sums = _aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, True)
+    arguments = (torch.ones_like(out), query, key, value, out, sums, 0.0, True)
+    return lambda: getattr(_aten, "_scaled_dot_product_flash_attention_for_cpu_backward")(*arguments)  # noqa: B009
+
+
+def _operation(name: str) -> Callable[[], Any]:
+    wide, narrow = _values(256, 1024), _values(256, 1024, dtype=BF16)
+    places = torch.zeros(256, 1, dtype=torch.int64)
+    return {
+        "float32 += bfloat16": lambda: wide.add_(narrow),
+        "bfloat16 * float32": lambda: narrow * wide,
+        "float32 + float32": lambda: wide + wide,
+        "logsumexp": lambda: torch.logsumexp(wide, -1),
+        "scatter_add_, bfloat16": lambda: narrow.scatter_add_(1, places, narrow[:, :1]),
+        "scatter_add_, float32": lambda: wide.scatter_add_(1, places, wide[:, :1]),
+        "attention, 100": _attention(F32, 100),
+        "attention, 400": _attention(F32, 400),
+        "attention, 1000, grouped": _attention(F32, 1000, 2),
+        "attention, 1000, bfloat16": _attention(BF16, 1000),
+        "attention backward": _attention_backward(F32, 1),
+        "attention backward, grouped": _attention_backward(F32, 2),
+        "attention backward, grouped, bfloat16": _attention_backward(BF16, 2),
+    }[name]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "float32 += bfloat16", "bfloat16 * float32", "float32 + float32", "logsumexp", "scatter_add_, bfloat16",
+        "scatter_add_, float32", "attention, 100", "attention, 400", "attention, 1000, grouped",
+        "attention, 1000, bfloat16", "attention backward", "attention backward, grouped",
+        "attention backward, grouped, bfloat16",
+    ],
+)  # fmt: skip
+def test_what_a_kernel_takes_is_in_the_table(name: str) -> None:
+    operation = _operation(name)
+    with AllocatorPeak() as counted:
+        operation()
+    live = LiveSet(rules("cpu", torch.get_num_threads()))
+    with live:
+        operation()  # what it writes into is known from here on
+        before, first = live.live_bytes, live.num_marks()
+        live.enter(Phase.FORWARD)
+        operation()
+    found = live.stretches(first)[0].num_bytes - before
+    assert found == pytest.approx(counted.num_bytes, rel=0.01, abs=8_192)
