@@ -604,6 +604,23 @@ TARGET_OPTIONS = (
         ("tests/data/test_audit.py::test_an_end_that_is_not_trained_is_said",),
     ),
     Mutant(
+        "rows without targets dropped against the user's will",
+        f"{DATA}/cutting.py",
+        'if settings.no_targets == "error":',
+        'if settings.no_targets == "never":',
+        (
+            "tests/data/test_audit.py::"
+            "test_rows_that_max_length_leaves_without_targets_are_dropped_and_counted_or_an_error",
+        ),
+    ),
+    Mutant(
+        "special tokens in contents unsaid",
+        f"{DATA}/audit.py",
+        "            if found:\n",
+        "            if False:\n",
+        ("tests/data/test_audit.py::test_special_tokens_in_a_rows_own_text_are_said_with_the_first_rows",),
+    ),
+    Mutant(
         "a doubled bos unsaid",
         f"{DATA}/audit.py",
         "np.flatnonzero(is_doubled &",
@@ -678,6 +695,134 @@ INSPECTION = (
     ),
 )
 
+ENCODING = (
+    Mutant(
+        "cache ignores the template",
+        f"{DATA}/keys.py",
+        '        "chat_template": tokenizer.chat_template,',
+        '        "chat_template": None,',
+        ("tests/data/test_cache.py::test_whatever_it_depends_on_makes_another_entry",),
+    ),
+    Mutant(
+        "cache ignores the order of rows",
+        f"{DATA}/keys.py",
+        '"rows": rows_digest(dataset),',
+        '"rows": sorted(map(str, dataset)),',
+        ("tests/data/test_cache.py::test_whatever_it_depends_on_makes_another_entry",),
+    ),
+    Mutant(
+        "damaged cache entry used",
+        f"{DATA}/cache.py",
+        'if _digest(path) != expected["xxh3_128"]:',
+        "if False:",
+        ("tests/data/test_cache.py::test_a_damaged_entry_is_said_and_made_again",),
+    ),
+    Mutant(
+        "cache used without waiting",
+        f"{DATA}/cache.py",
+        "            fcntl.flock(file, fcntl.LOCK_EX)\n",
+        "            pass\n",
+        ("tests/data/test_cache.py::test_a_second_process_waits_for_the_first_and_finds_what_it_made",),
+    ),
+    Mutant(
+        "rows out of order with processes",
+        f"{DATA}/workers.py",
+        "            waiting.append(pool.submit(encode, first, table))",
+        "            waiting.appendleft(pool.submit(encode, first, table))",
+        ("tests/data/test_workers.py::test_tables_are_bit_identical_for_one_two_and_three_processes",),
+    ),
+    Mutant(
+        "counts of other processes lost",
+        f"{DATA}/workers.py",
+        "    tally.update(answer.tally)",
+        "    pass",
+        ("tests/data/test_workers.py::test_tables_are_bit_identical_for_one_two_and_three_processes",),
+    ),
+    Mutant(
+        "stream read without bound",
+        f"{DATA}/ahead.py",
+        "queue.Queue(num_items)",
+        "queue.Queue()",
+        ("tests/data/test_ahead.py::test_items_are_read_before_they_are_asked_for_and_no_more_than_allowed",),
+    ),
+)
+
+_PLANTED = "tests/data/test_bad_rows.py::test_every_kind_of_bad_row_in_a_thousand_is_named_with_its_line"
+_SKIPPED = "tests/data/test_bad_rows.py::test_skipped_rows_are_counted_and_the_others_keep_their_lines"
+
+SOURCES = (
+    Mutant(
+        "unreadable line dropped",
+        f"{DATA}/usable.py",
+        "            problems.add(kind, place, message, excerpt)",
+        "            pass",
+        (_PLANTED,),
+    ),
+    Mutant(
+        "skipped rows not counted",
+        f"{DATA}/usable.py",
+        "        problems.update(found)\n        if not found:",
+        "        if not found:",
+        (_SKIPPED,),
+    ),
+    Mutant(
+        "line numbers from 0",
+        f"{DATA}/text_files.py",
+        "    for number, raw in enumerate(stream, 1):",
+        "    for number, raw in enumerate(stream):",
+        (_PLANTED,),
+    ),
+    Mutant(
+        "blank lines not counted",
+        f"{DATA}/text_files.py",
+        "    for number, raw in enumerate(stream, 1):",
+        "    for number, raw in enumerate((line for line in stream if line.strip()), 1):",
+        ("tests/data/test_sources.py::test_rows_know_their_line_after_filtering_and_shuffling",),
+    ),
+    Mutant(
+        "counts of a failed attempt kept",
+        f"{DATA}/usable.py",
+        "            own.update(tally - before)\n            _set(tally, before)",
+        "            own.update(tally - before)",
+        ("tests/data/test_bad_rows.py::test_a_count_of_what_was_done_leaves_out_skipped_rows",),
+    ),
+    Mutant(
+        "format by the first row",
+        f"{DATA}/kinds.py",
+        "key=lambda entry: (-entry.num_rows, order.index(entry.kind))",
+        "key=lambda entry: entry.first",
+        ("tests/data/test_formats.py::test_the_format_is_that_of_most_rows_and_not_of_the_first",),
+    ),
+    Mutant(
+        "weights of sources ignored",
+        f"{DATA}/mixture.py",
+        "[weight / total for weight in weights]",
+        "[1 / len(weights) for weight in weights]",
+        ("tests/data/test_mixture.py::test_weights_are_shares_and_the_seed_decides",),
+    ),
+    Mutant(
+        "end of a mixture ignored",
+        f"{DATA}/mixture.py",
+        "stopping_strategy=settings.mix_until",
+        'stopping_strategy="first_exhausted"',
+        ("tests/data/test_mixture.py::test_where_a_mixture_ends_is_a_named_option",),
+    ),
+    Mutant(
+        "places not packed",
+        f"{DATA}/places.py",
+        "            ends = ends[np.concatenate([np.zeros(1, np.int64), np.cumsum(per_block)])]",
+        "            ends = ends[: len(per_block) + 1]",
+        ("tests/data/test_bad_rows.py::test_places_follow_examples_through_dropping_shuffling_and_packing",),
+    ),
+    Mutant(
+        "text taken for the JSON that it looks like",
+        f"{DATA}/tables.py",
+        "        if not _has_json(feature):",
+        "        if True:",
+        ("tests/data/test_formats.py::test_text_that_looks_like_a_number_stays_text_beside_numbers",),
+    ),
+)
+
 MUTANTS: tuple[Mutant, ...] = (
     *WEIGHTING,
     *STEPPING,
@@ -689,4 +834,6 @@ MUTANTS: tuple[Mutant, ...] = (
     *TARGET_OPTIONS,
     *WEIGHTS,
     *INSPECTION,
+    *ENCODING,
+    *SOURCES,
 )
