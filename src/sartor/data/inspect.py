@@ -130,7 +130,7 @@ def _bar(share: float, columns: int) -> str:
 
 def describe(summary: DataSummary) -> str:
     """The few lines that open a run: format, counts, what was cut or dropped, and what is worth knowing."""
-    if not summary.num_examples:
+    if not summary.num_examples and not summary.num_rows:
         lines = [f"{summary.name}: a stream of {summary.format} rows"]
     else:
         rows, examples = f"{summary.num_rows:,} rows of {summary.format}", f"{summary.num_examples:,} examples"

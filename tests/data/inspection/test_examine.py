@@ -86,7 +86,8 @@ def test_bad_rows_are_findings_and_the_rest_is_shown(policy: str, tokenizer: Any
     assert {finding.severity for finding in told} == {Severity.ERROR if policy == "error" else Severity.WARNING}
     assert inspection.has_errors is (policy == "error")
     assert (inspection.summary.num_rows, inspection.summary.num_examples) == (43, 40)
-    assert inspection.summary.num_skipped_rows == 3
+    assert inspection.summary.num_skipped_rows == (3 if policy == "skip" else 0)
+    assert any("3 rows cannot be used" in note for note in inspection.summary.notes) is (policy == "error")
     assert len(inspection.lengths.tokens) == 40
 
 

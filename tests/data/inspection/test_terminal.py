@@ -77,3 +77,9 @@ def test_marks_enclose_exactly_what_is_trained(inspection: Inspection) -> None:
         trained = "".join(token.text for token in sample.tokens if token.is_target and not token.is_cut)
         inside = [part.partition("⟧")[0] for part in plain(sample.tokens).split("⟦")[1:]]
         assert "".join(inside).replace("↵", "") == trained.replace("\x1b", "‹1B›")
+
+
+def test_rows_of_which_none_can_be_used_are_no_stream(tokenizer: Any) -> None:
+    text = shown(inspect([{"messages": [{"role": "robot", "content": "Hi"}]}], tokenizer))
+    assert text.startswith("train: 1 rows of messages, 0 examples; 0 tokens")
+    assert "1 row cannot be used" in text

@@ -218,11 +218,17 @@ class Examination:
             num_truncated_tokens=self._counts["num_truncated_tokens"],
             num_truncated_targets=self._counts["num_truncated_targets"],
             num_dropped_rows=self._counts["num_dropped_rows"],
-            notes=self._reader.notes(),
-            num_skipped_rows=len(self._bad_places),
-            skipped_kinds=dict(self._bad_kinds),
+            notes=(*self._reader.notes(), *self._unusable()),
+            num_skipped_rows=len(self._bad_places) if settings.bad_rows == "skip" else 0,
+            skipped_kinds=dict(self._bad_kinds) if settings.bad_rows == "skip" else {},
             source_rows=dict(Counter(where.rpartition(", ")[0] for where in self._example_places)),
         )
+
+    def _unusable(self) -> tuple[str, ...]:
+        """What to say where a training run would stop, and the counts are those of the rows that can be used."""
+        if not self._bad_places or self._given.settings.bad_rows == "skip":
+            return ()
+        return (f"{rows(len(self._bad_places))} cannot be used: a training run would stop, and say so.",)
 
     def _judge_whole(self, summary: DataSummary) -> None:
         """What concerns the data set as a whole."""

@@ -95,7 +95,7 @@ def fields_of(row: TrainingRow) -> Iterator[tuple[str, str, str]]:
             if isinstance(message.get(key), str):
                 yield "reasoning", f"the {key} of {who}", message[key]
         for call in message.get("tool_calls") or ():
-            function = call.get("function", call) if isinstance(call, Mapping) else {}
+            function = (call.get("function") or call) if isinstance(call, Mapping) else {}
             if isinstance(function.get("name"), str):
                 yield "tool call", f"the tool call of {who}", function["name"]
             for text in _leaves(function.get("arguments")):
