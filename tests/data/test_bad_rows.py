@@ -17,10 +17,15 @@ from hypothesis import strategies as st
 from sartor.batching.packing import pack
 from sartor.data import inspect
 from sartor.data.encode import prepare
+from sartor.data.formats import Reading
 from sartor.data.places import Places
+from sartor.data.problems import ProblemLog
 from sartor.data.sources import load
+from sartor.data.tokenizing import run
+from sartor.data.tokens import Encoder
+from sartor.data.usable import encoding_usable
 from sartor.errors import DataError, SartorWarning
-from sartor.records import DataSettings, PreparedData
+from sartor.records import DataSettings, PreparedData, RowFormat
 from tests.data.conftest import make_small_tokenizer
 
 HI = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]
@@ -88,8 +93,11 @@ def test_skipped_rows_are_counted_and_the_others_keep_their_lines(tmp_path: Path
 
 def test_a_count_of_what_was_done_leaves_out_skipped_rows() -> None:
     rows = [{"text": "a"}, {"text": ""}, {"text": "b<|endoftext|>"}, {"text": "c"}]
-    prepared = prepare(load(rows), make_small_tokenizer(), DataSettings(bad_rows="skip"))
-    assert "The end-of-text token is appended to 2 rows." in prepared.summary.notes
+    encoder = Encoder(TOKENIZER, Reading(RowFormat.TEXT, "text"), DataSettings())
+    work = encoding_usable(encoder, rows, [f"a, row {number}" for number in range(4)], ProblemLog(), skip=True)
+    _, places = run(work, encoder.tokenize)
+    assert places == ["a, row 0", "a, row 2", "a, row 3"]
+    assert (encoder.tally["rows"], encoder.tally["end-of-text tokens appended"]) == (3, 2)
 
 
 def test_rows_that_only_encoding_finds_are_skipped_too() -> None:

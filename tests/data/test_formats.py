@@ -200,6 +200,9 @@ def test_text_that_looks_like_a_number_stays_text_beside_numbers() -> None:
     values = ["72", 5, "[1]", None, {"a": 1}, 2.5, True]
     dataset = dataset_of(Row({"value": value}, "a.jsonl", 1) for value in values)
     assert dataset["value"][:] == values
+    nested = [["72", 5], None, [{"a": "[1]"}, {"b": [None]}]]
+    dataset = dataset_of(Row({"value": value}, "a.jsonl", 1) for value in nested)
+    assert dataset["value"][:] == nested
 
 
 def test_types_that_change_late_in_a_file_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
