@@ -84,6 +84,7 @@ def test_a_conversation_that_is_skipped_is_skipped_with_all_its_answers(tokenize
     data = prepared(tokenizer, CONVERSATION, bad, CONVERSATION[:2], settings=settings)
     assert texts(tokenizer, data) == [*BOTH, "Yo<|im_end|>"]
     assert (data.summary.num_rows, data.summary.num_skipped_rows) == (3, 1)
+    assert data.summary.source_rows == {"train data": 2}
     assert "unroll: 2 conversations give 3 rows" in " ".join(data.summary.notes)
     assert [data.places.where(number) for number in range(3)] == ["train data, row 0"] * 2 + ["train data, row 2"]
 

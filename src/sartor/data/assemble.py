@@ -152,7 +152,8 @@ class _Counts:
         self.num_rows += len(part.rows)
         self.longest_tokens = max(self.longest_tokens, int(part.rows.lengths.max(initial=0)))
         self.has_targets = self.has_targets or part.rows.num_targets > 0
-        for source, count in part.places.counts().items():
+        places = part.places.once_each() if settings.unroll else part.places
+        for source, count in places.counts().items():
             self.source_rows[source] = self.source_rows.get(source, 0) + count
         rows, cost, places = cut(part.rows, settings, self._none, part.places)
         self.keeps_targets = self.keeps_targets or rows.num_targets > 0

@@ -128,6 +128,15 @@ class Places:
         heads = [f"{source}, {kind} " for source, kind in self.sources]
         return [f"{heads[source]}{number}" for source, number in pairs]
 
+    def once_each(self) -> Places:
+        """The first of neighbouring examples of the same row, as unrolled conversations give them; not of blocks."""
+        assert self.offsets is None
+        numbers = np.stack([self.source_numbers, self.row_numbers])
+        is_first = np.concatenate(
+            [np.ones(min(1, len(self)), np.bool_), (numbers[:, 1:] != numbers[:, :-1]).any(axis=0)]
+        )
+        return self.take(np.flatnonzero(is_first))
+
     def counts(self) -> dict[str, int]:
         """Rows of each source, in the order in which the sources first occur."""
         found = np.bincount(self.source_numbers, minlength=len(self.sources)).tolist()
