@@ -117,7 +117,7 @@ def whispering(row: dict[str, Any]) -> str:
         {"end_tokens": ("<|endoftext|>",)},
         {"formatting_func": shouting},
     ],
-    ids=str,
+    ids=lambda change: "-".join(f"{name} {value if isinstance(value, str) else ''}" for name, value in change.items()),
 )
 def test_whatever_it_depends_on_makes_another_entry(rows: Dataset, change: dict[str, Any]) -> None:
     def key(dataset: Dataset = rows, **options: Any) -> str:
@@ -244,7 +244,8 @@ from sartor.records import DataSummary, RowFormat
 import datasets
 def make(folder):
     Path(sys.argv[2]).write_text("")
-    time.sleep(float(sys.argv[3]))
+    while not Path(sys.argv[3]).exists():
+        time.sleep(0.02)
     from sartor.data.table import TokenRows
     from sartor.data import store
     rows = TokenRows.from_lists([[1]], [[1]])
@@ -255,8 +256,8 @@ print(found.dataset[0], found.summary.notes, flush=True)
 """
 
 
-def started(folder: Path, mark: Path, seconds: float) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", WAITING, str(folder), str(mark), str(seconds)]
+def started(folder: Path, mark: Path, go_on: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", WAITING, str(folder), str(mark), str(go_on)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ)
 
 
@@ -268,20 +269,22 @@ def wait_for(mark: Path) -> None:
 
 
 def test_a_second_process_waits_for_the_first_and_finds_what_it_made(tmp_path: Path) -> None:
-    first = started(tmp_path / "cache", tmp_path / "first", 4)
+    first = started(tmp_path / "cache", tmp_path / "first", tmp_path / "go on")
     wait_for(tmp_path / "first")
-    second = started(tmp_path / "cache", tmp_path / "second", 0)
+    second = started(tmp_path / "cache", tmp_path / "second", tmp_path)
+    assert second.stdout is not None
+    assert "waiting for it" in second.stdout.readline()
+    (tmp_path / "go on").touch()
     said = second.communicate(timeout=60)[0]
-    assert "waiting for it" in said
     assert "Taken from the cache" in said
     assert not (tmp_path / "second").exists(), "it prepared nothing itself"
     assert first.wait(60) == 0
 
 
 def test_a_second_process_goes_on_when_the_first_is_killed(tmp_path: Path) -> None:
-    first = started(tmp_path / "cache", tmp_path / "first", 600)
+    first = started(tmp_path / "cache", tmp_path / "first", tmp_path / "never")
     wait_for(tmp_path / "first")
-    second = started(tmp_path / "cache", tmp_path / "second", 0)
+    second = started(tmp_path / "cache", tmp_path / "second", tmp_path)
     assert second.stdout is not None
     assert "waiting for it" in second.stdout.readline()
     first.kill()

@@ -43,17 +43,21 @@ class TokenRows:
     def from_lists(
         cls,
         ids: Sequence[Sequence[int]],
-        labels: Sequence[Sequence[int]],
+        labels: Sequence[Sequence[int]] | None,
         documents: Sequence[Sequence[int]] | None = None,
         weights: Sequence[Sequence[float] | None] | None = None,
     ) -> TokenRows:
-        """Rows from Python lists; each row's labels, and its weights where it has any, are as long as its ids."""
+        """Rows from Python lists; each row's labels, and its weights where it has any, are as long as its ids.
+
+        Without labels, all is trained.
+        """
         offsets = np.zeros(len(ids) + 1, np.int64)
         np.cumsum([len(row) for row in ids], out=offsets[1:])
         count = int(offsets[-1])
-        flat_ids, flat_labels = (
-            np.fromiter(chain.from_iterable(rows), np.int32, count=count) for rows in (ids, labels)
-        )
+        flat_ids = np.fromiter(chain.from_iterable(ids), np.int32, count=count)
+        flat_labels = flat_ids
+        if labels is not None:
+            flat_labels = np.fromiter(chain.from_iterable(labels), np.int32, count=count)
         flat_weights = None
         if weights is not None and any(row is not None for row in weights):
             each = ([1.0] * len(row) if given is None else given for row, given in zip(ids, weights, strict=True))
@@ -63,7 +67,7 @@ class TokenRows:
     @classmethod
     def from_targets(cls, ids: Sequence[Sequence[int]], is_target: Sequence[Sequence[int]] | None) -> TokenRows:
         """Rows whose labels are their ids where `is_target`; everywhere where that is None."""
-        rows = cls.from_lists(ids, ids if is_target is None else is_target)
+        rows = cls.from_lists(ids, is_target)
         if is_target is None:
             return rows
         return cls(rows.input_ids, np.where(rows.labels != 0, rows.input_ids, np.int32(IGNORE_INDEX)), rows.offsets)
