@@ -45,8 +45,8 @@ class SFTTrainer(Trainer):
         args: options; `TrainingArguments` are accepted.  Default: `SFTConfig` with an output folder named after the
             model.
         data_collator: makes padded batches of prepared rows.  With one, rows are padded and full logits are computed.
-        train_dataset: `Dataset`, `IterableDataset` (needs `max_steps`), a list of dicts, or a file's path; rows with
-            `messages`, `prompt` + `completion`, `text` or `input_ids`.
+        train_dataset: `Dataset`, `IterableDataset` (needs `max_steps`), `DatasetDict` (its `train`), a list of dicts,
+            the path of a file or folder, or a list of (one of these, weight), which are mixed; see docs/data.md.
         eval_dataset: one such data set, or a dictionary of several.
         processing_class: the tokenizer; default: the model's.
         compute_loss_func: called as `f(outputs, labels, num_items_in_batch=...)`; padded batches and full logits.
