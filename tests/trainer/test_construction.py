@@ -289,9 +289,6 @@ def test_a_model_spread_over_devices_is_refused(tmp_path: Path) -> None:
         tiny.trainer(tmp_path, model=model)
 
 
-@pytest.mark.parametrize("asked", [True, "somewhere/checkpoint-1"])
-def test_resuming_is_refused_by_name(asked: Any, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="resuming is not supported yet"):
-        tiny.trainer(tmp_path).train(resume_from_checkpoint=asked)
+def test_hyperparameter_search_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="hyperparameter search is not supported"):
         tiny.trainer(tmp_path).train(trial={"learning_rate": 1})

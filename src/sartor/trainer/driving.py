@@ -146,7 +146,7 @@ class Drive:
             self.interrupts.hold()
             self._call("on_train_begin")
             if self._control_to_restore is not None:
-                self._restore_control()
+                self._restore_control(*self._control_to_restore)
                 if trainer.control.should_evaluate:  # an evaluation was interrupted
                     self._log_evaluate_save()
             elif trainer.args.eval_on_start:
@@ -168,7 +168,8 @@ class Drive:
             case loop.EpochBegin(epoch):
                 self.epoch = epoch
                 self._call("on_epoch_begin")
-                self._restore_control()
+                self._restore_control("should_training_stop", "should_epoch_stop")
+                self._control_to_restore = None
             case loop.StepBegin():
                 self._empty_cache()
                 self.journal.step_begins()
@@ -342,10 +343,11 @@ class Drive:
             self._cursor["epoch"] = sys.maxsize  # it was stopped at the end of an epoch: there is no next one
         return self._cursor["epoch"], self._cursor["device_batches"]
 
-    def _restore_control(self) -> None:
-        """Put back what callbacks had decided: handlers forget it when training, and each epoch, begins."""
-        for name, value in (self._control_to_restore or {}).items():
-            setattr(self.trainer.control, name, value)
+    def _restore_control(self, *names: str) -> None:
+        """Put back what callbacks had decided: handlers forget it when training, and an epoch, begins."""
+        if self._control_to_restore is not None:
+            for name in names:
+                setattr(self.trainer.control, name, self._control_to_restore[name])
 
     def _control(self) -> dict[str, bool]:
         state: dict[str, bool] = dict(self.trainer.control.state()["args"])
