@@ -823,6 +823,70 @@ SOURCES = (
     ),
 )
 
+_ANEW = "tests/run/test_out_of_memory.py::test_a_failure_at_every_call_leaves_the_same_weights_bit_for_bit"
+
+RECOVERY = (
+    Mutant(
+        "partial gradient kept after a failure",
+        f"{RUN}/stepper.py",
+        "            updater.discard()\n            restore_generators(before)\n",
+        "            restore_generators(before)\n",
+        (f"{_ANEW}[backward]",),
+    ),
+    Mutant(
+        "a batch begun anew forgets the generators",
+        f"{RUN}/stepper.py",
+        "            updater.discard()\n            restore_generators(before)\n",
+        "            updater.discard()\n",
+        ("tests/run/test_out_of_memory.py::test_dropout_draws_the_same_when_a_batch_is_redone",),
+    ),
+    Mutant(
+        "a piece of a failed step is not put back",
+        f"{RUN}/transaction.py",
+        "                copy.put_back(self.optimizer.state)",
+        "                pass",
+        ("tests/run/test_out_of_memory.py::test_a_step_that_fails_halfway_reaches_each_parameter_once",),
+    ),
+    Mutant(
+        "a failed step begins anew with pieces that are done",
+        f"{RUN}/transaction.py",
+        "            self._done.update(piece)",
+        "            pass",
+        ("tests/run/test_out_of_memory.py::test_a_step_that_fails_halfway_reaches_each_parameter_once",),
+    ),
+    Mutant(
+        "a finer cut is not written into the plan",
+        "src/sartor/trainer/recovering.py",
+        "            freeze(trainer, plan)",
+        "            pass",
+        (
+            "tests/run/test_out_of_memory.py::"
+            "test_a_failure_twice_at_every_micro_step_makes_the_cut_finer_and_keeps_the_gradient[forward]",
+        ),
+    ),
+    Mutant(
+        "a skipped batch is not counted",
+        f"{RUN}/stepper.py",
+        "        self.num_skipped += 1\n",
+        "",
+        ("tests/run/test_non_finite.py",),
+    ),
+    Mutant(
+        "a skipped batch is stepped on",
+        f"{RUN}/stepper.py",
+        "        self._skips = True\n",
+        "",
+        ("tests/run/test_non_finite.py",),
+    ),
+    Mutant(
+        "answers are asked in training mode's random numbers",
+        "src/sartor/chat/sample.py",
+        "    with torch.random.fork_rng(devices=devices):",
+        "    with torch.no_grad():",
+        ("tests/run/test_evaluate.py::test_asking_changes_neither_weights_nor_random_numbers",),
+    ),
+)
+
 MUTANTS: tuple[Mutant, ...] = (
     *WEIGHTING,
     *STEPPING,
@@ -836,4 +900,5 @@ MUTANTS: tuple[Mutant, ...] = (
     *INSPECTION,
     *ENCODING,
     *SOURCES,
+    *RECOVERY,
 )

@@ -59,6 +59,7 @@ RECORDS_ONLY = frozenset(
         "trust_remote_code",
         "use_cache",
         "use_cpu",
+        "eval_on_end",
         "sample_prompts",
         "sample_steps",
         "sample_max_new_tokens",

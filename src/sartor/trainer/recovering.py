@@ -5,6 +5,7 @@ In: a trainer and its engine.  Out: the run's `Recovery` and its policy for numb
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,6 +89,9 @@ def rows_named(trainer: SFTTrainer, keys: Sequence[int]) -> str:
 
 def with_last_checkpoint(error: NonFiniteError, trainer: SFTTrainer) -> NonFiniteError:
     """The same error, which also says from where one can go on."""
+    if trainer.checkpoints is not None:
+        with contextlib.suppress(RunFolderError):  # what the caller must see is the loss
+            trainer.checkpoints.wait()
     folder = get_last_checkpoint(trainer.args.output_dir)
     left = (
         f"The last good checkpoint is {folder}: every loss before it was finite."
