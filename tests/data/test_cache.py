@@ -85,7 +85,6 @@ def changed_tokenizer(change: str) -> Any:
     tokenizer = make_small_tokenizer()
     if change == "template":
         tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
-        tokenizer.eos_token = "<|im_end|>"
     if change == "vocabulary":
         tokenizer.add_tokens(["rubber"])
     if change == "special token":
