@@ -136,6 +136,14 @@ def test_what_packing_cuts_is_counted(tokenizer: Any) -> None:
     assert (split.summary.num_truncated_tokens, split.summary.num_tokens) == (0, 10)
 
 
+def test_wrapped_blocks_say_what_they_mix(tokenizer: Any) -> None:
+    rows = [{"input_ids": list(range(length))} for length in (5, 2, 3, 2)]
+    (note,) = ready(rows, tokenizer, packing=True, packing_strategy="wrapped", max_length=4).summary.notes
+    assert "2 of 3 blocks are one running text of several rows" in note  # 4, 1 + 2 + 1, 2 + 2
+    assert "rows are cut in 2 places" in note
+    assert not ready(rows, tokenizer, packing=True, packing_strategy="bfd_split", max_length=4).summary.notes
+
+
 def test_masks_of_tokenized_rows_are_folded_into_labels(tokenizer: Any) -> None:
     row = {"input_ids": [1, 2, 3], "completion_mask": [0, 1, 1], "assistant_masks": [1, 1, 0]}
     assert ready([row], tokenizer).dataset[0]["labels"] == [-100, 2, -100]
@@ -294,7 +302,10 @@ def test_transforms_and_images_are_refused(tokenizer: Any) -> None:
 def test_a_conversation_that_never_ends_is_said(tokenizer: Any) -> None:
     tokenizer.chat_template = "{% for message in messages %}{{ message.content }}<|im_end|>{% endfor %}"
     prepared = ready([{"messages": HI}], tokenizer)
-    assert any("In 1 of 1 rows no end-of-text token is trained (first train data, row 0)" in note for note in prepared.summary.notes)
+    assert any(
+        "In 1 of 1 rows no end-of-text token is trained (first train data, row 0)" in note
+        for note in prepared.summary.notes
+    )
     tokenizer.eos_token = "<|im_end|>"
     assert ready([{"messages": HI}], tokenizer).summary.notes == ()
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sartor.data import cache, store
 from sartor.data.cutting import cut
 from sartor.data.formats import Reading
@@ -117,7 +119,7 @@ def _made(request: Request, encoder: Encoder, folder: Path | None) -> cache.Made
         written = store.write_file(rows, how, folder / cache.DATA)
     del rows
     tokens.remove()
-    notes = (*notes_of(request.reading, encoder), *process_notes)
+    notes = (*notes_of(request.reading, encoder), *process_notes, *mixing_notes(how))
     summary = replace(
         with_problems(replace(counts.summary, notes=notes), problems),
         num_examples=written.num_examples,
@@ -228,6 +230,20 @@ def with_problems(summary: DataSummary, problems: ProblemLog) -> DataSummary:
         num_skipped_rows=len(problems.bad_places),
         skipped_kinds=problems.counts,
         notes=summary.notes + tuple(f"skipped: {told}" for told in problems.told()),
+    )
+
+
+def mixing_notes(how: store.Arrangement) -> tuple[str, ...]:
+    """What wrapped blocks mix."""
+    if not isinstance(how, Packing) or how.keeps_documents:
+        return ()
+    num_blocks = len(how.pieces_per_block)
+    num_mixed = int((how.pieces_per_block > 1).sum())
+    num_cut = len(how.rows) - len(np.unique(how.rows))
+    return (
+        f"packing_strategy='wrapped': {num_mixed:,} of {num_blocks:,} blocks are one running text of several rows, "
+        "whose "
+        f"tokens see the rows before them, and rows are cut in {num_cut:,} places. 'bfd_split' mixes nothing.",
     )
 
 

@@ -63,7 +63,12 @@ def prepare_stream(
     if settings.shuffle_dataset:
         stream = stream.shuffle(seed=settings.seed)
     processes = ("dataset_num_proc starts no processes for a stream.",) if (settings.num_proc or 1) > 1 else ()
-    notes = (*notes_of(reading, encoder), "A stream: its rows are checked and counted as they are read.", *processes)
+    mixing = (
+        "packing_strategy='wrapped': blocks are one running text of several rows, whose tokens see those before.",
+    )
+    is_mixed = settings.packing and settings.packing_strategy == "wrapped"
+    said = ("A stream: its rows are checked and counted as they are read.", *processes, *(mixing if is_mixed else ()))
+    notes = (*notes_of(reading, encoder), *said)
     return PreparedData(stream, DataSummary(name, reading.format, 0, 0, 0, 0, 0, notes=notes))
 
 
