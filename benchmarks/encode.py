@@ -34,7 +34,7 @@ from benchmarks import machine, records
 from benchmarks.settings import CHATML, conversations, load_tokenizer
 
 HERE = Path(__file__).resolve().parent
-BOUND_BYTES = 1_500_000_000
+BOUND_BYTES = 1_000_000_000
 """Anonymous memory that preparing a million rows may take, libraries included."""
 _ANSWER = "message.content + '<|im_end|>'"
 MARKED = CHATML.replace(
