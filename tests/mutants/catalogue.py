@@ -887,6 +887,110 @@ RECOVERY = (
     ),
 )
 
+
+def resumed(case: str) -> str:
+    """A test of runs that go on from a checkpoint."""
+    return f"tests/whole/test_resume.py::{case}"
+
+
+CHECKPOINTS = (
+    Mutant(
+        "generator state not restored",
+        f"{TRAINER}/driving.py",
+        'lambda: restore_generators(content["generators"])',
+        "lambda: None",
+        (resumed("test_a_stopped_run_ends_as_one_that_was_not[full]"),),
+    ),
+    Mutant(
+        "cursor off by one",
+        f"{TRAINER}/feed.py",
+        'skip = int(start["optimizer_batches"]) if',
+        'skip = int(start["optimizer_batches"]) + 1 if',
+        (resumed("test_a_stopped_run_ends_as_one_that_was_not[full]"),),
+    ),
+    Mutant(
+        "manifest first",
+        f"{RUN}/checkpoint.py",
+        '    for path in sorted(folder.rglob("*")):',
+        "    (folder / MANIFEST_NAME).touch()\n    _to_disk(folder / MANIFEST_NAME)\n"
+        '    for path in sorted(folder.rglob("*")):',
+        (
+            "tests/run/test_checkpoint.py::"
+            "test_files_are_on_the_disk_before_the_manifest_and_the_manifest_before_the_name",
+        ),
+    ),
+    Mutant(
+        "a flipped bit passes",
+        f"{RUN}/checkpoint.py",
+        'if _digest(path) != expected["blake2b"]:',
+        "if False:",
+        ("tests/run/test_checkpoint.py::test_every_damage_is_noticed_and_the_one_before_is_used",),
+    ),
+    Mutant(
+        "scaler not restored",
+        f"{RUN}/stepper.py",
+        '            self._scaler.load_state_dict(dict(state["scaler"]))',
+        "            pass",
+        (resumed("test_the_scale_of_float16_goes_on"),),
+    ),
+    Mutant(
+        "metrics not cut",
+        f"{TRAINER}/resuming.py",
+        "            os.truncate(path, num_bytes)",
+        "            pass",
+        (resumed("test_a_stopped_run_ends_as_one_that_was_not[stream]"),),
+    ),
+    Mutant(
+        "count of updates not restored",
+        f"{RUN}/stepper.py",
+        'self.num_updates, self.num_skipped = state["num_updates"], state["num_skipped"]',
+        'self.num_skipped = state["num_skipped"]',
+        (resumed("test_a_stopped_run_ends_as_one_that_was_not[packed]"),),
+    ),
+    Mutant(
+        "sums since the last log not restored",
+        f"{TRAINER}/driving.py",
+        '        self.window.load_state(drive["window"], trainer.args.device)',
+        "        pass",
+        (resumed("test_a_stopped_run_ends_as_one_that_was_not[full]"),),
+    ),
+    Mutant(
+        "masters taken from the rounded weights",
+        f"{TRAINER}/checkpoints.py",
+        "    if one.dtype != other.dtype or one.shape != other.shape:",
+        "    if one.dtype != other.dtype:\n        return True\n    if one.shape != other.shape:",
+        (resumed("test_a_stopped_run_ends_as_one_that_was_not[full]"),),
+    ),
+    Mutant(
+        "live tensors written in the background",
+        f"{TRAINER}/checkpoints.py",
+        "                content = checkpoint.snapshot(content)",
+        "                pass",
+        (resumed("test_training_goes_on_while_a_checkpoint_is_written"),),
+    ),
+    Mutant(
+        "callbacks not restored",
+        f"{TRAINER}/resuming.py",
+        "    restore_callbacks(trainer, saved.stateful_callbacks)",
+        "    pass",
+        (resumed("test_callbacks_go_on_counting"),),
+    ),
+    Mutant(
+        "frozen plan not kept",
+        f"{TRAINER}/setup.py",
+        "plan = frozen or _plan(",
+        "plan = _plan(",
+        (resumed("test_the_plan_of_the_checkpoint_holds_whatever_memory_is_free"),),
+    ),
+    Mutant(
+        "half an update may be saved",
+        f"{TRAINER}/driving.py",
+        "                self.is_whole = False  # until",
+        "                self.is_whole = True  # until",
+        (resumed("test_a_defect_in_the_middle_of_an_update_saves_nothing"),),
+    ),
+)
+
 MUTANTS: tuple[Mutant, ...] = (
     *WEIGHTING,
     *STEPPING,
@@ -901,4 +1005,5 @@ MUTANTS: tuple[Mutant, ...] = (
     *ENCODING,
     *SOURCES,
     *RECOVERY,
+    *CHECKPOINTS,
 )

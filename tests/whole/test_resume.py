@@ -107,7 +107,7 @@ def test_a_stopped_run_ends_as_one_that_was_not(name: str, tmp_path: Path) -> No
     whole = kill.SCENARIOS[name](tmp_path / "whole")
     whole.train()
     stopped = kill.SCENARIOS[name](tmp_path / "stopped")
-    stopped.add_callback(StopsAt(7))
+    stopped.add_callback(StopsAt(7 if name == "lora" else 5))  # all others in the middle of an epoch
     with pytest.raises(ZeroDivisionError):
         stopped.train()
     torch.rand(5)
@@ -259,6 +259,20 @@ def test_a_second_interrupt_stops_at_once_and_saves_nothing(tmp_path: Path) -> N
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     assert not list(tmp_path.glob("*checkpoint*"))
+
+
+def test_a_defect_in_the_middle_of_an_update_saves_nothing(tmp_path: Path) -> None:
+    """Weights and counts don't agree there, whoever raises."""
+
+    class Raises(TrainerCallback):
+        def on_optimizer_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            if state.global_step == 3:
+                raise KeyboardInterrupt
+
+    trainer = tiny.trainer(tmp_path, callbacks=[Raises()], **EVERY, max_steps=5)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert [path.name for path in tmp_path.glob("*checkpoint*")] == ["checkpoint-2"]
 
 
 # --- frozen plan ----------------------------------------------------------------------------------------------------
