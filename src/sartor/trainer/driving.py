@@ -10,16 +10,14 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from accelerate.utils.memory import clear_device_cache
-from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import SaveStrategy, TrainOutput, speed_metrics
 
 from sartor.errors import RunFolderError
-from sartor.records import LossSums, StepResult
+from sartor.records import StepResult
 from sartor.run import loop
 from sartor.run.interrupt import Interrupts, Terminated
 from sartor.run.loop import Reply
@@ -30,6 +28,7 @@ from sartor.trainer.checkpoints import Checkpoints, callback_states, require_sto
 from sartor.trainer.feed import Feed
 from sartor.trainer.journal import Journal
 from sartor.trainer.recovering import rows_named, summary
+from sartor.trainer.window import Window
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -45,52 +44,6 @@ class _Mark:
     metrics_bytes: int
     num_logs: int
     callbacks: dict[str, list[dict[str, Any]]]
-
-
-class Window:
-    """Sums over the steps since the last log."""
-
-    def __init__(self) -> None:
-        self.loss = 0.0
-        """Sum of the steps' mean losses, as Trainer logs it."""
-        self.sums: LossSums | None = None
-        self.num_skipped = 0
-        """Steps whose batch was skipped: they have no loss."""
-
-    def add(self, result: StepResult) -> None:
-        """Count a step."""
-        if result.is_skipped:
-            self.num_skipped += 1
-            return
-        self.loss += result.sums.mean_loss
-        self.sums = result.sums if self.sums is None else self.sums + result.sums
-
-    def metrics(self) -> dict[str, float]:
-        """trl's metrics, weighted by tokens."""
-        if self.sums is None:
-            return {}
-        return {
-            "entropy": float(self.sums.entropy_sum) / self.sums.num_targets,
-            "mean_token_accuracy": float(self.sums.num_correct) / self.sums.num_targets,
-        }
-
-    def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
-        return {
-            "loss": self.loss,
-            "num_skipped": self.num_skipped,
-            "sums": None if self.sums is None else asdict(self.sums),
-        }
-
-    def load_state(self, state: Mapping[str, Any], device: torch.device) -> None:
-        """Go on from what `state` returned."""
-        self.loss, self.num_skipped = state["loss"], state["num_skipped"]
-        if state["sums"] is not None:
-            fields: dict[str, Any] = {
-                name: value.to(device) if isinstance(value, torch.Tensor) else value
-                for name, value in state["sums"].items()
-            }
-            self.sums = LossSums(**fields)
 
 
 class Drive:
@@ -426,20 +379,3 @@ class Drive:
         trainer = self.trainer
         handler = getattr(trainer.callback_handler, event)
         trainer.control = handler(trainer.args, trainer.state, trainer.control)
-
-
-def fresh_state(trainer: Any, max_steps: int, num_train_epochs: int) -> TrainerState:
-    """A new `TrainerState`, as Trainer makes one at the start of `train()`."""
-    state = TrainerState(
-        stateful_callbacks=[
-            callback
-            for callback in [*trainer.callback_handler.callbacks, trainer.control]
-            if isinstance(callback, ExportableState)
-        ]
-    )
-    state.is_hyper_param_search = False
-    state.train_batch_size = trainer._train_batch_size
-    state.compute_steps(trainer.args, max_steps)
-    trainer.state = state
-    state.init_training_references(trainer, max_steps, num_train_epochs, None)
-    return state

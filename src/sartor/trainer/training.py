@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Generator
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import SaveStrategy, TrainOutput, align_special_tokens
 
 from sartor.config import resolved_configuration
@@ -19,7 +20,7 @@ from sartor.run.interrupt import Terminated
 from sartor.run.stepper import EngineStepper, Updater
 from sartor.trainer import resuming, saving
 from sartor.trainer.checkpoints import Checkpoints, interrupted_save
-from sartor.trainer.driving import Drive, fresh_state
+from sartor.trainer.driving import Drive
 from sartor.trainer.evaluating import lazy_loader
 from sartor.trainer.feed import Feed
 from sartor.trainer.journal import Journal
@@ -130,6 +131,23 @@ def _updater(trainer: SFTTrainer, engine: Engine) -> Updater:
         recovery=trainer.recovery,
         policy=non_finite_policy(trainer),
     )
+
+
+def fresh_state(trainer: Any, max_steps: int, num_train_epochs: int) -> TrainerState:
+    """A new `TrainerState`, as Trainer makes one at the start of `train()`."""
+    state = TrainerState(
+        stateful_callbacks=[
+            callback
+            for callback in [*trainer.callback_handler.callbacks, trainer.control]
+            if isinstance(callback, ExportableState)
+        ]
+    )
+    state.is_hyper_param_search = False
+    state.train_batch_size = trainer._train_batch_size
+    state.compute_steps(trainer.args, max_steps)
+    trainer.state = state
+    state.init_training_references(trainer, max_steps, num_train_epochs, None)
+    return state
 
 
 def do_nothing() -> None:
