@@ -35,6 +35,7 @@ from sartor.run.transaction import Update
 
 CSV = Path(__file__).parent / "memory.csv"
 WORK = Work(document_lengths=(400, 300, 200, 124), num_targets=800)
+PUBLISHED_WORK = Work((1_024,) * 8, num_targets=8_000)
 PRECISIONS = {"float32": ("float32", "float32"), "bfloat16": ("bfloat16", "bfloat16")}
 """Name to (dtype that the model arrives in, compute dtype); what is trained is float32 in either."""
 
@@ -175,14 +176,13 @@ def foresee_published() -> None:
     """Seconds and bytes of published models, 8 documents of 1,024 tokens, from their configurations alone."""
     print("| model | training | parameters | gradients | optimizer | activations | logits | other | peak GiB | s |")
     print("|---|---|---|---|---|---|---|---|---|---|")
-    work = Work((1_024,) * 8, 8_000)
     for name in ("SmolLM2-360M", "Qwen3-4B", "Gemma-3-4B text", "Llama-3.1-8B", "Qwen3-30B-A3B"):
         config = memory_models.published(name)
         for is_lora in (False, True):
             plan = plan_of(config, tokens=8_192, compute="bfloat16", recomputes=True)
             start = time.perf_counter()
             foreseen = simulate(
-                config, plan, work, training(Cell(name, "bfloat16", True, is_lora, "adamw_torch_fused"))
+                config, plan, PUBLISHED_WORK, training(Cell(name, "bfloat16", True, is_lora, "adamw_torch_fused"))
             )
             seconds = time.perf_counter() - start
             shown = [foreseen.components.get(part, 0) / 2**30 for part in Component]

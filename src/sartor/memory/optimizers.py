@@ -130,13 +130,11 @@ def groups_of(model: nn.Module, embedding: nn.Module) -> list[dict[str, Any]]:
     ]
 
 
-def make_states(optimizer: torch.optim.Optimizer) -> None:
-    """Take a step on gradients of nothing, so that the states that a first step makes are there."""
+def make_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Gradients of no content, for a first update."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = torch.empty_like(parameter)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
 
 
 def states(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:

@@ -4,7 +4,7 @@ In: a configuration, a plan and the shape of a micro-batch.  Out: a `Prediction`
 `engine.step.Engine`, not a model of it, so that a change of the engine changes the prediction with it.
 
 Example: 8 documents of 128 tokens under checkpointing are simulated as one flat row of 1,024 tokens, in the second
-step of a run: the first still lacks the optimizer's states.
+step of a run; of the first, which still lacks the optimizer's states, only the update is new.
 """
 
 from __future__ import annotations
@@ -104,6 +104,8 @@ def _prediction(timeline: Sequence[Stretch], note: str, plan: Plan, training: Tr
     notes = [note]
     if training.make_optimizer is None and training.optimizer in optimizers.RULED:
         notes.append(f"states of {training.optimizer} by rule, unmeasured")
+    if training.quantization is not None:
+        notes.append(f"{training.quantization} weights by rule, unmeasured")
     peak = max(stretch.num_bytes for stretch in timeline)
     return Prediction(
         tuple(timeline), margin_bytes=peak // 20, overhead_bytes=0, resident_bytes=peak, notes=tuple(notes)
@@ -135,9 +137,13 @@ def _one_step(
         with imagine.shortened(model, kept, 1):  # what an engine keeps from micro-batch to micro-batch is there now
             engine.backward(micro, batch_targets=max(1, work.num_targets), batch_tokens=micro.num_tokens)
         stack.enter_context(_marking_layers(live, model, traits, kept))
-        optimizers.make_states(optimizer)
-        live.own(Component.OPTIMIZER, optimizers.states(optimizer))
+        optimizers.make_gradients(optimizer)
+        live.own(Component.GRADIENTS, (parameter.grad for parameter in model.parameters()))
         first = live.num_marks()
+        live.enter(Phase.FIRST_UPDATE)  # where states are made, which may need more than any later step
+        training.update(optimizer)
+        live.own(Component.OPTIMIZER, optimizers.states(optimizer))
+        optimizer.zero_grad(set_to_none=True)
         for _ in range(min(2, work.num_micro_batches)):
             engine.backward(micro, batch_targets=max(1, work.num_targets), batch_tokens=micro.num_tokens)
             live.own(Component.GRADIENTS, (parameter.grad for parameter in model.parameters()))

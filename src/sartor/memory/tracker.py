@@ -27,6 +27,7 @@ class Phase(StrEnum):
 
     BUILD = "build"
     BATCH = "batch"
+    FIRST_UPDATE = "first update"
     FORWARD = "forward"
     LOSS = "loss"
     BACKWARD = "backward"
