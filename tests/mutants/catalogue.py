@@ -872,7 +872,7 @@ RECOVERY = (
         ("tests/run/test_non_finite.py",),
     ),
     Mutant(
-        "a skipped batch is stepped on",
+        "a skipped batch advances the schedule",
         f"{RUN}/stepper.py",
         "        self._skips = True\n",
         "",

@@ -3,14 +3,19 @@
 A training step on a CPU allocates and frees the same large buffers again and again.  glibc returns each to the system
 and asks for it again, and the system clears every page: up to a quarter of a step (docs/log.md has the measurements).
 `retaining` makes it keep them, and gives everything back at the end.
+
+Half-precision products are oneDNN's, which compiles a kernel for each shape and keeps 1,024 of them, with their memory:
+with documents of varying lengths that is hundreds of megabytes, more with every step until the cache is full.  A
+micro-batch uses some thirty shapes, in every layer the same ones, and the next one others; so fewer are kept here.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 
 # malloc.h
@@ -19,6 +24,9 @@ _M_MMAP_MAX = -4
 _DEFAULT_MMAP_MAX = 65_536
 _DEFAULT_TRIM_THRESHOLD = 128 * 1024
 _NEVER_TRIM = 2**31 - 1
+
+_KERNELS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+KERNELS_KEPT = 128
 
 
 @lru_cache(maxsize=1)
@@ -43,14 +51,28 @@ def retaining(*, wanted: bool = True) -> Iterator[bool]:
     Elsewhere than on Linux with glibc, or where `wanted` is False, nothing happens.
     """
     library = _glibc() if wanted else None
-    if library is None:
-        yield False
+    with _few_kernels() if wanted else nullcontext():
+        if library is None:
+            yield False
+            return
+        library.mallopt(_M_MMAP_MAX, 0)
+        library.mallopt(_M_TRIM_THRESHOLD, _NEVER_TRIM)
+        try:
+            yield True
+        finally:
+            library.mallopt(_M_MMAP_MAX, _DEFAULT_MMAP_MAX)
+            library.mallopt(_M_TRIM_THRESHOLD, _DEFAULT_TRIM_THRESHOLD)
+            library.malloc_trim(0)
+
+
+@contextmanager
+def _few_kernels() -> Iterator[None]:
+    """Let oneDNN keep fewer kernels; it reads its setting once, at the process's first product of that kind."""
+    if _KERNELS in os.environ:  # the user's
+        yield
         return
-    library.mallopt(_M_MMAP_MAX, 0)
-    library.mallopt(_M_TRIM_THRESHOLD, _NEVER_TRIM)
+    os.environ[_KERNELS] = str(KERNELS_KEPT)
     try:
-        yield True
+        yield
     finally:
-        library.mallopt(_M_MMAP_MAX, _DEFAULT_MMAP_MAX)
-        library.mallopt(_M_TRIM_THRESHOLD, _DEFAULT_TRIM_THRESHOLD)
-        library.malloc_trim(0)
+        os.environ.pop(_KERNELS, None)
