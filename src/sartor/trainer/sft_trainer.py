@@ -69,6 +69,21 @@ class SFTTrainer(Trainer):
     _tag_names: ClassVar[list[str]] = list(TAGS)
     _name = "SFT"
 
+    engine: Engine | None = None
+    """While training or evaluating."""
+    recovery: Recovery | None = None
+    """As long as the engine is there: what is done when memory runs out."""
+    plan: Plan | None = None
+    """Of the last training."""
+    journal: Journal | None = None
+    checkpoints: Checkpoints | None = None
+    """While training, as the journal."""
+    sample_answers: SampleAnswers | None = None
+    has_told_logits = False
+    """Whether it was said what keeping logits costs."""
+    pause: Callable[[], None] = staticmethod(training.do_nothing)
+    """Where an interrupt that has waited may be raised; set by a training."""
+
     def __init__(
         self,
         model: str | PreTrainedModel | PeftModel,
@@ -109,12 +124,6 @@ class SFTTrainer(Trainer):
         self.preparation = parts.preparation
         self.dataset_id = parts.dataset_id
         self.masters = Masters(parts.model)
-        self.engine: Engine | None = None
-        self.recovery: Recovery | None = None
-        self.plan: Plan | None = None
-        self.journal: Journal | None = None
-        self.checkpoints: Checkpoints | None = None
-        self.pause: Callable[[], None] = training.do_nothing
         self.pending_metrics: dict[str, float] = {}
         self.total_train_tokens = 0
         self.base_licenses: dict[str, str | None] = {}
@@ -140,9 +149,6 @@ class SFTTrainer(Trainer):
         )
         for data in (self.train_dataset, self.eval_dataset):
             refuse_with_own_loss(self, data)
-        self.has_told_logits = False
-        """Whether it was said what keeping logits costs."""
-        self.sample_answers: SampleAnswers | None = None
         if args.sample_prompts:
             self.sample_answers = SampleAnswers(
                 self, args.sample_prompts, args.sample_steps, args.sample_max_new_tokens
