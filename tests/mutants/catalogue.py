@@ -991,6 +991,47 @@ CHECKPOINTS = (
     ),
 )
 
+MEMORY_ROOM = "src/sartor/memory"
+FORESEEN = "tests/memory/test_simulate.py"
+
+FORESIGHT = (
+    Mutant(
+        "a saved activation is not counted",
+        f"{MEMORY_ROOM}/tracker.py",
+        "        for tensor in _tensors(result):",
+        "        for tensor in _tensors(result) if 'silu' not in str(func) else ():",
+        (f"{FORESEEN}::test_the_peak_is_what_the_allocator_counts",),
+    ),
+    Mutant(
+        "the first update is left out",
+        f"{MEMORY_ROOM}/simulate.py",
+        "        optimizer.zero_grad(set_to_none=True)\n",
+        "        optimizer.zero_grad(set_to_none=True)\n        first = live.num_marks()\n",
+        (f"{FORESEEN}::test_the_peak_is_what_the_allocator_counts",),
+    ),
+    Mutant(
+        "tied weights counted twice",
+        f"{MEMORY_ROOM}/imagine.py",
+        "        model.tie_weights()",
+        "        pass",
+        (f"{FORESEEN}::test_components_are_what_they_are_called",),
+    ),
+    Mutant(
+        "conversions of mixed dtypes forgotten",
+        f"{MEMORY_ROOM}/scratch.py",
+        "        **dict.fromkeys(_POINTWISE, _converted_operands),\n",
+        "",
+        ("tests/memory/test_scratch.py",),
+    ),
+    Mutant(
+        "layers extrapolated without a proof",
+        f"{MEMORY_ROOM}/simulate.py",
+        "if found is None or not imagine.are_alike(list(found[2])):",
+        "if found is None:",
+        (f"{FORESEEN}::test_layers_that_differ_are_simulated_in_full",),
+    ),
+)
+
 MUTANTS: tuple[Mutant, ...] = (
     *WEIGHTING,
     *STEPPING,
@@ -1006,4 +1047,5 @@ MUTANTS: tuple[Mutant, ...] = (
     *SOURCES,
     *RECOVERY,
     *CHECKPOINTS,
+    *FORESIGHT,
 )

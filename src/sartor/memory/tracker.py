@@ -33,6 +33,8 @@ class Phase(StrEnum):
     BACKWARD = "backward"
     CLIP = "clip"
     UPDATE = "update"
+    EVALUATION = "evaluation"
+    SAVING = "saving"
 
 
 @dataclass(slots=True)
