@@ -28,7 +28,9 @@ from sartor.cli.flags import Flag
 FIELD_FLAGS = (
 '''
 
-_LISTS = ("report_to", "include_for_metrics", "label_names", "optim_target_modules", "map")
+_REPEATED = ("map", "sample_prompts")
+"""Lists whose flag may be given several times."""
+_LISTS = ("report_to", "include_for_metrics", "label_names", "optim_target_modules", "accept_changes", *_REPEATED)
 _KINDS = {bool: "bool", int: "int", float: "float", dict: "dict", str: "str"}
 
 
@@ -54,7 +56,7 @@ def field_flags() -> list[Flag]:
                 choices=_choices(name),
                 aliases=tuple(alias.lstrip("-") for alias in metadata.get("aliases", ())),
                 optional=optional,
-                repeats=name == "map",
+                repeats=name in _REPEATED,
                 refused=OPTIONS[name].remark if OPTIONS[name].status is Status.REFUSED else "",
             )
         )
