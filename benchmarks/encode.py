@@ -96,7 +96,7 @@ def sartor(tokenizer: Any, rows: list[dict[str, Any]], options: dict[str, Any], 
     from datasets import Dataset
 
     from sartor.batching.packing import pack
-    from sartor.data.encode import prepare
+    from sartor.data.encoding.encode import prepare
     from sartor.records import DataSettings
 
     dataset = Dataset.from_list(rows)
@@ -129,7 +129,7 @@ def memory_worker(arguments: argparse.Namespace) -> None:
     import pyarrow
 
     from sartor.batching.packing import pack
-    from sartor.data.encode import prepare
+    from sartor.data.encoding.encode import prepare
     from sartor.records import DataSettings
 
     tokenizer = load_tokenizer(arguments.tokenizer)

@@ -151,7 +151,8 @@ class PreparedData:
     blocks `seq_lengths`, and where some target weighs other than 1 `weights`."""
     summary: DataSummary
     places: Any = None
-    """`data.places.Places`: the rows, by file and line, that each example is made of; None where nothing is known, as
+    """`data.reading.places.Places`: the rows, by file and line, that each example is made of; None where nothing is
+    known, as
     of a stream."""
 
 

@@ -10,7 +10,7 @@ from datasets import Dataset
 from sartor.cli import train_flags
 from sartor.cli.main import main
 from sartor.cli.train import read_rows
-from sartor.data.sources import Source
+from sartor.data.reading.sources import Source
 from sartor.errors import DataError
 from tests.cli.test_train import model
 

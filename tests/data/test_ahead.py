@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sartor.data.ahead import ahead
+from sartor.data.encoding.ahead import ahead
 
 
 def threads() -> list[threading.Thread]:

@@ -10,11 +10,11 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sartor.data.assistant import AssistantTargets
-from sartor.data.encode import prepare
-from sartor.data.formats import TrainingRow
+from sartor.data.encoding.encode import prepare
 from sartor.data.inspect import example_of, plain
-from sartor.data.problems import ProblemLog
+from sartor.data.reading.problems import ProblemLog
+from sartor.data.rows.formats import TrainingRow
+from sartor.data.targets.assistant import AssistantTargets
 from sartor.errors import ConfigurationError, DataError
 from sartor.records import DataSettings, PreparedData
 

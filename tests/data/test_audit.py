@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from sartor.data.audit import collator_note, count
-from sartor.data.encode import prepare
+from sartor.data.encoding.encode import prepare
+from sartor.data.targets.audit import collator_note, count
 from sartor.errors import DataError
 from sartor.records import DataSettings, PreparedData
 

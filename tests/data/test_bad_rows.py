@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 
 from sartor.batching.packing import pack
 from sartor.data import inspect
-from sartor.data.encode import prepare
-from sartor.data.formats import Reading
-from sartor.data.places import Places
-from sartor.data.problems import ProblemLog
-from sartor.data.sources import load
-from sartor.data.tokenizing import run
-from sartor.data.tokens import Encoder
-from sartor.data.usable import encoding_usable
+from sartor.data.encoding.encode import prepare
+from sartor.data.encoding.tokenizing import run
+from sartor.data.encoding.tokens import Encoder
+from sartor.data.encoding.usable import encoding_usable
+from sartor.data.reading.places import Places
+from sartor.data.reading.problems import ProblemLog
+from sartor.data.reading.sources import load
+from sartor.data.rows.formats import Reading
 from sartor.errors import DataError, SartorWarning
 from sartor.records import DataSettings, PreparedData, RowFormat
 from tests.data.conftest import make_small_tokenizer

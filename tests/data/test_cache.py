@@ -14,8 +14,8 @@ import pytest
 from datasets import Dataset
 
 from sartor.batching.packing import pack
-from sartor.data import assemble, cache, keys
-from sartor.data.encode import prepare
+from sartor.data.encoding import assemble, cache, keys
+from sartor.data.encoding.encode import prepare
 from sartor.errors import DataError
 from sartor.records import DataSettings, PreparedData
 from tests.data.conftest import make_small_tokenizer
@@ -238,15 +238,15 @@ def test_the_folder_is_beside_the_data_sets_of_the_hub(monkeypatch: pytest.Monke
 WAITING = """
 import sys, time
 from pathlib import Path
-from sartor.data import cache
+from sartor.data.encoding import cache
 from sartor.records import DataSummary, RowFormat
 import datasets
 def make(folder):
     Path(sys.argv[2]).write_text("")
     while not Path(sys.argv[3]).exists():
         time.sleep(0.02)
-    from sartor.data.table import TokenRows
-    from sartor.data import store
+    from sartor.data.encoding.table import TokenRows
+    from sartor.data.encoding import store
     rows = TokenRows.from_lists([[1]], [[1]])
     store.write_file(rows, None, folder / cache.DATA)
     return cache.Made(DataSummary("train", RowFormat.TEXT, 1, 1, 1, 1, 1), None, "0")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from sartor.data.encode import prepare
+from sartor.data.encoding.encode import prepare
 from sartor.errors import DataError
 from sartor.records import DataSettings, PreparedData
 

@@ -9,9 +9,9 @@ import pytest
 from datasets import Dataset
 
 from sartor.batching.packing import pack
-from sartor.data.encode import prepare
-from sartor.data.sources import load
-from sartor.data.table import TokenRows
+from sartor.data.encoding.encode import prepare
+from sartor.data.encoding.table import TokenRows
+from sartor.data.reading.sources import load
 from sartor.errors import ConfigurationError, DataError
 from sartor.records import DataSettings, PreparedData, RowFormat
 
@@ -336,7 +336,7 @@ def test_ids_and_labels_move_together() -> None:
 
 
 def test_large_tables_keep_their_rows_across_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sartor.data.store.EXAMPLES_PER_BATCH", 2)
+    monkeypatch.setattr("sartor.data.encoding.store.EXAMPLES_PER_BATCH", 2)
     ids = [[1], [2, 3], [4], [5, 6, 7], [8]]
     dataset = TokenRows.from_lists(ids, ids, [[len(row)] for row in ids]).to_dataset()
     assert dataset["input_ids"][:] == ids

@@ -11,10 +11,10 @@ from datasets import Dataset, IterableDataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sartor.data.encode import prepare
-from sartor.data.kinds import Kind, kind_of, kinds_of_dataset, kinds_of_rows
-from sartor.data.sources import load
-from sartor.data.tables import dataset_of
+from sartor.data.encoding.encode import prepare
+from sartor.data.reading.sources import load
+from sartor.data.reading.tables import dataset_of
+from sartor.data.rows.kinds import Kind, kind_of, kinds_of_dataset, kinds_of_rows
 from sartor.errors import DataError
 from sartor.records import DataSettings, PreparedData, Row, RowFormat
 
@@ -206,7 +206,7 @@ def test_text_that_looks_like_a_number_stays_text_beside_numbers() -> None:
 
 
 def test_types_that_change_late_in_a_file_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sartor.data.tables.ROWS_PER_CHUNK", 2)
+    monkeypatch.setattr("sartor.data.reading.tables.ROWS_PER_CHUNK", 2)
     rows: list[dict[str, Any]] = [
         {"a": "72", "b": [{"x": 1}]},
         {"a": None, "b": None},

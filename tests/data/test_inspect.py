@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from sartor.data.encode import prepare
+from sartor.data.encoding.encode import prepare
 from sartor.data.inspect import coloured, describe, example_of, length_histogram, lengths_of, plain, segments, visible
 from sartor.errors import DataError
 from sartor.records import DataSettings, DataSummary, Example, RowFormat

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sartor.data.mapping import check_mapping, columns_of, fill, parse_mapping, suggest
+from sartor.data.rows.mapping import check_mapping, columns_of, fill, parse_mapping, suggest
 from sartor.errors import ConfigurationError
 
 

@@ -9,10 +9,10 @@ import pyarrow
 import pytest
 from datasets import Dataset, DatasetDict
 
-from sartor.data.encode import prepare
-from sartor.data.folders import split_of
-from sartor.data.sources import load, read
-from sartor.data.tables import WHERE_COLUMN
+from sartor.data.encoding.encode import prepare
+from sartor.data.reading.folders import split_of
+from sartor.data.reading.sources import load, read
+from sartor.data.reading.tables import WHERE_COLUMN
 from sartor.errors import DataError, HubError
 from sartor.records import DataSettings
 

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from sartor.data.encode import prepare
-from sartor.data.template import CHATML, adopt_chatml
+from sartor.data.encoding.encode import prepare
+from sartor.data.encoding.template import CHATML, adopt_chatml
 from sartor.errors import ConfigurationError, DataError
 from sartor.records import DataSettings
 

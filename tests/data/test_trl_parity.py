@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from sartor.batching.packing import pack
-from sartor.data.encode import prepare
-from sartor.data.template import CHATML
+from sartor.data.encoding.encode import prepare
+from sartor.data.encoding.template import CHATML
 from sartor.records import DataSettings
 
 from .conftest import TUTORIAL_TEMPLATE, MakeTokenizer

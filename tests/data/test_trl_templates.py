@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from sartor.data.targets import Proof, Prover, Rule, Start, Unproven
+from sartor.data.targets.prover import Proof, Prover, Rule, Start, Unproven
 
 trl = pytest.importorskip("trl")
 FOLDER = Path(trl.__file__).parent / "chat_templates"

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sartor.batching.packing import pack
-from sartor.data.encode import prepare
-from sartor.data.sources import load
-from sartor.data.table import TokenRows
+from sartor.data.encoding.encode import prepare
+from sartor.data.encoding.table import TokenRows
+from sartor.data.reading.sources import load
 from sartor.errors import DataError
 from sartor.records import DataSettings, Packing, PreparedData
 from tests.data.conftest import TUTORIAL_TEMPLATE, make_small_tokenizer

@@ -16,11 +16,11 @@ import pytest
 from datasets import Dataset
 
 from sartor.batching.packing import pack
-from sartor.data import parts, workers
-from sartor.data.encode import prepare
-from sartor.data.formats import Reading
-from sartor.data.problems import ProblemLog
-from sartor.data.wire import Answer, answer_message, answer_of
+from sartor.data.encoding import parts, workers
+from sartor.data.encoding.encode import prepare
+from sartor.data.encoding.wire import Answer, answer_message, answer_of
+from sartor.data.reading.problems import ProblemLog
+from sartor.data.rows.formats import Reading
 from sartor.errors import DataError
 from sartor.records import DataSettings, PreparedData, RowFormat
 from tests.data.conftest import make_small_tokenizer
@@ -38,7 +38,7 @@ ROWS = [conversation(number) for number in range(450)]
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "ROWS_PER_BATCH", 50)
     monkeypatch.setattr(workers, "ROWS_PER_BATCH", 50)
-    monkeypatch.setattr("sartor.data.assemble.ROWS_PER_BATCH", 50)
+    monkeypatch.setattr("sartor.data.encoding.assemble.ROWS_PER_BATCH", 50)
 
 
 def ready(rows: list[dict[str, Any]], num_proc: int, *, formatting_func: Any = None, **options: Any) -> PreparedData:
@@ -48,7 +48,9 @@ def ready(rows: list[dict[str, Any]], num_proc: int, *, formatting_func: Any = N
 
 
 def children() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children(recursive=True) if "sartor.data.worker" in child.cmdline()]
+    return [
+        child for child in psutil.Process().children(recursive=True) if "sartor.data.encoding.worker" in child.cmdline()
+    ]
 
 
 def weighted(number: int) -> dict[str, Any]:
@@ -150,9 +152,9 @@ def test_a_worker_whose_tokenizer_differs_is_a_defect_that_is_told_with_what_hap
 
 
 def test_a_worker_imports_no_torch_and_ends_when_its_input_does() -> None:
-    command = [sys.executable, "-c", "import sys; import sartor.data.worker as w; w.main(); print('never')"]
+    command = [sys.executable, "-c", "import sys; import sartor.data.encoding.worker as w; w.main(); print('never')"]
     assert subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=True).stdout == b""
-    probe = "import sys, sartor.data.worker, sartor.data.tokens, transformers, datasets; "
+    probe = "import sys, sartor.data.encoding.worker, sartor.data.encoding.tokens, transformers, datasets; "
     probe += "transformers.PreTrainedTokenizerFast; print('torch' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=60, check=True)
     assert found.stdout == "False\n"
@@ -161,7 +163,7 @@ def test_a_worker_imports_no_torch_and_ends_when_its_input_does() -> None:
 INTERRUPTED = """
 import sys
 from datasets import Dataset
-from sartor.data.encode import prepare
+from sartor.data.encoding.encode import prepare
 from sartor.records import DataSettings
 sys.path.insert(0, sys.argv[1])
 from tests.data.conftest import make_small_tokenizer
@@ -216,6 +218,6 @@ def test_messages_between_processes_lose_nothing() -> None:
 
 
 def _encoder(kind: RowFormat) -> Any:
-    from sartor.data.tokens import Encoder
+    from sartor.data.encoding.tokens import Encoder
 
     return Encoder(make_small_tokenizer(), Reading(kind, "input_ids"), DataSettings())

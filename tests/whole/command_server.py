@@ -18,7 +18,7 @@ def serve() -> None:
     import torch
 
     import sartor.chat.sample
-    import sartor.data.encode
+    import sartor.data.encoding.encode
     import sartor.report.hub
     import sartor.trainer  # noqa: F401
 

@@ -78,8 +78,8 @@ def _files(request: Request) -> dict[str, Path]:
 def _inspect(request: Request) -> "list[Inspection]":
     """Everything that is to be shown, the training rows first."""
     from sartor.config import SFTConfig, resolve
-    from sartor.data import sources
     from sartor.data.inspection.examine import Examination
+    from sartor.data.reading import sources
 
     # Where the rows would be trained makes no difference here, and is not to be complained about.
     args = SFTConfig(**{**request.fields, "output_dir": "inspection", "use_cpu": True, "bf16": False})

@@ -215,7 +215,7 @@ def read_rows(
     Raises:
         SartorError: what is wrong with any of them.
     """
-    from sartor.data import mixture, sources
+    from sartor.data.reading import mixture, sources
 
     pairs = [mixture.parse_source(text) for text in texts]
     if len(pairs) == 1:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sartor.batching import order
-from sartor.data.ahead import ahead
+from sartor.data.encoding.ahead import ahead
 from sartor.records import IGNORE_INDEX, Example
 from sartor.run.loop import OptimizerBatch
 

@@ -7,7 +7,10 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from sartor.batching.packing import pack
-from sartor.data import audit, encode, inspect, mixture, sources
+from sartor.data import inspect
+from sartor.data.encoding import encode
+from sartor.data.reading import mixture, sources
+from sartor.data.targets import audit
 from sartor.errors import ConfigurationError, DataError
 from sartor.records import DataSettings, DataSummary, PreparedData
 from sartor.report.card import dataset_hub_id

@@ -6,12 +6,12 @@ import pytest
 from datasets import Dataset, IterableDataset
 
 from sartor.batching.packing import pack
-from sartor.data import sources
-from sartor.data.encode import prepare
+from sartor.data.encoding.encode import prepare
+from sartor.data.encoding.template import CHATML, adopt_chatml
 from sartor.data.inspect import example_of
 from sartor.data.inspection.examine import Examination, Given
 from sartor.data.inspection.record import Severity
-from sartor.data.template import CHATML, adopt_chatml
+from sartor.data.reading import sources
 from sartor.records import IGNORE_INDEX, DataSettings
 from tests.data.conftest import TUTORIAL_TEMPLATE
 from tests.data.inspection.helpers import conversation, found, inspect, places, sentence

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sartor.data.cutting import cut
+from sartor.data.encoding.cutting import cut
+from sartor.data.encoding.table import TokenRows
 from sartor.data.inspection.lengths import LengthTally
 from sartor.data.inspection.record import Lengths, share
-from sartor.data.places import Places
-from sartor.data.table import TokenRows
+from sartor.data.reading.places import Places
 from sartor.records import DataSettings, DataSummary, RowFormat
 
 

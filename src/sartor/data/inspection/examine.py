@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sartor.data.cutting import cut
-from sartor.data.detection import FormattingFunction
+from sartor.data.encoding.cutting import cut
+from sartor.data.encoding.store import Packer
+from sartor.data.encoding.table import TokenRows
 from sartor.data.inspection.duplicates import DuplicateSearch
 from sartor.data.inspection.judge import judge_duplicates, judge_emptied, judge_lengths, judge_overlap
 from sartor.data.inspection.ledger import Ledger
@@ -27,9 +28,8 @@ from sartor.data.inspection.sample import sample_of
 from sartor.data.inspection.texts import TextChecks, row_text
 from sartor.data.inspection.token_checks import TokenChecks
 from sartor.data.inspection.written import WrittenChecks
-from sartor.data.places import Places
-from sartor.data.store import Packer
-from sartor.data.table import TokenRows
+from sartor.data.reading.places import Places
+from sartor.data.rows.detection import FormattingFunction
 from sartor.records import DataSettings, DataSummary
 
 if TYPE_CHECKING:

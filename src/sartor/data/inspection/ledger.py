@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from sartor.data.inspection.record import Finding, Severity, Sight
-from sartor.data.problems import excerpt
+from sartor.data.reading.problems import excerpt
 
 KEPT = 5
 """Rows that a finding names."""

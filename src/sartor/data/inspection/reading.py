@@ -12,16 +12,16 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from sartor.data.assemble import notes_of
-from sartor.data.detection import FormattingFunction, recognise
-from sartor.data.formats import Reading, TrainingRow, convert
-from sartor.data.parts import ROWS_PER_BATCH, places_of, rows_of
-from sartor.data.problems import ProblemLog
-from sartor.data.table import TokenRows
-from sartor.data.template import adopt_chatml
-from sartor.data.tokenizing import Tokenization, run, run_ahead
-from sartor.data.tokens import Encoder
-from sartor.data.usable import encoding_usable
+from sartor.data.encoding.assemble import notes_of
+from sartor.data.encoding.parts import ROWS_PER_BATCH, places_of, rows_of
+from sartor.data.encoding.table import TokenRows
+from sartor.data.encoding.template import adopt_chatml
+from sartor.data.encoding.tokenizing import Tokenization, run, run_ahead
+from sartor.data.encoding.tokens import Encoder
+from sartor.data.encoding.usable import encoding_usable
+from sartor.data.reading.problems import ProblemLog
+from sartor.data.rows.detection import FormattingFunction, recognise
+from sartor.data.rows.formats import Reading, TrainingRow, convert
 from sartor.records import DataSettings, RowFormat
 
 if TYPE_CHECKING:

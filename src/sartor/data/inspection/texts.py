@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from sartor.data.formats import Message, TrainingRow
 from sartor.data.inspection.ledger import Ledger
 from sartor.data.inspection.record import Severity
+from sartor.data.rows.formats import Message, TrainingRow
 
 MARKERS: Mapping[str, tuple[str, ...]] = {
     "ChatML": ("<|im_start|>", "<|im_end|>"),

@@ -10,11 +10,11 @@ import re
 from itertools import pairwise
 from typing import Any
 
-from sartor.data.formats import TrainingRow
 from sartor.data.inspection.ledger import Ledger
 from sartor.data.inspection.reading import Batch
 from sartor.data.inspection.record import Severity
 from sartor.data.inspection.texts import fields_of
+from sartor.data.rows.formats import TrainingRow
 
 _THOUGHT = re.compile(r"(?s)^.*</think(?:ing)?>")
 

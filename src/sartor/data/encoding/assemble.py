@@ -1,0 +1,252 @@
+"""Prepares rows of known number: encodes, cuts, shuffles, packs and counts them, and keeps the result in the cache.
+
+What comes in: rows and how they are read.  What goes out: `PreparedData`.  What it keeps true: results do not depend on
+the number of processes, nor on whether they are kept in memory or in files; with files, of tokens only a few batches
+are in memory at a time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sartor.data.encoding import cache, store
+from sartor.data.encoding.cutting import cut
+from sartor.data.encoding.keys import Unkeyed, key_of
+from sartor.data.encoding.parts import ROWS_PER_BATCH, Part, encode_here
+from sartor.data.encoding.table import TokenRows
+from sartor.data.encoding.tokens import Encoder
+from sartor.data.encoding.workers import encode_in_processes, work_order
+from sartor.data.reading.places import Places
+from sartor.data.reading.problems import ProblemLog
+from sartor.data.rows.formats import Reading
+from sartor.errors import DataError
+from sartor.records import DataSettings, DataSummary, Packing, PreparedData
+
+if TYPE_CHECKING:
+    import datasets
+
+CACHED_FROM_BYTES = 1 << 16
+"""Rows of less are prepared faster than they are found."""
+CORES_IN_PROCESS = 4
+"""So many cores are kept busy by the tokenizer's threads while one of them runs Python."""
+ROWS_PER_PROCESS = 10_000
+"""Fewer are encoded before another process is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is to be prepared, and how."""
+
+    dataset: datasets.Dataset
+    tokenizer: Any
+    reading: Reading
+    settings: DataSettings
+    name: str
+    end_tokens: tuple[str, ...]
+    pack: store.Packer | None
+    say: Callable[[str], None]
+
+
+def prepare_rows(request: Request, encoder: Encoder) -> PreparedData:
+    """The data, from the cache or made now.
+
+    Raises:
+        DataError: rows that cannot be used, or nothing is left to train.
+    """
+    used = request.dataset.remove_columns(list(request.reading.unused_columns))
+    request = replace(request, dataset=used)
+
+    def make(folder: Path | None) -> cache.Made:
+        # A second attempt, where the disk was full, must not count twice.
+        encoder.tally.clear()
+        return _made(request, encoder, folder)
+
+    folder = cache.folder_of(request.settings.data_cache)
+    if folder is None or used.data.nbytes < CACHED_FROM_BYTES:
+        return cache.in_memory(make(None))
+    try:
+        key = _key(request)
+    except Unkeyed as reason:
+        request.say(f"The {request.name} data is not cached: {reason}.")
+        return cache.in_memory(make(None))
+    return cache.cached(key, folder, make, request.say)
+
+
+def _key(request: Request) -> str:
+    return key_of(
+        request.dataset,
+        request.tokenizer,
+        request.settings,
+        name=request.name,
+        notes=request.reading.notes,
+        end_tokens=request.end_tokens,
+        formatting_func=request.reading.formatting_func,
+        pack=request.pack,
+    )
+
+
+def _made(request: Request, encoder: Encoder, folder: Path | None) -> cache.Made:
+    """Encode everything, and write it in its final order: to a file of the folder, or in memory."""
+    name, settings = request.name, request.settings
+    problems = ProblemLog()
+    tokens: store.Store = store.MemoryStore() if folder is None else store.FileStore(folder)
+    num_processes, process_notes = _num_processes(request)
+    counts = _Counts(DataSummary(name, request.reading.format, len(request.dataset), 0, 0, 0, 0))
+    kept_places: list[Places] = []
+    with closing(_parts(request, encoder, problems, num_processes)) as parts:
+        for part in parts:
+            if not problems or settings.bad_rows == "skip":
+                rows, places = counts.cut(part, settings)
+                tokens.append(rows)
+                kept_places.append(places)
+    if settings.bad_rows != "skip" or not counts.num_rows:
+        problems.raise_if_any(f"{name} data", len(request.dataset))
+    counts.check(settings)
+    places = Places.concatenate(kept_places)
+    rows = tokens.rows()
+    how = store.arrangement(rows.lengths, settings, request.pack)
+    dataset = None
+    if folder is None:
+        dataset, written = store.dataset_in_memory(rows, how)
+    else:
+        written = store.write_file(rows, how, folder / cache.DATA)
+    del rows
+    tokens.remove()
+    notes = (*notes_of(request.reading, encoder), *process_notes, *mixing_notes(how))
+    summary = replace(
+        with_problems(replace(counts.summary, notes=notes), problems),
+        num_examples=written.num_examples,
+        num_tokens=written.num_tokens,
+        num_targets=written.num_targets,
+        longest_tokens=written.longest_tokens,
+        source_rows=dict(counts.source_rows),
+    )
+    return cache.Made(summary, _arranged_places(places, how), written.fingerprint, dataset)
+
+
+def _arranged_places(places: Places, how: store.Arrangement) -> Places:
+    if how is None:
+        return places
+    return places.packed(how) if isinstance(how, Packing) else places.take(how)
+
+
+class _Counts:
+    """What is known of all rows that were encoded so far, and what cutting them cost."""
+
+    def __init__(self, summary: DataSummary) -> None:
+        self._none = summary
+        self.summary = summary
+        self.num_rows = 0
+        self.longest_tokens = 0
+        self.has_targets = False
+        self.keeps_targets = False
+        self.source_rows: dict[str, int] = {}
+
+    def cut(self, part: Part, settings: DataSettings) -> tuple[TokenRows, Places]:
+        """Cut one part's rows, and count them."""
+        self.num_rows += len(part.rows)
+        self.longest_tokens = max(self.longest_tokens, int(part.rows.lengths.max(initial=0)))
+        self.has_targets = self.has_targets or part.rows.num_targets > 0
+        places = part.places.once_each() if settings.unroll else part.places
+        for source, count in places.counts().items():
+            self.source_rows[source] = self.source_rows.get(source, 0) + count
+        rows, cost, places = cut(part.rows, settings, self._none, part.places)
+        self.keeps_targets = self.keeps_targets or rows.num_targets > 0
+        fields = ("num_truncated_rows", "num_truncated_tokens", "num_truncated_targets", "num_dropped_rows")
+        sums = {field: getattr(self.summary, field) + getattr(cost, field) for field in fields}
+        self.summary = replace(self.summary, **sums)
+        return rows, places
+
+    def check(self, settings: DataSettings) -> None:
+        """See that something is left to train.
+
+        Raises:
+            DataError: nothing is.
+        """
+        name = self.summary.name
+        if not self.has_targets:
+            raise DataError(
+                f"{name} data: no token of any of the {self.num_rows:,} rows is trained: all labels are -100."
+            )
+        if not self.keeps_targets:
+            raise DataError(
+                f"{name} data: with max_length={settings.max_length} and truncation_mode={settings.truncation_mode} "
+                f"nothing that is trained is left of any of the {self.num_rows:,} rows; the longest has "
+                f"{self.longest_tokens:,} tokens. Raise max_length, or try the other truncation_mode."
+            )
+
+
+def _parts(request: Request, encoder: Encoder, problems: ProblemLog, num_processes: int) -> Generator[Part]:
+    if num_processes == 1:
+        return encode_here(request.dataset, encoder, problems, name=request.name)
+    order = work_order(
+        request.dataset, request.tokenizer, request.reading, request.settings, request.end_tokens, request.name
+    )
+    return encode_in_processes(request.dataset, order, num_processes, problems, encoder.tally)
+
+
+def _num_processes(request: Request) -> tuple[int, tuple[str, ...]]:
+    """How many processes encode, 1 for this one alone; and what to say where the user asked for others."""
+    asked = request.settings.num_proc
+    num_batches = -(-len(request.dataset) // ROWS_PER_BATCH)
+    reason = _why_not_elsewhere(request)
+    if asked is None:
+        num_cores = _num_cores()
+        if reason or num_cores <= CORES_IN_PROCESS:
+            return 1, ()
+        return max(1, min(num_cores, len(request.dataset) // ROWS_PER_PROCESS)), ()
+    if asked > 1 and reason:
+        return 1, (f"dataset_num_proc starts no processes: {reason}; the tokenizer's own threads use the cores.",)
+    return max(1, min(asked, num_batches)), ()
+
+
+def _why_not_elsewhere(request: Request) -> str:
+    """Why other processes cannot encode these rows; empty where they can."""
+    from sartor.data.encoding.tokenizing import is_stock
+
+    if request.reading.formatting_func is not None:
+        return "formatting_func exists only in this one"
+    if not is_stock(request.tokenizer):
+        return f"the tokenizer ({type(request.tokenizer).__name__}) cannot be made again in another"
+    return ""
+
+
+def _num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def with_problems(summary: DataSummary, problems: ProblemLog) -> DataSummary:
+    """The summary with the rows that are left out because they cannot be used."""
+    return replace(
+        summary,
+        num_skipped_rows=len(problems.bad_places),
+        skipped_kinds=problems.counts,
+        notes=summary.notes + tuple(f"skipped: {told}" for told in problems.told()),
+    )
+
+
+def mixing_notes(how: store.Arrangement) -> tuple[str, ...]:
+    """What wrapped blocks mix."""
+    if not isinstance(how, Packing) or how.keeps_documents:
+        return ()
+    num_blocks = len(how.pieces_per_block)
+    num_mixed = int((how.pieces_per_block > 1).sum())
+    num_cut = len(how.rows) - len(np.unique(how.rows))
+    return (
+        f"packing_strategy='wrapped': {num_mixed:,} of {num_blocks:,} blocks are one running text of several rows, "
+        "whose "
+        f"tokens see the rows before them, and rows are cut in {num_cut:,} places. 'bfd_split' mixes nothing.",
+    )
+
+
+def notes_of(reading: Reading, encoder: Encoder) -> tuple[str, ...]:
+    """What is worth saying aloud."""
+    return (*reading.notes, *encoder.notes())

@@ -1,0 +1,329 @@
+"""Several sources as one data set, mixed by weights or one after the other.
+
+What comes in: sources with their weights.  What goes out: `PreparedData`.  What it keeps true: each source is read and
+prepared by its own format's rules, and its examples are mixed afterwards, so that text and conversations can be mixed
+and each keeps its targets; the order depends on the seed alone; how many rows of each were taken is said; each example
+keeps its own file and line.
+
+Weights are shares: after each example the next source is drawn with a probability in proportion to its weight, as
+`datasets.interleave_datasets` does.  Worked example: weights 0.7 and 0.3 take about 7 rows of the first source for 3 of
+the second, until `until` ends it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sartor.data.reading import sources
+from sartor.data.reading.places import Places
+from sartor.data.reading.tables import WHERE_COLUMN
+from sartor.data.rows.detection import recognise
+from sartor.errors import ConfigurationError, DataError, HubError, SartorError
+from sartor.records import DataSettings, DataSummary, PreparedData, RowFormat
+
+if TYPE_CHECKING:
+    import datasets
+
+Prepare = Callable[[Any, DataSettings, str], PreparedData]
+"""Prepares one data set with these settings, for what messages call it."""
+
+_WEIGHT = re.compile(r"(.+):([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)", re.DOTALL)
+_NUMBER_COLUMN = "__number__"
+_STRIDE = 2**40
+"""More examples than any source has: a source's number times this, plus an example's, is one number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One source of a mixture."""
+
+    source: Any
+    """A data set that was read."""
+    weight: float | None
+    """None: sources are not weighed, and follow one another."""
+    label: str
+    """For messages: a path, or `source 2`."""
+    notes: tuple[str, ...] = ()
+    """What to say about how it was found."""
+
+
+def parse_source(text: str) -> tuple[str, float | None]:
+    """A source and its weight from `SOURCE:WEIGHT`; without a number behind the last colon there is no weight.
+
+    Worked example: `a.jsonl:0.7` is ("a.jsonl", 0.7), `C:\\\\x.jsonl` and `owner/name` have none.  A file that has the
+    whole text as its name is that file.
+    """
+    match = _WEIGHT.fullmatch(text)
+    if match is None or Path(text).expanduser().exists():
+        return text, None
+    return match[1], float(match[2])
+
+
+def is_mixture(spec: object) -> bool:
+    """Whether this is a list of pairs of a source and its weight (or of `Part`s), and no list of rows."""
+    return (
+        isinstance(spec, Sequence)
+        and not isinstance(spec, str)
+        and len(spec) > 0
+        and all(isinstance(entry, Part) or (isinstance(entry, tuple) and len(entry) == 2) for entry in spec)
+    )
+
+
+def read_parts(
+    pairs: Sequence[tuple[Any, Any]],
+    *,
+    split: str | None = None,
+    config: str | None = None,
+    revision: str | None = None,
+    name: str = "train",
+) -> list[Part]:
+    """Read the sources of a mixture; for the arguments see `sources.read`.
+
+    Files of one name in different folders are known by their paths, so that places of rows say which is meant.
+
+    Raises:
+        ConfigurationError: a weight that is none.
+        DataError: what is wrong with any of the sources, all in one error.
+    """
+    problem = check_weights([weight for _, weight in pairs])
+    if problem:
+        raise ConfigurationError(f"{name} data: {problem}.")
+    names = [Path(source).name for source, _ in pairs if isinstance(source, (str, os.PathLike))]
+    long_names = len(set(names)) < len(names)
+    parts: list[Part] = []
+    errors: list[SartorError] = []
+    for number, (source, weight) in enumerate(pairs, 1):
+        try:
+            found = sources.read(
+                source, split=split, config=config, revision=revision, name=name, long_names=long_names
+            )
+        except (DataError, HubError) as error:
+            errors.append(error)
+            continue
+        parts.append(Part(found.dataset, weight, found.label or f"source {number}", found.notes))
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise DataError("\n".join(str(error) for error in errors))
+    return parts
+
+
+def check_weights(weights: Sequence[Any]) -> str:
+    """What is wrong with the weights of a mixture, or nothing."""
+    given = [weight for weight in weights if weight is not None]
+    if given and len(given) < len(weights):
+        return "some sources have a weight and some have none: give each one, or none"
+    for weight in given:
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight) or weight <= 0:
+            return f"{weight!r} is no weight: it must be a number above 0"
+    return ""
+
+
+def prepare_mixture(parts: Sequence[Part], settings: DataSettings, name: str, prepare: Prepare) -> PreparedData:
+    """Prepare each source by its own rules, and mix the examples; packing and shuffling come after that.
+
+    Args:
+        settings: `seed` draws, `mix_until` says when it ends.
+        name: what the rows are for; messages use it.
+        prepare: prepares one source.
+
+    Raises:
+        DataError: rows of any source that cannot be used, all in one error.
+        ConfigurationError: bad weights, or options that do not fit a source.
+    """
+    problem = check_weights([part.weight for part in parts])
+    if problem:
+        raise ConfigurationError(f"{name} data: {problem}.")
+    # What joins or reorders examples comes after mixing; what cuts them comes with the packing where there is one.
+    inner = replace(settings, packing=False, shuffle_dataset=False)
+    if settings.packing:
+        inner = replace(inner, max_length=None)
+    prepared = _prepared(parts, inner, name, prepare)
+    mixed, taken = _mixed(parts, prepared, settings)
+    notes = _notes(parts, prepared, taken, settings)
+    summary = _joined(name, [one.summary for one in prepared], notes)
+    if settings.packing or settings.shuffle_dataset:
+        return _arranged(mixed, summary, replace(settings, bad_rows="error"), name, prepare)
+    if taken is None:
+        return PreparedData(mixed, summary)
+    places = Places.of_texts(mixed[WHERE_COLUMN][:])
+    return PreparedData(mixed.remove_columns(WHERE_COLUMN), _counted(summary, mixed, places), places)
+
+
+def _prepared(parts: Sequence[Part], settings: DataSettings, name: str, prepare: Prepare) -> list[PreparedData]:
+    prepared: dict[int, PreparedData] = {}
+    refused: dict[int, Exception] = {}
+    # A tokenizer without chat template is given one by the first conversations, and may end texts otherwise from then
+    # on: so these come first, that the order of the sources does not matter.
+    for number in sorted(range(len(parts)), key=lambda number: not _is_conversational(parts[number], settings)):
+        part = parts[number]
+        try:
+            prepared[number] = prepare(part.source, settings, f"{name} ({part.label})")
+        except (DataError, ConfigurationError) as error:
+            refused[number] = error
+    errors = [refused[number] for number in sorted(refused)]
+    if len(errors) == 1:
+        raise errors[0]
+    if all(isinstance(error, ConfigurationError) for error in errors) and errors:
+        raise ConfigurationError([str(error) for error in errors])
+    if errors:
+        raise DataError("\n".join(str(error) for error in errors))
+    return [prepared[number] for number in range(len(parts))]
+
+
+def _is_conversational(part: Part, settings: DataSettings) -> bool:
+    try:
+        return recognise(part.source, settings, name=part.label)[1].is_conversational
+    except SartorError:  # told when it is prepared
+        return False
+
+
+def _mixed(
+    parts: Sequence[Part], prepared: Sequence[PreparedData], settings: DataSettings
+) -> tuple[Any, list[Counter[int]] | None]:
+    """The mixed examples, and for each source how often each of its examples was taken; None for streams."""
+    import datasets
+
+    sets = [one.dataset for one in prepared]
+    is_stream = any(isinstance(dataset, datasets.IterableDataset) for dataset in sets)
+    if is_stream:
+        sets = [
+            dataset if isinstance(dataset, datasets.IterableDataset) else dataset.to_iterable_dataset()
+            for dataset in sets
+        ]
+    else:
+        sets = [_numbered(one, number) for number, one in enumerate(prepared)]
+    weights = [part.weight for part in parts]
+    if None in weights:
+        mixed = datasets.concatenate_datasets(sets)
+    else:
+        total = sum(weights)  # type: ignore[arg-type]
+        mixed = datasets.interleave_datasets(
+            sets,
+            probabilities=[weight / total for weight in weights],  # type: ignore[operator]
+            seed=settings.seed,
+            stopping_strategy=settings.mix_until,
+        )
+    if is_stream:
+        return mixed, None
+    numbers = np.asarray(mixed.with_format("numpy")[_NUMBER_COLUMN][:])
+    taken = [Counter((numbers[numbers // _STRIDE == number] % _STRIDE).tolist()) for number in range(len(parts))]
+    return mixed.remove_columns(_NUMBER_COLUMN), taken
+
+
+def _numbered(prepared: PreparedData, number: int) -> datasets.Dataset:
+    """A source's examples, each with its place, and with its source's and its own number in one."""
+    import pyarrow
+
+    where = pyarrow.array(prepared.places.first_rows(), "string")
+    numbers = pyarrow.array(number * _STRIDE + np.arange(len(prepared.dataset), dtype=np.int64))
+    dataset: datasets.Dataset = prepared.dataset.add_column(WHERE_COLUMN, where).add_column(_NUMBER_COLUMN, numbers)
+    return dataset
+
+
+def _arranged(mixed: Any, summary: DataSummary, settings: DataSettings, name: str, prepare: Prepare) -> PreparedData:
+    """The mixed examples packed and shuffled; the summary tells both."""
+    result = prepare(mixed, settings, name)
+    last = result.summary
+    return PreparedData(
+        result.dataset,
+        replace(
+            summary,
+            num_examples=last.num_examples,
+            num_tokens=last.num_tokens,
+            num_targets=last.num_targets,
+            longest_tokens=last.longest_tokens,
+            num_truncated_rows=summary.num_truncated_rows + last.num_truncated_rows,
+            num_truncated_tokens=summary.num_truncated_tokens + last.num_truncated_tokens,
+            num_truncated_targets=summary.num_truncated_targets + last.num_truncated_targets,
+            num_dropped_rows=summary.num_dropped_rows + last.num_dropped_rows,
+            source_rows=last.source_rows,
+        ),
+        result.places,
+    )
+
+
+def _joined(name: str, summaries: Sequence[DataSummary], notes: tuple[str, ...]) -> DataSummary:
+    """Counts of all sources together, before mixing."""
+    formats = {summary.format for summary in summaries}
+    skipped: Counter[str] = Counter()
+    for summary in summaries:
+        skipped.update(summary.skipped_kinds)
+    return DataSummary(
+        name=name,
+        format=formats.pop() if len(formats) == 1 else RowFormat.SEVERAL,
+        num_rows=sum(summary.num_rows for summary in summaries),
+        num_examples=0,
+        num_tokens=0,
+        num_targets=0,
+        longest_tokens=0,
+        num_truncated_rows=sum(summary.num_truncated_rows for summary in summaries),
+        num_truncated_tokens=sum(summary.num_truncated_tokens for summary in summaries),
+        num_truncated_targets=sum(summary.num_truncated_targets for summary in summaries),
+        num_dropped_rows=sum(summary.num_dropped_rows for summary in summaries),
+        notes=notes,
+        num_skipped_rows=sum(summary.num_skipped_rows for summary in summaries),
+        skipped_kinds=dict(skipped),
+    )
+
+
+def _counted(summary: DataSummary, mixed: datasets.Dataset, places: Places) -> DataSummary:
+    """The summary with counts of the examples that the mixture has."""
+    lengths, num_targets = np.zeros(0, np.int64), 0
+    for batch in mixed.select_columns(["input_ids", "labels"]).with_format("arrow").iter(10_000):
+        import pyarrow.compute
+
+        of_batch = pyarrow.compute.list_value_length(batch.column("input_ids"))
+        lengths = np.concatenate([lengths, np.asarray(of_batch).astype(np.int64)])
+        labels: NDArray[np.int64] = np.asarray(pyarrow.compute.list_flatten(batch.column("labels")))
+        num_targets += int(np.count_nonzero(labels != -100))
+    return replace(
+        summary,
+        num_examples=len(mixed),
+        num_tokens=int(lengths.sum()),
+        num_targets=num_targets,
+        longest_tokens=int(lengths.max(initial=0)),
+        source_rows=places.counts(),
+    )
+
+
+def _notes(
+    parts: Sequence[Part],
+    prepared: Sequence[PreparedData],
+    taken: Sequence[Mapping[int, int]] | None,
+    settings: DataSettings,
+) -> tuple[str, ...]:
+    """What each source gave, and what it has to say itself."""
+    notes: list[str] = []
+    total = None if taken is None else sum(sum(counts.values()) for counts in taken)
+    for number, (part, one) in enumerate(zip(parts, prepared, strict=True)):
+        weight = "" if part.weight is None else f" (weight {part.weight:g})"
+        said = f"{part.label}{weight}: {one.summary.format}"
+        if taken is not None and total:
+            num_taken, num_used = sum(taken[number].values()), len(taken[number])
+            num_left = len(one.dataset) - num_used
+            said += f"; {num_taken:,} examples, {num_taken / total:.0%} of all"
+            said += f", {num_taken - num_used:,} of them repeated" if num_taken > num_used else ""
+            said += f"; {num_left:,} of its {len(one.dataset):,} are not used" if num_left else ""
+        notes.append(said + ".")
+        notes += [f"{part.label}: {note}" for note in (*part.notes, *one.summary.notes)]
+    if any(part.weight is not None for part in parts):
+        notes.append(f"mix_until={settings.mix_until}: {_UNTIL[settings.mix_until]}")
+    return tuple(notes)
+
+
+_UNTIL = {
+    "first_exhausted": "the mixture ends when the first source has no more rows; no row comes twice.",
+    "all_exhausted": "the mixture ends when every row has come; sources that run out before begin again.",
+    "all_exhausted_without_replacement": "every row comes once; where a source has run out the others go on.",
+}

@@ -1,0 +1,200 @@
+"""Tokens of conversations with any chat template, of which the assistant's turns are trained, as proven by `targets`.
+
+What comes in: checked rows.  What goes out: ids, and for each its message, from 1, or 0.  What it keeps true: a row
+whose targets cannot be proven is a problem that names it, never guessed or skipped; what a template leaves out or
+writes otherwise is counted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from sartor.data.encoding.template import note_refusal, tools_of
+from sartor.data.encoding.tokenizing import BatchTokenizer, Tokenization, run
+from sartor.data.reading.problems import ProblemLog
+from sartor.data.rows.formats import Message, TrainingRow
+from sartor.data.targets.audit import count_dropped, messages_of
+from sartor.data.targets.prover import Proof, Prover, Rule, Start, Unproven
+from sartor.data.targets.turn_tokens import TurnTokenizer
+from sartor.data.targets.unroll import is_trained
+from sartor.errors import ConfigurationError
+
+Ids = list[list[int]]
+
+
+class AssistantTargets:
+    """Encodes conversations, and counts what is worth saying about them."""
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        end_tokens: Sequence[str],
+        *,
+        completion_only: bool,
+        start: Start = Start.PROVEN,
+        append_eot: bool = False,
+        last_only: bool = False,
+        tally: Counter[str] | None = None,
+    ) -> None:
+        """Look up the tokens that end a turn.
+
+        Args:
+            end_tokens: texts of tokens at which generation stops, besides the tokenizer's end-of-text token.
+            completion_only: whether answers in a prompt are not trained.
+            start: how well a prompt must agree with what stands before an answer.
+            append_eot: whether the end-of-text token is appended where the template writes no end.
+            last_only: whether only the last message of each row counts as left out: conversations are unrolled.
+            tally: where counts go; `notes` is made of it.
+
+        Raises:
+            ConfigurationError: the tokenizer cannot say where in a text its tokens are, or has no usable end token.
+        """
+        if not tokenizer.is_fast:
+            raise ConfigurationError(
+                "assistant_only_loss=True needs a fast tokenizer (one with tokenizer.json) where the chat "
+                "template has no "
+                "{% generation %} marks; this one cannot say where in a text its tokens are."
+            )
+        self._tokenizer = tokenizer
+        self._end_tokens = _end_tokens(tokenizer, end_tokens)
+        self._completion_only = completion_only
+        self._start = start
+        self._append_eot = append_eot
+        self._last_only = last_only
+        self._turn_tokenizer = TurnTokenizer(tokenizer)
+        self._provers: dict[str, Prover] = {}
+        self._tally: Counter[str] = Counter() if tally is None else tally
+
+    def encode(self, rows: Sequence[TrainingRow], problems: ProblemLog) -> tuple[Ids, Ids]:
+        """Ids of conversations, and for each the trained message it is of, from 1, or 0; nothing after a problem."""
+        return run(self.encoding(rows, problems), BatchTokenizer(self._tokenizer))
+
+    def encoding(self, rows: Sequence[TrainingRow], problems: ProblemLog) -> Tokenization[tuple[Ids, Ids]]:
+        """The same, step by step: yields texts wherever it needs their tokens (see `tokenizing`)."""
+        proofs = [self._proof(row, problems) for row in rows]
+        if problems:
+            return [], []
+        proven = [proof for proof in proofs if proof is not None]
+        texts = [proof.text for proof in proven]
+        encodings = yield self._turn_tokenizer.batch(texts)
+        heads = self._turn_tokenizer.heads(texts, [proof.turns for proof in proven])
+        self._turn_tokenizer.learn_heads(heads, (yield self._turn_tokenizer.batch(heads)) if heads else [])
+        all_ids, all_marks = [], []
+        for row, proof, encoding in zip(rows, proven, encodings, strict=True):
+            num_cut = self._turn_tokenizer.num_cut_turns
+            try:
+                ids, marks = self._turn_tokenizer.targets(proof.text, proof.turns, encoding)
+            except Unproven as error:
+                problems.add(error.kind, row.where, str(error), row.body)
+                continue
+            self._count(proof, len(messages_of(row)) - 1 if self._last_only else 0)
+            self._tally["rows in parts"] += self._turn_tokenizer.num_cut_turns > num_cut
+            all_ids.append(ids)
+            all_marks.append(marks)
+        return all_ids, all_marks
+
+    def _proof(self, row: TrainingRow, problems: ProblemLog) -> Proof | None:
+        prompt, body = row.prompt or [], row.body
+        assert isinstance(prompt, list)
+        assert isinstance(body, list)
+        messages: list[Message] = prompt + body
+        first = len(prompt) if self._completion_only else 0
+        trained = [number for number, message in enumerate(messages) if number >= first and is_trained(message)]
+        try:
+            tools = tools_of(row)
+            return self._prover(tools).prove(messages, tools, row.template_keywords, trained)
+        except Unproven as error:
+            problems.add(error.kind, row.where, str(error), messages)
+        except Exception as error:
+            note_refusal(problems, row, error)
+        return None
+
+    def _prover(self, tools: Any) -> Prover:
+        template = self._tokenizer.get_chat_template(None, tools)
+        if template not in self._provers:
+            self._provers[template] = Prover(
+                template,
+                self._tokenizer.special_tokens_map,
+                self._end_tokens,
+                self._tokenizer.all_special_tokens,
+                start=self._start,
+                append_eot=self._append_eot,
+            )
+        return self._provers[template]
+
+    def _count(self, proof: Proof, first: int) -> None:
+        for turn in proof.turns:
+            self._tally[f"proven: {turn.rule.name}"] += 1
+            self._tally["rewritten answers"] += turn.is_rewritten
+            self._tally["ends appended"] += turn.is_end_appended
+        self._tally["ends appended within"] += sum(turn.is_end_appended for turn in proof.turns[:-1])
+        for number, kind in proof.dropped:
+            if number >= first:
+                count_dropped(self._tally, kind)
+
+    def notes(self) -> tuple[str, ...]:
+        """What is worth saying aloud."""
+        num_turns = sum(self._tally[f"proven: {rule.name}"] for rule in Rule)
+        if not num_turns:
+            return ()
+        notes = [
+            f"The chat template has no {{% generation %}} marks: the targets of {num_turns:,} answers are proven by "
+            f"rendering with provenance{self._ways()}."
+        ]
+        if self._tally["rewritten answers"]:
+            notes.append(
+                f"{self._tally['rewritten answers']:,} of {num_turns:,} answers are written otherwise once the "
+                "conversation "
+                "goes on (a template may drop earlier reasoning), and are trained as written. Set unroll=True to "
+                "train each as it is generated, in a row of its own."
+            )
+        if count := self._tally["ends appended"]:
+            within = (
+                f"; in {self._tally['ends appended within']:,} cases the conversation goes on behind it, which no "
+                "prompt of the template does: unroll=True trains each answer as it is generated"
+            )
+            notes.append(
+                f"append_eot: {self._end_tokens[0]} is appended to {count:,} answers behind which the chat template "
+                f"writes no end{within if self._tally['ends appended within'] else ''}."
+            )
+        if self._tally["rows in parts"]:
+            notes.append(
+                f"{self._tally['rows in parts']:,} rows are tokenized in parts, cut where an answer begins, "
+                "because the "
+                "whole text "
+                "has other tokens there than the prompt that the model will get; their ids differ from trl's."
+            )
+        return tuple(notes)
+
+    def _ways(self) -> str:
+        """How many turns were proven in a weaker way than the whole text's beginning."""
+        counts = {rule: self._tally[f"proven: {rule.name}"] for rule in Rule}
+        prefix = {Rule.EXACT, Rule.EXACT_START}
+        ways = [f"{count:,} where {rule}" for rule, count in counts.items() if count and rule not in prefix]
+        return f" ({'; '.join(ways)})" if ways else ""
+
+
+def _end_tokens(tokenizer: Any, others: Sequence[str]) -> list[str]:
+    """Texts of the tokens that may end a turn.
+
+    Raises:
+        ConfigurationError: there is none, or one is not a single token.
+    """
+    tokens = [token for token in (tokenizer.eos_token, *others) if token]
+    if not tokens:
+        raise ConfigurationError(
+            "The tokenizer has no end-of-text token, so no answer could end. Set eos_token to the token that ends "
+            "an answer "
+            "in the chat template."
+        )
+    for token in tokens:
+        ids = tokenizer(token, add_special_tokens=False)["input_ids"]
+        if len(ids) != 1 or ids[0] != tokenizer.convert_tokens_to_ids(token):
+            raise ConfigurationError(
+                f"{token!r} should end an answer but is {len(ids)} tokens, not one of its own. Set eos_token to "
+                "the token "
+                "that ends an answer in the chat template."
+            )
+    return list(dict.fromkeys(tokens))

@@ -1,0 +1,227 @@
+"""Checks of what is about to be trained, row by row, that no error stops: each is counted and said, with what to do.
+
+What comes in: checked rows, their texts and their tokens.  What goes out: counts in a tally, and sentences made of it
+alone, so that counts of several processes can be added up.  What it keeps true: nothing is changed; what would make
+training wrong beyond doubt is an error elsewhere (see `docs/targets.md` for the list of both).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sartor.data.encoding.table import TokenRows
+from sartor.data.encoding.template import tools_of
+from sartor.data.rows.formats import Message, TrainingRow
+from sartor.data.targets.provenance.render import REASONING, Renderer, TraceError
+from sartor.data.targets.provenance.shadow import Kind
+from sartor.data.targets.provenance.spans import Span, kinds_of, spans_of
+from sartor.records import DataSettings
+
+FIELD_NAMES = {Kind.CONTENT: "the content", Kind.REASONING: "the reasoning", Kind.ARGUMENTS: "tool arguments"}
+PLACES_NAMED = 3
+"""Rows that are named of each finding; of the others the number is said."""
+
+_SPECIAL, _DOUBLED, _ENDLESS = "special tokens in a row's text", "doubled bos", "rows without end"
+_DROPPED = "left out: "
+
+
+class Audit:
+    """Checks rows of one data set."""
+
+    def __init__(self, tokenizer: Any, end_tokens: Sequence[str] = ()) -> None:
+        """`end_tokens`: texts at which generation stops, besides the tokenizer's end-of-text token."""
+        self._tokenizer = tokenizer
+        special = sorted(filter(None, tokenizer.all_special_tokens), key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, special))) if special else None
+        ends = [token for token in (tokenizer.eos_token, *end_tokens) if token]
+        self._end_ids = [tokenizer.convert_tokens_to_ids(token) for token in dict.fromkeys(ends)]
+        self._renderers: dict[str, Renderer] = {}
+
+    def check_contents(self, rows: Sequence[TrainingRow], tally: Counter[str]) -> None:
+        """Count rows whose own text holds what the tokenizer takes for a special token."""
+        if self._special is None:
+            return
+        for row in rows:
+            found = next(filter(None, map(self._special.search, _texts_of(row, self._tokenizer.eos_token))), None)
+            if found:
+                count(tally, _SPECIAL, f"{row.where} ({found[0]})")
+
+    def check_rendered(
+        self, rows: Sequence[TrainingRow], texts: Sequence[str], tally: Counter[str], *, last_only: bool = False
+    ) -> None:
+        """Count fields of messages that the chat template left out of the rows' texts.
+
+        A field whose text stands in the row's is taken to be there; only where it does not, its characters are traced.
+
+        Args:
+            last_only: whether only the last message of each row counts: conversations are unrolled.
+        """
+        for row, text in zip(rows, texts, strict=True):
+            if not text:
+                continue  # the template refused the row, which is a problem of its own
+            messages = messages_of(row)
+            first = len(messages) - 1 if last_only else 0
+            if any(part.strip() not in text for message in messages[first:] for part in _fields_of(message)):
+                for kind in self._left_out(row, messages, first):
+                    count_dropped(tally, kind)
+
+    def _left_out(self, row: TrainingRow, messages: Sequence[Message], first: int) -> Iterator[Kind]:
+        tools = tools_of(row)
+        template = self._tokenizer.get_chat_template(None, tools)
+        if template not in self._renderers:
+            self._renderers[template] = Renderer(template, self._tokenizer.special_tokens_map)
+        renderer = self._renderers[template]
+        try:
+            conversation = renderer.conversation(messages, tools, row.template_keywords)
+            spans = spans_of(renderer.traced(conversation, len(messages)).tags)
+        except TraceError:
+            return  # what cannot be traced cannot be said to be missing
+        for number, message in enumerate(conversation.messages[first:], first):
+            yield from (kind for kind in kinds_of(message) if kind not in spans.get(number, Span()).kinds)
+
+    def check_tokens(self, encoded: TokenRows, places: Sequence[str], tally: Counter[str]) -> None:
+        """Count rows that begin with two bos tokens, and rows of which no end token is trained."""
+        bos, starts = self._tokenizer.bos_token_id, encoded.offsets[:-1]
+        if bos is not None and encoded.num_tokens:
+            second = np.minimum(starts + 1, encoded.num_tokens - 1)
+            is_doubled = (encoded.input_ids[np.minimum(starts, encoded.num_tokens - 1)] == bos) & (
+                encoded.input_ids[second] == bos
+            )
+            for number in np.flatnonzero(is_doubled & (encoded.lengths > 1)).tolist():
+                count(tally, _DOUBLED, places[number])
+        if self._end_ids:
+            ends = encoded.count(np.isin(encoded.labels, self._end_ids))
+            for number in np.flatnonzero((ends == 0) & (encoded.targets_per_row > 0)).tolist():
+                count(tally, _ENDLESS, places[number])
+
+    def notes(self, tally: Counter[str]) -> list[str]:
+        """What is worth saying about the rows that are in the tally."""
+        notes = dropped_notes(tally)
+        if number := tally[_SPECIAL]:
+            notes.append(
+                f"{number:,} rows hold special tokens in their own text: {_named(tally, _SPECIAL)}. The tokenizer "
+                "takes "
+                "them for its own, so that one may end an answer early. Remove them, unless they are meant to be there."
+            )
+        if number := tally[_DOUBLED]:
+            notes.append(
+                f"{number:,} rows begin with {self._tokenizer.bos_token} twice: {_named(tally, _DOUBLED)}. Leave "
+                "it out "
+                "of the rows, or of the chat template: where the model is used there is one."
+            )
+        if number := tally[_ENDLESS]:
+            notes.append(
+                f"In {number:,} of {tally['rows']:,} rows no end-of-text token is trained ({_named(tally, _ENDLESS)}), "
+                "so the model may not learn to stop. Set eos_token to the token that ends an answer in the chat "
+                "template, and put it between the {% generation %} marks where there are marks."
+            )
+        return notes
+
+
+def count_dropped(tally: Counter[str], kind: Kind) -> None:
+    """Count a field that the chat template leaves out."""
+    tally[f"{_DROPPED}{kind.name}"] += 1
+
+
+def dropped_notes(tally: Mapping[str, int]) -> list[str]:
+    """What the chat template leaves out."""
+    counts = {name: tally.get(f"{_DROPPED}{kind.name}", 0) for kind, name in FIELD_NAMES.items()}
+    fields = ", ".join(f"{name} of {number:,} messages" for name, number in counts.items() if number)
+    if not fields:
+        return []
+    hint = (
+        " Where it drops that of earlier answers only, unroll=True trains each answer with its own."
+        if counts[FIELD_NAMES[Kind.REASONING]]
+        else ""
+    )
+    return [f"The chat template leaves out {fields}: that is not trained.{hint}"]
+
+
+def without_effect(settings: DataSettings, *, proves_answers: bool, proves_starts: bool) -> list[str]:
+    """Options of targets that are set where nothing is proven, so that they change nothing.
+
+    Args:
+        proves_answers: whether the targets of answers are proven.
+        proves_starts: whether at least the beginnings of completions may be.
+    """
+    names = []
+    if settings.append_eot and not proves_answers:
+        names.append("append_eot")
+    if settings.target_start != "proven" and not (proves_answers or proves_starts):
+        names.append("target_start")
+    if not names:
+        return []
+    marks = "the chat template has {% generation %} marks, which say what is trained"
+    why = marks if settings.assistant_only_loss else "no answer is looked for in these rows"
+    return [f"{' and '.join(names)} changes nothing: {why}."]
+
+
+def collator_note(tokenizer: Any, end_tokens: Sequence[str]) -> str | None:
+    """What to say where a collator of the user's own may take the end of an answer for padding.
+
+    Padding made here is never a target, whatever its token; a collator that finds padding by its token (transformers'
+    `DataCollatorForLanguageModeling`) would also remove a trained end.
+    """
+    pad = tokenizer.pad_token
+    if pad is None or pad not in (tokenizer.eos_token, *end_tokens):
+        return None
+    return (
+        f"The pad token {pad} also ends answers: if your data_collator sets labels of padding to -100 by its "
+        "token, the "
+        "model does not learn to stop. Set pad_token to another token, or keep the labels of the rows."
+    )
+
+
+def messages_of(row: TrainingRow) -> list[Message]:
+    """All messages of a row; none of a row of text."""
+    if not isinstance(row.body, list):
+        return []
+    return row.prompt + row.body if isinstance(row.prompt, list) else row.body
+
+
+def count(tally: Counter[str], kind: str, where: str) -> None:
+    """Count a finding, and keep the places of the first ones."""
+    tally[kind] += 1
+    if tally[kind] <= PLACES_NAMED:
+        tally[f"{kind}, first in: {where}"] += 1
+
+
+def _named(tally: Counter[str], kind: str) -> str:
+    """The first places, for a sentence."""
+    head = f"{kind}, first in: "
+    return "first " + "; ".join([key.removeprefix(head) for key in tally if key.startswith(head)][:PLACES_NAMED])
+
+
+def _texts_of(row: TrainingRow, end: str | None) -> Iterator[str]:
+    """A row's own texts.  An end-of-text token that a text ends with is where it should be."""
+    if isinstance(row.body, str):
+        yield row.body.removesuffix(end) if end else row.body
+    if isinstance(row.prompt, str):
+        yield row.prompt
+    for message in messages_of(row):
+        yield from _fields_of(message)
+
+
+def _fields_of(message: Mapping[str, Any]) -> Iterator[str]:
+    """The texts of a message: content, reasoning, arguments of its calls."""
+    for name in ("content", *REASONING):
+        if isinstance(text := message.get(name), str):
+            yield text
+    for call in message.get("tool_calls") or ():
+        yield from _leaves((call.get("function") or call).get("arguments"))
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _leaves(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _leaves(item)

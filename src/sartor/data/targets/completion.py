@@ -1,0 +1,85 @@
+"""Where the completion of a conversation begins, where the tokens of its prompt alone do not tell.
+
+What comes in: rows of prompt and completion as messages whose tokens do not begin with those of the prompt alone: the
+template writes the prompt otherwise once an answer follows, or tokens merge across the border.  What goes out: ids, and
+how many of them are the prompt.  What it keeps true: the completion begins where its first answer is proven to begin
+(see `targets`); where tokens would merge across it, the row is cut there, as in `turn_tokens`; what cannot be proven is
+a problem that names its row.
+
+trl trains from where both rows of tokens part, which may be far within the prompt: a template that puts the system
+message before the last question (Mistral) parts at the first one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from sartor.data.encoding.template import note_refusal, tools_of
+from sartor.data.reading.problems import ProblemLog
+from sartor.data.rows.formats import TrainingRow
+from sartor.data.targets.audit import messages_of
+from sartor.data.targets.prover import Prover, Start, Unproven
+from sartor.data.targets.turn_tokens import TurnTokenizer
+
+
+class CompletionStarts:
+    """Finds where completions begin, and counts them."""
+
+    def __init__(self, tokenizer: Any, end_tokens: Sequence[str], start: Start, tally: Counter[str]) -> None:
+        """`start`: how well the prompt must agree with what stands before the answer."""
+        self._tokenizer = tokenizer
+        self._end_tokens = list(dict.fromkeys(token for token in (tokenizer.eos_token, *end_tokens) if token))
+        self._start = start
+        self._tally = tally
+        self._turn_tokenizer = TurnTokenizer(tokenizer)
+        self._provers: dict[str, Prover] = {}
+
+    def can_prove(self, row: TrainingRow) -> bool:
+        """Whether the completion begins with an answer; what a user or a tool says is asked for by no prompt."""
+        return bool(self._end_tokens) and isinstance(row.body, list) and row.body[0]["role"] == "assistant"
+
+    def encode(self, row: TrainingRow, problems: ProblemLog) -> tuple[list[int], int]:
+        """Ids of a row, and how many of them are the prompt; nothing where there is a problem."""
+        messages, tools = messages_of(row), tools_of(row)
+        number = len(messages) - len(row.body)
+        try:
+            proof = self._prover(tools).prove(messages, tools, row.template_keywords, [number])
+            ids, num_prompt_tokens, is_cut = self._turn_tokenizer.split(proof.unended, proof.turns[0].start)
+        except Unproven as error:
+            problems.add(error.kind, row.where, str(error), messages)
+            return [], 0
+        except Exception as error:
+            note_refusal(problems, row, error)
+            return [], 0
+        self._tally["completions proven"] += 1
+        self._tally["completions cut"] += is_cut
+        return ids, num_prompt_tokens
+
+    def _prover(self, tools: Any) -> Prover:
+        template = self._tokenizer.get_chat_template(None, tools)
+        if template not in self._provers:
+            self._provers[template] = Prover(
+                template,
+                self._tokenizer.special_tokens_map,
+                self._end_tokens,
+                start=self._start,
+                append_eot=True,  # a start may be proven where the template writes no end; that is said elsewhere
+            )
+        return self._provers[template]
+
+    def notes(self) -> list[str]:
+        """What is worth saying about the rows that are in the tally."""
+        if not (number := self._tally["completions proven"]):
+            return []
+        cut = (
+            f"; {self._tally['completions cut']:,} of them are cut there, because their tokens would merge with the "
+            "prompt's, and their ids differ from trl's"
+            if self._tally["completions cut"]
+            else ""
+        )
+        return [
+            f"In {number:,} rows the prompt alone has other tokens than before its completion: where the completion "
+            f"begins is proven by rendering with provenance{cut}."
+        ]

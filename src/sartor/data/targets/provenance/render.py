@@ -1,0 +1,146 @@
+"""Renders a conversation twice: as transformers does, and with the source of every character.
+
+What comes in: a chat template and conversations.  What goes out: texts, and texts with tags.  What it keeps true: the
+traced text is transformers' own, byte for byte; where it is not, that is an error and never a guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sartor.data.targets.provenance.environment import Message, ShadowEnvironment
+from sartor.data.targets.provenance.shadow import OUTSIDE, Kind, Shadow, joined, tag_of, tags_of
+
+IDENTIFIERS = frozenset(["role", "name", "id", "type", "tool_call_id", "channel", "recipient"])
+"""Fields that say what a message is rather than what is said.  Not tagged: templates copy them into other messages."""
+REASONING = frozenset(["reasoning_content", "reasoning", "thinking"])
+
+
+class TraceError(Exception):
+    """The traced text of a conversation is not the text that transformers renders, so its tags prove nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class TracedText:
+    """A rendered text, and one tag for each of its characters (see `shadow`)."""
+
+    text: str
+    tags: str
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Messages as a template sees them, and what else it is given."""
+
+    messages: tuple[dict[str, Any], ...]
+    tools: Any
+    keywords: Mapping[str, Any]
+
+
+class Renderer:
+    """Renders with one chat template; what depends on the template alone is done once."""
+
+    def __init__(self, template: str, special_tokens: Mapping[str, str]) -> None:
+        """Compile the template.
+
+        Args:
+            special_tokens: what the template sees as `bos_token`, `eos_token` and so on.
+
+        Raises:
+            jinja2.TemplateSyntaxError: it is no template.
+        """
+        from transformers.utils import chat_template_utils
+
+        self._plain_data: Callable[[Any], Any] = chat_template_utils._plain_template_data
+        self._alias_reasoning: Callable[[Any], Any] = chat_template_utils._alias_reasoning_fields
+        self._special_tokens = dict(special_tokens)
+        self._stock = chat_template_utils._compile_jinja_template(template)
+        self._environment = ShadowEnvironment(self._stock.environment)
+        self._traced = self._environment.from_string(template)
+        # Jinja chains the globals anew for each rendering, which takes as long as rendering a short conversation
+        self._stock_globals = dict(self._stock.globals)
+        self._traced_globals = dict(self._traced.globals)
+        self._reads_clock = "strftime_now" in template
+
+    def conversation(
+        self, messages: Sequence[Mapping[str, Any]], tools: Any, keywords: Mapping[str, Any]
+    ) -> Conversation:
+        """Prepare messages as `apply_chat_template` does: plain data, no None, reasoning under all its names.
+
+        The clock stands still from here on, so that several renderings of the same conversation agree.
+        """
+        plain = self._plain_data(
+            [{key: value for key, value in message.items() if value is not None} for message in messages]
+        )
+        given = {**self._special_tokens, **self._plain_data(dict(keywords))}
+        if self._reads_clock:
+            given["strftime_now"] = datetime.now().strftime
+        return Conversation(tuple(self._alias_reasoning(plain)), self._plain_data(tools), given)
+
+    def text(self, conversation: Conversation, num_messages: int, *, add_generation_prompt: bool = False) -> str:
+        """The first messages of a conversation, rendered by transformers' own environment."""
+        context = self._stock.new_context(
+            {**self._stock_globals, **self._variables(conversation, num_messages, add_generation_prompt)}, shared=True
+        )
+        try:
+            return "".join(self._stock.root_render_func(context))
+        except Exception:
+            self._stock.environment.handle_exception()  # raises it as `Template.render` does
+            raise
+
+    def _variables(self, conversation: Conversation, num_messages: int, add_generation_prompt: bool) -> dict[str, Any]:
+        """What a template sees, as transformers' `render_jinja_template` passes it."""
+        return {
+            "messages": list(conversation.messages[:num_messages]),
+            "tools": conversation.tools,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+            **conversation.keywords,
+        }
+
+    def traced(
+        self, conversation: Conversation, num_messages: int, *, add_generation_prompt: bool = False
+    ) -> TracedText:
+        """The same with the source of every character.
+
+        Raises:
+            TraceError: tracing changed the text.
+        """
+        expected = self.text(conversation, num_messages, add_generation_prompt=add_generation_prompt)
+        messages = [traced_message(message, i) for i, message in enumerate(conversation.messages[:num_messages])]
+        self._environment.at = OUTSIDE
+        variables = self._variables(conversation, num_messages, add_generation_prompt)
+        context = self._traced.new_context({**self._traced_globals, **variables, "messages": messages}, shared=True)
+        rendered = joined(self._traced.root_render_func(context))
+        if rendered != expected:
+            raise TraceError
+        return TracedText(expected, tags_of(rendered))
+
+
+def traced_message(message: Mapping[str, Any], number: int) -> Message:
+    """A message whose texts are tagged with its number, and as content, reasoning or arguments."""
+    fields = {}
+    for key, value in message.items():
+        if key in IDENTIFIERS:
+            fields[key] = value
+        else:
+            fields[key] = _traced_value(value, number, Kind.REASONING if key in REASONING else Kind.CONTENT)
+    return Message(fields, number)
+
+
+def _traced_value(value: Any, number: int, kind: Kind) -> Any:
+    if isinstance(value, str):
+        return Shadow(value, tag_of(number, kind) * len(value))
+    if isinstance(value, Mapping):
+        return {
+            key: item
+            if key in IDENTIFIERS and kind is not Kind.ARGUMENTS
+            else _traced_value(item, number, Kind.ARGUMENTS if key == "arguments" else kind)
+            for key, item in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return type(value)(_traced_value(item, number, kind) for item in value)
+    return value
