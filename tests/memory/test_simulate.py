@@ -101,6 +101,18 @@ def test_evaluating_and_saving_are_stretches_of_their_own() -> None:
     assert saving.components[Component.TEMPORARIES] > parameters_bytes
 
 
+def test_cuda_has_rules_of_its_own() -> None:
+    config = memory_models.small("gpt2")
+    on_cpu = plan_of(config, tokens=200, compute="bfloat16", recomputes=False)
+    cpu, cuda = (simulate(config, dataclasses.replace(on_cpu, device=device), WORK) for device in ("cpu", "cuda"))
+    logits = [max(s.components[Component.LOGITS] for s in found.timeline) for found in (cpu, cuda)]
+    assert logits[1] > 1.5 * logits[0]  # whole chunks at a time
+    activations = [max(s.components[Component.ACTIVATIONS] for s in found.timeline) for found in (cpu, cuda)]
+    assert activations[1] > 1.02 * activations[0]  # norms in float32
+    assert any("unmeasured" in note for note in cuda.notes)
+    assert cuda.margin_bytes > cpu.margin_bytes
+
+
 def test_four_bit_weights_take_half_a_byte_and_their_scales() -> None:
     import peft
 

@@ -9,8 +9,8 @@ step of a run; of the first, which still lacks the optimizer's states, only the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import nn
 from sartor.engine.step import Engine
 from sartor.engine.traits import ModelTraits, evaluating, read_traits
 from sartor.errors import ConfigurationError
-from sartor.memory import answers, imagine, optimizers, scratch
+from sartor.memory import answers, cuda_rules, imagine, optimizers, scratch
 from sartor.memory.extrapolate import extrapolated
 from sartor.memory.prediction import Component, Prediction, Stretch
 from sartor.memory.tracker import LiveSet, Phase
@@ -122,7 +122,7 @@ def _prediction(timeline: Sequence[Stretch], note: str, plan: Plan, training: Tr
     peak = max(stretch.num_bytes for stretch in timeline)
     is_cuda = plan.device.startswith("cuda")
     if is_cuda:
-        notes.append("CUDA by rules, unmeasured: its autocast's wider list and its embedding's gradient are left out")
+        notes.append("CUDA by rules, unmeasured")
     return Prediction(
         tuple(timeline),
         margin_bytes=int(peak * (CUDA_MARGIN if is_cuda else CPU_MARGIN)),
@@ -139,7 +139,11 @@ def _one_step(
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     is_cuda = plan.device.startswith("cuda")
-    live = LiveSet(scratch.rules("cuda" if is_cuda else "cpu", plan.num_threads), answers=answers.largest)
+    live = LiveSet(
+        scratch.rules("cuda" if is_cuda else "cpu", plan.num_threads),
+        answers=answers.largest,
+        rounding_bytes=cuda_rules.ROUNDING_BYTES if is_cuda else 1,
+    )
     with ExitStack() as stack:
         stack.enter_context(imagine.shortened(model, traits.num_layers, kept))
         stack.enter_context(FakeTensorMode())
@@ -153,7 +157,10 @@ def _one_step(
         engine.form = replace(engine.form, fits_cache=not is_cuda, pieces=_differing_pieces)
         make = training.make_optimizer or optimizers.maker(training.optimizer, is_cuda=is_cuda)
         optimizer = make(optimizers.groups_of(model, imagine.embedding(model)))
-        stack.enter_context(engine.running())
+        if is_cuda:
+            stack.enter_context(cuda_rules.CudaAutocast())
+        with _device_of(engine, plan):
+            stack.enter_context(engine.running())
         with imagine.shortened(model, kept, 1):  # what an engine keeps from micro-batch to micro-batch is there now
             engine.backward(micro, batch_targets=max(1, work.num_targets), batch_tokens=micro.num_tokens)
         stack.enter_context(_marking_layers(live, model, traits, kept))
@@ -188,6 +195,17 @@ def _differing_pieces(num_rows: int, piece_rows: int) -> list[int]:
     """Where the first two pieces and the last one begin: all between allocate as the second does."""
     starts = range(0, num_rows, piece_rows)
     return sorted({*starts[:2], *starts[-1:]})
+
+
+@contextmanager
+def _device_of(engine: Engine, plan: Plan) -> Iterator[None]:
+    """The plan's device while the engine sets itself up: some of what it sets up is for a CPU alone."""
+    before = engine.device
+    engine.device = torch.device(plan.device)
+    try:
+        yield
+    finally:
+        engine.device = before
 
 
 def _micro_batch(work: Work) -> MicroBatch:
