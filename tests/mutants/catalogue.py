@@ -303,7 +303,7 @@ TARGETS = (
     ),
     Mutant(
         "truncation not counted",
-        f"{DATA}/encoding/encode.py",
+        f"{DATA}/encoding/cutting.py",
         "num_truncated_targets=rows.num_targets - short.num_targets",
         "num_truncated_targets=0",
         ("tests/data/test_encode.py::test_truncation_is_counted_in_rows_tokens_and_targets",),
@@ -321,8 +321,8 @@ LOSS = (
     Mutant(
         "a row lost at each chunk's end",
         f"{ENGINE}/loss.py",
-        "for start in range(0, targets_N.shape[0], chunk_rows)",
-        "for start in range(0, targets_N.shape[0], chunk_rows + 1)",
+        "for start in form.pieces(targets_N.shape[0], chunk_rows)",
+        "for start in form.pieces(targets_N.shape[0], chunk_rows + 1)",
         ("tests/engine/test_loss.py::test_sums_and_gradients_equal_the_plain_formula",),
     ),
     Mutant(
