@@ -55,6 +55,15 @@ def take_steps(engine: Engine, step: EngineStepper, batch: Sequence[Example], nu
             step.schedule()
 
 
+def held_bytes(model: nn.Module) -> int:
+    """Of all parameters and buffers, each storage once."""
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for tensor in (*model.parameters(), *model.buffers())
+    }
+    return sum(storages.values())
+
+
 class AllocatorPeak:
     """The largest sum of c10's allocations while the block lasts, from the profiler's `[memory]` events."""
 
