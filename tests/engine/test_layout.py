@@ -219,3 +219,15 @@ def test_an_engine_runs_under_a_plan_that_was_read_back() -> None:
         sums = run.measure(micro_batches(documents(), 99)[0])
 
     assert sums.num_targets == sum(label >= 0 for example in documents() for label in example.labels[1:])
+
+
+def test_a_short_convolution_is_not_laid_flat_in_bfloat16_with_freshly_made_weights() -> None:
+    from transformers import AutoModelForCausalLM, Lfm2Config
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = Lfm2Config(
+        vocab_size=64, num_key_value_heads=2, layer_types=["conv", "full_attention"], pad_token_id=0, **sizes
+    )
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    assert choose_layout(model, read_traits(model)).layout is Layout.PADDED

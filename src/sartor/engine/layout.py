@@ -29,6 +29,9 @@ from sartor.records import Layout, MicroBatch
 # Largest relative difference to the truth that the probe lets pass; rounding alone gives 1e-6 in float32 and 1e-2 in
 # bfloat16 on deep models, a leaking document 1e-1 and more.
 PROBE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}
+# Where documents are apart, changing one moves no token of the other by a single bit (experts that share a product may
+# round otherwise); a leak through a short convolution with freshly made weights moves the first tokens by 1e-2.
+LEAK_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 2e-3, torch.float16: 1e-3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +196,7 @@ def layout_problem(
         return f"it raises {type(error).__name__}"
     tolerance = PROBE_TOLERANCE.get(found_TH.dtype, 5e-2)
     first = len(documents[0])
-    if _difference(moved_TH[first:], found_TH[first:]) > tolerance:
+    if _largest_difference(moved_TH[first:], found_TH[first:]) > LEAK_TOLERANCE.get(found_TH.dtype, 2e-3):
         return "documents leak into each other"
     if _difference(found_TH, torch.cat(list(truth))) > tolerance:
         return "its result differs from one document at a time"
@@ -203,6 +206,12 @@ def layout_problem(
 def _difference(found: torch.Tensor, truth: torch.Tensor) -> float:
     """Norm of the difference over the norm of the truth."""
     return float((found.double() - truth.double()).norm() / truth.double().norm().clamp(min=1e-30))
+
+
+def _largest_difference(found_TH: torch.Tensor, truth_TH: torch.Tensor) -> float:
+    """The same for the token where it is largest: a short convolution leaks into a document's first tokens alone."""
+    distances_T = (found_TH.double() - truth_TH.double()).norm(dim=-1)
+    return float((distances_T / truth_TH.double().norm(dim=-1).clamp(min=1e-30)).max())
 
 
 def _micro(documents: Sequence[torch.Tensor]) -> MicroBatch:
