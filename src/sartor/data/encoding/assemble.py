@@ -14,20 +14,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from sartor.data.encoding import cache, store
-from sartor.data.encoding.cutting import cut
+from sartor.data.encoding.counts import Counts
 from sartor.data.encoding.keys import Unkeyed, key_of
 from sartor.data.encoding.parts import ROWS_PER_BATCH, Part, encode_here
-from sartor.data.encoding.table import TokenRows
 from sartor.data.encoding.tokens import Encoder
 from sartor.data.encoding.workers import encode_in_processes, work_order
 from sartor.data.reading.places import Places
 from sartor.data.reading.problems import ProblemLog
 from sartor.data.rows.formats import Reading
-from sartor.errors import DataError
-from sartor.records import DataSettings, DataSummary, Packing, PreparedData
+from sartor.records import DataSettings, Packing, PreparedData
 
 if TYPE_CHECKING:
     import datasets
@@ -98,7 +94,7 @@ def _made(request: Request, encoder: Encoder, folder: Path | None) -> cache.Made
     problems = ProblemLog()
     tokens: store.Store = store.MemoryStore() if folder is None else store.FileStore(folder)
     num_processes, process_notes = _num_processes(request)
-    counts = _Counts(DataSummary(name, request.reading.format, len(request.dataset), 0, 0, 0, 0))
+    counts = Counts(name, request.reading)
     kept_places: list[Places] = []
     with closing(_parts(request, encoder, problems, num_processes)) as parts:
         for part in parts:
@@ -119,15 +115,7 @@ def _made(request: Request, encoder: Encoder, folder: Path | None) -> cache.Made
         written = store.write_file(rows, how, folder / cache.DATA)
     del rows
     tokens.remove()
-    notes = (*notes_of(request.reading, encoder), *process_notes, *mixing_notes(how))
-    summary = replace(
-        with_problems(replace(counts.summary, notes=notes), problems),
-        num_examples=written.num_examples,
-        num_tokens=written.num_tokens,
-        num_targets=written.num_targets,
-        longest_tokens=written.longest_tokens,
-        source_rows=dict(counts.source_rows),
-    )
+    summary = counts.summary(encoder, problems, how, written, num_rows=len(request.dataset), notes=process_notes)
     return cache.Made(summary, _arranged_places(places, how), written.fingerprint, dataset)
 
 
@@ -135,52 +123,6 @@ def _arranged_places(places: Places, how: store.Arrangement) -> Places:
     if how is None:
         return places
     return places.packed(how) if isinstance(how, Packing) else places.take(how)
-
-
-class _Counts:
-    """What is known of all rows that were encoded so far, and what cutting them cost."""
-
-    def __init__(self, summary: DataSummary) -> None:
-        self._none = summary
-        self.summary = summary
-        self.num_rows = 0
-        self.longest_tokens = 0
-        self.has_targets = False
-        self.keeps_targets = False
-        self.source_rows: dict[str, int] = {}
-
-    def cut(self, part: Part, settings: DataSettings) -> tuple[TokenRows, Places]:
-        """Cut one part's rows, and count them."""
-        self.num_rows += len(part.rows)
-        self.longest_tokens = max(self.longest_tokens, int(part.rows.lengths.max(initial=0)))
-        self.has_targets = self.has_targets or part.rows.num_targets > 0
-        places = part.places.once_each() if settings.unroll else part.places
-        for source, count in places.counts().items():
-            self.source_rows[source] = self.source_rows.get(source, 0) + count
-        rows, cost, places = cut(part.rows, settings, self._none, part.places)
-        self.keeps_targets = self.keeps_targets or rows.num_targets > 0
-        fields = ("num_truncated_rows", "num_truncated_tokens", "num_truncated_targets", "num_dropped_rows")
-        sums = {field: getattr(self.summary, field) + getattr(cost, field) for field in fields}
-        self.summary = replace(self.summary, **sums)
-        return rows, places
-
-    def check(self, settings: DataSettings) -> None:
-        """See that something is left to train.
-
-        Raises:
-            DataError: nothing is.
-        """
-        name = self.summary.name
-        if not self.has_targets:
-            raise DataError(
-                f"{name} data: no token of any of the {self.num_rows:,} rows is trained: all labels are -100."
-            )
-        if not self.keeps_targets:
-            raise DataError(
-                f"{name} data: with max_length={settings.max_length} and truncation_mode={settings.truncation_mode} "
-                f"nothing that is trained is left of any of the {self.num_rows:,} rows; the longest has "
-                f"{self.longest_tokens:,} tokens. Raise max_length, or try the other truncation_mode."
-            )
 
 
 def _parts(request: Request, encoder: Encoder, problems: ProblemLog, num_processes: int) -> Generator[Part]:
@@ -221,32 +163,3 @@ def _why_not_elsewhere(request: Request) -> str:
 def _num_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def with_problems(summary: DataSummary, problems: ProblemLog) -> DataSummary:
-    """The summary with the rows that are left out because they cannot be used."""
-    return replace(
-        summary,
-        num_skipped_rows=len(problems.bad_places),
-        skipped_kinds=problems.counts,
-        notes=summary.notes + tuple(f"skipped: {told}" for told in problems.told()),
-    )
-
-
-def mixing_notes(how: store.Arrangement) -> tuple[str, ...]:
-    """What wrapped blocks mix."""
-    if not isinstance(how, Packing) or how.keeps_documents:
-        return ()
-    num_blocks = len(how.pieces_per_block)
-    num_mixed = int((how.pieces_per_block > 1).sum())
-    num_cut = len(how.rows) - len(np.unique(how.rows))
-    return (
-        f"packing_strategy='wrapped': {num_mixed:,} of {num_blocks:,} blocks are one running text of several rows, "
-        "whose "
-        f"tokens see the rows before them, and rows are cut in {num_cut:,} places. 'bfd_split' mixes nothing.",
-    )
-
-
-def notes_of(reading: Reading, encoder: Encoder) -> tuple[str, ...]:
-    """What is worth saying aloud."""
-    return (*reading.notes, *encoder.notes())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sartor.data.encoding.assemble import notes_of
+from sartor.data.encoding.counts import notes_of
 from sartor.data.encoding.cutting import cut
 from sartor.data.encoding.parts import places_of, rows_of
 from sartor.data.encoding.store import Packer

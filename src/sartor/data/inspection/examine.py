@@ -7,7 +7,6 @@ sketch; the counts are those of a training run with the same options.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -15,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sartor.data.encoding.cutting import cut
-from sartor.data.encoding.store import Packer
+from sartor.data.encoding import store
+from sartor.data.encoding.counts import Counts
+from sartor.data.encoding.parts import Part
 from sartor.data.encoding.table import TokenRows
 from sartor.data.inspection.duplicates import DuplicateSearch
 from sartor.data.inspection.judge import judge_duplicates, judge_emptied, judge_lengths, judge_overlap
@@ -29,6 +29,7 @@ from sartor.data.inspection.texts import TextChecks, row_text
 from sartor.data.inspection.token_checks import TokenChecks
 from sartor.data.inspection.written import WrittenChecks
 from sartor.data.reading.places import Places
+from sartor.data.reading.problems import ProblemLog
 from sartor.data.rows.detection import FormattingFunction
 from sartor.records import DataSettings, DataSummary
 
@@ -38,12 +39,6 @@ if TYPE_CHECKING:
 EXCERPT_CHARACTERS = 100
 NAMED_SAMPLES = 100
 """Rows that findings name and that are kept as samples."""
-_COUNTED = (
-    "num_truncated_rows",
-    "num_truncated_tokens",
-    "num_truncated_targets",
-    "num_dropped_rows",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +51,7 @@ class Given:
     """What was given: a path or a Hub id."""
     model: str = ""
     formatting_func: FormattingFunction | None = None
-    pack: Packer | None = None
+    pack: store.Packer | None = None
     end_tokens: tuple[str, ...] = ()
     context: int | None = None
     """Tokens that the model can see at once, where that is known."""
@@ -88,7 +83,7 @@ class Examination:
         self._written = WrittenChecks(self._ledger, given.tokenizer)
         self._tokens = TokenChecks(self._ledger, given.tokenizer, given.end_tokens)
         self._tally = LengthTally(given.settings.max_length, self._mode, given.context)
-        self._counts = dict.fromkeys((*_COUNTED, "num_tokens", "num_targets", "num_examples"), 0)
+        self._counts = Counts(name, self._reader.reading)
         self._kept_lengths: list[Any] = []
         self._emptied: list[int] = []
         self._search = DuplicateSearch()
@@ -98,8 +93,6 @@ class Examination:
         self._excerpts: list[str] = []
         self._wanted = _spread(len(dataset) if hasattr(dataset, "__len__") else None, given.num_samples)
         self._samples: list[tuple[bool, Sample]] = []
-        self._bad_places: set[str] = set()
-        self._bad_kinds: Counter[str] = Counter()
 
     def run(self, train: Examination | None = None) -> Inspection:
         """Read all rows; what was found.  `train`: the training rows, where these are to evaluate on, already run."""
@@ -135,8 +128,6 @@ class Examination:
         )
 
     def _bad_row(self, kind: str, where: str, message: str, row: Any) -> None:
-        self._bad_places.add(where)
-        self._bad_kinds[kind] += 1
         skips = self._given.settings.bad_rows == "skip"
         self._ledger.see(
             "bad_row",
@@ -187,48 +178,32 @@ class Examination:
             is_emptied = (left == 0) & (encoded.targets_per_row[longer] > 0)
             self._emptied.extend((len(self._example_places) + longer[is_emptied]).tolist())
         self._example_places.extend(places)
-        nothing = DataSummary(self._name, self._reader.reading.format, 0, 0, 0, 0, 0)
         dropping = replace(settings, no_targets="drop")  # where it is an error, that is a finding, and not the end
-        kept, counted, _ = cut(encoded, dropping, nothing, Places.of_texts(places))
-        for name in _COUNTED:
-            self._counts[name] += getattr(counted, name)
-        self._counts["num_tokens"] += kept.num_tokens
-        self._counts["num_targets"] += kept.num_targets
+        kept, _ = self._counts.cut(Part(encoded, Places.of_texts(places)), dropping)
         self._kept_lengths.append(kept.lengths)
 
     def _summary(self) -> DataSummary:
-        """The counts that open a training run with the same options."""
-        settings, lengths = self._given.settings, np.concatenate([np.zeros(0, np.int64), *self._kept_lengths])
-        num_examples = len(lengths)
-        longest = int(lengths.max(initial=0))
-        if settings.packing and self._given.pack is not None and settings.max_length is not None and len(lengths):
-            packing = self._given.pack(lengths, settings.max_length, settings.packing_strategy)
-            ends = np.cumsum(packing.pieces_per_block)
-            blocks = np.diff(np.concatenate([np.zeros(1, np.int64), np.cumsum(packing.lengths)[ends - 1]]))
-            num_examples, longest = len(blocks), int(blocks.max())
-        return DataSummary(
-            self._name,
-            self._reader.reading.format,
-            self._reader.num_rows,
-            num_examples,
-            self._counts["num_tokens"],
-            self._counts["num_targets"],
-            longest,
-            num_truncated_rows=self._counts["num_truncated_rows"],
-            num_truncated_tokens=self._counts["num_truncated_tokens"],
-            num_truncated_targets=self._counts["num_truncated_targets"],
-            num_dropped_rows=self._counts["num_dropped_rows"],
-            notes=(*self._reader.notes(), *self._unusable()),
-            num_skipped_rows=len(self._bad_places) if settings.bad_rows == "skip" else 0,
-            skipped_kinds=dict(self._bad_kinds) if settings.bad_rows == "skip" else {},
-            source_rows=dict(Counter(where.rpartition(", ")[0] for where in self._example_places)),
+        """The counts that open a training run with the same options, by the same code."""
+        given, reader = self._given, self._reader
+        lengths = np.concatenate([np.zeros(0, np.int64), *self._kept_lengths])
+        how = store.arrangement(lengths, given.settings, given.pack)
+        left_out = reader.problems if given.settings.bad_rows == "skip" else ProblemLog()
+        return self._counts.summary(
+            reader.encoder,
+            left_out,
+            how,
+            self._counts.foreseen(lengths, how),
+            num_rows=reader.num_rows,
+            notes=self._unusable(),
         )
 
     def _unusable(self) -> tuple[str, ...]:
         """What to say where a training run would stop, and the counts are those of the rows that can be used."""
-        if not self._bad_places or self._given.settings.bad_rows == "skip":
+        if not self._reader.problems or self._given.settings.bad_rows == "skip":
             return ()
-        return (f"{rows(len(self._bad_places))} cannot be used: a training run would stop, and say so.",)
+        return (
+            f"{rows(len(self._reader.problems.bad_places))} cannot be used: a training run would stop, and say so.",
+        )
 
     def _judge_whole(self, summary: DataSummary) -> None:
         """What concerns the data set as a whole."""

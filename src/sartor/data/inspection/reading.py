@@ -12,7 +12,6 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from sartor.data.encoding.assemble import notes_of
 from sartor.data.encoding.parts import ROWS_PER_BATCH, places_of, rows_of
 from sartor.data.encoding.table import TokenRows
 from sartor.data.encoding.template import adopt_chatml
@@ -97,19 +96,18 @@ class RowReader:
         self.reading: Reading = reading
         self._settings = settings
         self._name = name
-        self._encoder, self._scratch = (Encoder(tokenizer, reading, settings, end_tokens) for _ in range(2))
+        self.encoder, self._scratch = (Encoder(tokenizer, reading, settings, end_tokens) for _ in range(2))
         self.num_rows = 0
         """Rows read so far, bad ones too."""
-
-    def notes(self) -> tuple[str, ...]:
-        """What is worth saying about the rows that were read."""
-        return notes_of(self.reading, self._encoder)
+        self.problems = ProblemLog()
+        """What is wrong with those that cannot be used."""
 
     def batches(self, report: Report) -> Iterator[Batch]:
         """Usable rows in order; what is wrong with the others goes to `report`."""
-        with closing(run_ahead(self._works(), self._encoder.tokenize)) as results:
+        with closing(run_ahead(self._works(), self.encoder.tokenize)) as results:
             for raw, encoded, example_places in results:
                 self.num_rows += len(raw.rows)
+                self.problems.update(raw.log)
                 yield from self._usable(raw, encoded, example_places, report)
 
     def _works(self) -> Iterator[Tokenization[tuple[_Raw, TokenRows, list[str]]]]:
@@ -120,7 +118,7 @@ class RowReader:
             first += len(rows)
 
     def _work(self, raw: _Raw) -> Tokenization[tuple[_Raw, TokenRows, list[str]]]:
-        encoded, example_places = yield from encoding_usable(self._encoder, raw.rows, raw.places, raw.log, skip=True)
+        encoded, example_places = yield from encoding_usable(self.encoder, raw.rows, raw.places, raw.log, skip=True)
         return raw, encoded, example_places
 
     def _usable(self, raw: _Raw, encoded: TokenRows, example_places: Sequence[str], report: Report) -> Iterator[Batch]:

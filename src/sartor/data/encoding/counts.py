@@ -1,0 +1,140 @@
+"""Counts what becomes of rows while they are cut, and makes the summary of it: for a training run and for `inspect`.
+
+What comes in: encoded rows, part by part.  What goes out: the rows that are kept, and at the end a `DataSummary`.  What
+it keeps true: every row, token and target that is lost is in the summary, and it is the same whoever counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from sartor.data.encoding.cutting import cut
+from sartor.data.encoding.parts import Part
+from sartor.data.encoding.store import Arrangement, Integers, Written
+from sartor.data.encoding.table import TokenRows
+from sartor.data.encoding.tokens import Encoder
+from sartor.data.reading.places import Places
+from sartor.data.reading.problems import ProblemLog
+from sartor.data.rows.formats import Reading
+from sartor.errors import DataError
+from sartor.records import DataSettings, DataSummary, Packing
+
+LOSSES = ("num_truncated_rows", "num_truncated_tokens", "num_truncated_targets", "num_dropped_rows")
+"""Fields of a summary that say what cutting costs."""
+
+
+class Counts:
+    """What is known of all rows of one data set that were encoded so far, and what cutting them cost."""
+
+    def __init__(self, name: str, reading: Reading) -> None:
+        self._reading = reading
+        self._none = DataSummary(name, reading.format, 0, 0, 0, 0, 0)
+        self.lost = self._none
+        self.num_rows = 0
+        self.longest_tokens = 0
+        self.has_targets = False
+        self.kept_tokens = 0
+        self.kept_targets = 0
+        self.source_rows: dict[str, int] = {}
+
+    def cut(self, part: Part, settings: DataSettings) -> tuple[TokenRows, Places]:
+        """Cut one part's rows, and count them.
+
+        Raises:
+            DataError: nothing is left of a row, where `no_targets="error"`.
+        """
+        self.num_rows += len(part.rows)
+        self.longest_tokens = max(self.longest_tokens, int(part.rows.lengths.max(initial=0)))
+        self.has_targets = self.has_targets or part.rows.num_targets > 0
+        places = part.places.once_each() if settings.unroll else part.places
+        for source, count in places.counts().items():
+            self.source_rows[source] = self.source_rows.get(source, 0) + count
+        rows, cost, places = cut(part.rows, settings, self._none, part.places)
+        self.kept_tokens += rows.num_tokens
+        self.kept_targets += rows.num_targets
+        sums = {name: getattr(self.lost, name) + getattr(cost, name) for name in LOSSES}
+        self.lost = replace(self.lost, **sums)
+        return rows, places
+
+    def check(self, settings: DataSettings) -> None:
+        """See that something is left to train.
+
+        Raises:
+            DataError: nothing is.
+        """
+        name = self._none.name
+        if not self.has_targets:
+            raise DataError(
+                f"{name} data: no token of any of the {self.num_rows:,} rows is trained: all labels are -100."
+            )
+        if not self.kept_targets:
+            raise DataError(
+                f"{name} data: with max_length={settings.max_length} and truncation_mode={settings.truncation_mode} "
+                f"nothing that is trained is left of any of the {self.num_rows:,} rows; the longest has "
+                f"{self.longest_tokens:,} tokens. Raise max_length, or try the other truncation_mode."
+            )
+
+    def summary(
+        self,
+        encoder: Encoder,
+        problems: ProblemLog,
+        how: Arrangement,
+        written: Written,
+        *,
+        num_rows: int,
+        notes: tuple[str, ...] = (),
+    ) -> DataSummary:
+        """Everything about the data set.
+
+        Args:
+            problems: the rows that are left out because they cannot be used.
+            how: how examples were arranged.
+            written: what the examples hold.
+            num_rows: that were read, whatever became of them.
+            notes: what else to say.
+        """
+        notes = (*notes_of(self._reading, encoder), *notes, *mixing_notes(how))
+        return replace(
+            self.lost,
+            num_rows=num_rows,
+            num_examples=written.num_examples,
+            num_tokens=written.num_tokens,
+            num_targets=written.num_targets,
+            longest_tokens=written.longest_tokens,
+            notes=notes + tuple(f"skipped: {told}" for told in problems.told()),
+            num_skipped_rows=len(problems.bad_places),
+            skipped_kinds=problems.counts,
+            source_rows=dict(self.source_rows),
+        )
+
+    def foreseen(self, lengths: Integers, how: Arrangement) -> Written:
+        """What would be written of the rows that were kept, without writing it.
+
+        Args:
+            lengths: tokens of each of them, in order.
+        """
+        if isinstance(how, Packing):
+            ends = np.cumsum(how.pieces_per_block)
+            tokens = np.concatenate([np.zeros(1, np.int64), np.cumsum(how.lengths)])
+            lengths = np.diff(tokens[np.concatenate([np.zeros(1, np.int64), ends])])
+        return Written(len(lengths), self.kept_tokens, self.kept_targets, int(lengths.max(initial=0)))
+
+
+def mixing_notes(how: Arrangement) -> tuple[str, ...]:
+    """What wrapped blocks mix."""
+    if not isinstance(how, Packing) or how.keeps_documents:
+        return ()
+    num_blocks = len(how.pieces_per_block)
+    num_mixed = int((how.pieces_per_block > 1).sum())
+    num_cut = len(how.rows) - len(np.unique(how.rows))
+    return (
+        f"packing_strategy='wrapped': {num_mixed:,} of {num_blocks:,} blocks are one running text of several rows, "
+        f"whose tokens see the rows before them, and rows are cut in {num_cut:,} places. 'bfd_split' mixes nothing.",
+    )
+
+
+def notes_of(reading: Reading, encoder: Encoder) -> tuple[str, ...]:
+    """What is worth saying aloud."""
+    return (*reading.notes, *encoder.notes())
