@@ -1,0 +1,76 @@
+"""Which optimizer batches may hold a run's largest micro-batch, and what a trace measures."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from sartor.batching.cut import cut_flat
+from sartor.memory import limits, rehearse, trace
+from sartor.memory.prediction import Stretch
+from sartor.memory.tracker import Phase
+
+
+def test_batches_keep_their_rows() -> None:
+    batches = rehearse.Batches.of([(4, 1), (0,), (2, 3, 5)])
+    assert [batches.keys(number) for number in range(3)] == [[4, 1], [0], [2, 3, 5]]
+
+
+def test_candidates_hold_the_largest_micro_batches_of_any_run() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        tokens = np.minimum(600, generator.lognormal(4, 1, 2_000).astype(np.int64) + 2)
+        targets = (tokens * generator.random(2_000)).astype(np.int64)
+        batches = rehearse.Batches.of(generator.permutation(2_000).reshape(-1, 8).tolist())
+        limit = int(generator.integers(200, 3_000))
+        found = rehearse.candidates(rehearse.Rows(tokens, targets), batches, limit)
+        assert len(found) <= 3 * rehearse.CANDIDATES
+
+        def largest(numbers: list[int], of: np.ndarray) -> int:
+            best = 0
+            for number in numbers:
+                keys = batches.keys(number)  # noqa: B023
+                for group in cut_flat(tokens[keys].tolist(), limit):  # noqa: B023
+                    best = max(best, int(of[[keys[place] for place in group]].sum()))
+            return best
+
+        every = list(range(len(batches.starts)))
+        assert largest(found, tokens) >= 0.97 * largest(every, tokens)
+        longest = int(np.argmax(tokens))
+        assert any(tokens[batches.keys(number)].max() == tokens[longest] for number in found)
+
+
+def test_an_empty_run_has_no_candidates() -> None:
+    empty = np.zeros(0, np.int64)
+    assert rehearse.candidates(rehearse.Rows(empty, empty), rehearse.Batches.of([]), 100) == []
+
+
+def test_reasons_against_a_rehearsal() -> None:
+    fine = {"num_steps": 100, "parameters_bytes": 1 << 30, "rehearsed_tokens": 100, "run_tokens": 1e4}
+    assert rehearse.reason_against(**fine) is None  # type: ignore[arg-type]
+    for name, value in (("num_steps", 49), ("parameters_bytes", 1 << 20), ("rehearsed_tokens", 300)):
+        assert rehearse.reason_against(**{**fine, name: value})  # type: ignore[arg-type]
+
+
+def test_a_trace_sees_what_lived_only_within_a_stretch() -> None:
+    size = 1 << 23
+    held = torch.ones(size // 4)
+    with trace.Trace(torch.device("cpu")) as watch:
+        watch.enter(Phase.FORWARD)
+        kept = torch.ones(size)  # 4 bytes each
+        watch.enter(Phase.LOSS)
+        for _ in range(5):
+            (kept * 2).sin().sum()
+        watch.enter(Phase.CLIP)
+    _, forward, loss, clip = watch.stretches(held.nbytes)
+    if limits.heap_account() is None:
+        return
+    assert abs(forward.num_bytes - (held.nbytes + 4 * size)) < 1 << 20
+    assert loss.num_bytes >= held.nbytes + 8 * size
+    assert abs(clip.num_bytes - forward.num_bytes) < 1 << 20
+
+
+def test_the_last_pass_is_a_whole_one() -> None:
+    phases = ["first update", "forward", "forward", "loss", "backward", "forward", "loss", "backward", "clip"]
+    timeline = [Stretch(phase, None, {}) for phase in phases]
+    assert [part.phase for part in trace.last_pass(timeline)] == ["forward", "loss", "backward", "clip"]
