@@ -1,11 +1,19 @@
-"""For all tests: prepared data is kept in a folder of its own, which is gone afterwards; never in the user's cache."""
+"""For all tests: prepared data is kept in a folder of its own, which is gone afterwards; never in the user's cache.
+
+And Ctrl-C means what it means in a terminal: a shell ignores it for what it starts in the background (`make test &`),
+and the commands that tests interrupt would inherit that, and run on for hours.
+"""
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
 
 import pytest
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _IS_OURS = "SARTOR_TESTS_CACHE" not in os.environ  # the processes of a parallel run share the first one's
 if _IS_OURS:

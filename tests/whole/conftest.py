@@ -19,6 +19,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 QUESTIONS = ("What is blue?", "What is red?")
 ANSWERS = ("the sky", "a rose")
+DEADLINE_S = 120
+"""For a command of a few seconds, also on a machine that has much else to do."""
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
@@ -70,15 +72,42 @@ class Commands:
         server_input, answers = _pipes(self._server)
         print(json.dumps(request), file=server_input, flush=True)
         process = json.loads(answers.readline())["pid"]
+        problem = None
         if until is not None:
-            deadline = time.monotonic() + 240
-            while not until():
-                assert time.monotonic() < deadline, "the command did not come as far as expected"
-                time.sleep(0.05)
-            os.kill(process, interrupt)
+            _wait(lambda: until() or _has_ended(process))
+            if not until() or not _signal(process, interrupt):
+                problem = "the command did not come as far as expected"
+        if problem is None and not _wait(lambda: _has_ended(process)):
+            problem = f"the command did not end within {DEADLINE_S} s"
+        if problem is not None:  # else the next command would get its answer
+            _signal(process, signal.SIGKILL)
         code = json.loads(answers.readline())["code"]
-        texts = ["" if output else Path(file).read_text(encoding="utf-8") for file in files]
-        return Done(code, *texts)
+        done = Done(code, *("" if output else Path(file).read_text(encoding="utf-8") for file in files))
+        assert problem is None, f"{problem}: {done}"
+        return done
+
+
+def _wait(condition: Callable[[], bool]) -> bool:
+    """Until it is true; False where that did not come in time."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def _has_ended(process: int) -> bool:
+    return not _signal(process, 0)
+
+
+def _signal(process: int, number: int) -> bool:
+    """Whether there was somebody to get it; the server buries at once who has ended."""
+    try:
+        os.kill(process, number)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _pipes(server: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:

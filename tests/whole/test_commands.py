@@ -219,7 +219,7 @@ def test_a_stopped_run_goes_on_with_the_same_command_and_resume(
 
     def command(place: Path) -> list[str | Path]:
         return [
-            "train", "--model", model, "--data", rows, *MAPPING, *QUICK, "--output_dir", place, "--max_steps", "120",
+            "train", "--model", model, "--data", rows, *MAPPING, *QUICK, "--output_dir", place, "--max_steps", "60",
             "--save_strategy", "steps", "--save_steps", "1000", "--logging_steps", "1",
         ]  # fmt: skip
 
