@@ -301,6 +301,7 @@ class Plan:
     layout: Layout
     micro_batch_tokens: int
     gradient_checkpointing: bool
+    """Whether activations are recomputed in the backward pass."""
     loss_chunk_rows: int
     attention: str
     """transformers' name of the attention implementation, or our own."""
@@ -310,6 +311,12 @@ class Plan:
     device: str
     evaluation_tokens: int | None = None
     """Tokens at once in passes without gradients; None: as in training."""
+    recomputed_layers: int | None = None
+    """With `gradient_checkpointing`: the first so many layers are recomputed; None: every layer."""
+    predicted_bytes: Mapping[str, int] = field(default_factory=dict)
+    """What the worst moment of a step was foreseen to need, by component, and "peak"; empty: it was not simulated."""
+    measured_bytes: int | None = None
+    """The most that the rehearsal used; None: there was none."""
     incidents: tuple[str, ...] = ()
     """What happened when memory ran out: one sentence for each time that the plan was made to need less."""
     reasons: Mapping[str, str] = field(default_factory=dict)

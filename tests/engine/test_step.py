@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -39,7 +40,7 @@ def test_recomputation_runs_every_layer_again() -> None:
     def count(layer: nn.Module, inputs: Any) -> None:
         calls.append(layer)
 
-    for wanted, expected in ((False, 1), (True, 2)):
+    for wanted, expected in ((False, 2), (True, 4)):
         model = make("llama")
         for layer in model.model.layers:
             layer.self_attn.q_proj.register_forward_pre_hook(count)
@@ -47,7 +48,31 @@ def test_recomputation_runs_every_layer_again() -> None:
         calls.clear()  # the probe's
         accumulate(run, documents(), 99)
 
-        assert len(calls) == expected * 2
+        assert len(calls) == expected
+
+
+def test_the_first_layers_alone_can_be_recomputed_with_the_same_gradients_and_more_of_them_later() -> None:
+    calls: list[int] = []
+    model = make("llama")
+    for number, layer in enumerate(model.model.layers):
+        layer.self_attn.q_proj.register_forward_pre_hook(lambda module, inputs, number=number: calls.append(number))
+    accumulate(engine(model), documents(), 99)
+    expected = gradients(model)
+    model.zero_grad()
+    run = engine(model, gradient_checkpointing=True, recomputed_layers=1)
+    calls.clear()  # the probe's
+    accumulate(run, documents(), 99)
+    assert calls == [0, 1, 0]
+    found = gradients(model)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+    calls.clear()
+    with run.running():
+        run.replan(dataclasses.replace(run.plan, recomputed_layers=None))
+        for micro in micro_batches(documents(), 99):
+            run.backward(micro, batch_targets=9, batch_tokens=99)
+    assert calls == [0, 1, 1, 0]
+    assert not model.is_activation_checkpointing
 
 
 def test_recomputation_with_an_adapter_asks_nothing_of_the_frozen_embeddings() -> None:

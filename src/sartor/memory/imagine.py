@@ -58,6 +58,22 @@ def _without_initialisation() -> Iterator[None]:
         yield
 
 
+def imitate(model: nn.Module) -> nn.Module:
+    """A copy of a model on the meta device: shapes, dtypes, ties and what is trained, without a byte of its weights."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        held = [*module._parameters.values(), *module._buffers.values(), *vars(module).values()]
+        for tensor in held:
+            if not isinstance(tensor, torch.Tensor) or id(tensor) in memo:
+                continue
+            with torch.no_grad():
+                empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+            is_parameter = isinstance(tensor, nn.Parameter)
+            memo[id(tensor)] = nn.Parameter(empty, requires_grad=tensor.requires_grad) if is_parameter else empty
+    copied: nn.Module = copy.deepcopy(model, memo)
+    return copied.train()
+
+
 def widen(model: nn.Module, compute_dtype: torch.dtype) -> None:
     """Give parameters on the meta device the dtypes of a training: see `engine.precision.Masters.widen`."""
     from sartor.engine.precision import Masters

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -86,26 +86,50 @@ def simulate(config: Any, plan: Plan, work: Work, training: Training | None = No
         ModelError: the model cannot be trained here.
     """
     training = training or Training()
-    if not work.document_lengths or not 0 <= work.num_targets <= sum(work.document_lengths):
-        raise ConfigurationError(
-            f"a micro-batch of {len(work.document_lengths)} documents with {work.num_targets} targets cannot be "
-            "simulated: it needs documents, and no more targets than tokens."
-        )
-    compute_dtype: torch.dtype = getattr(torch, plan.compute_dtype)
+    model = imagined(config, plan.compute_dtype, training)
+    return simulate_model(model, plan, work, training)
+
+
+def imagined(config: Any, compute_dtype: str, training: Training) -> nn.Module:
+    """The model that `simulate_model` takes, from a configuration, with the dtypes of a training."""
     model = imagine.build(
         config,
         dtype=getattr(torch, training.arrival_dtype),
         lora=training.lora,
         quantization=training.quantization,
     )
-    imagine.widen(model, compute_dtype)
+    imagine.widen(model, getattr(torch, compute_dtype))
+    return model
+
+
+def simulate_model(model: nn.Module, plan: Plan, work: Work, training: Training) -> Prediction:
+    """Foresee the memory of one optimizer step of a model without memory; it can be used again for another plan.
+
+    Args:
+        model: on the meta device, from `imagined` or `imagine.imitate`, in the dtypes of a training.
+        plan: how the step is executed.
+        work: the micro-batch.
+        training: what is trained; its dtype, adapter and quantization are the model's already.
+
+    Raises:
+        ConfigurationError: the optimizer is not known, or the work is empty.
+        ModelError: the model cannot be trained here.
+    """
+    if not work.document_lengths or not 0 <= work.num_targets <= sum(work.document_lengths):
+        raise ConfigurationError(
+            f"a micro-batch of {len(work.document_lengths)} documents with {work.num_targets} targets cannot be "
+            "simulated: it needs documents, and no more targets than tokens."
+        )
     traits = read_traits(model)
     found = imagine.layers_of(model, traits.num_layers)
 
     def step(kept: int) -> list[Stretch]:
         return _one_step(model, traits, plan, work, training, kept)
 
-    if found is None or not imagine.are_alike(list(found[2])):
+    is_uniform = found is not None and imagine.are_alike(list(found[2]))
+    if plan.gradient_checkpointing and plan.recomputed_layers is not None:
+        is_uniform = False  # the first layers are recomputed and the others are not
+    if not is_uniform:
         timeline: Sequence[Stretch] = step(traits.num_layers)
         note = f"simulated in full: {traits.num_layers} layers"
     else:
@@ -163,7 +187,7 @@ def _one_step(
             stack.enter_context(engine.running())
         with imagine.shortened(model, kept, 1):  # what an engine keeps from micro-batch to micro-batch is there now
             engine.backward(micro, batch_targets=max(1, work.num_targets), batch_tokens=micro.num_tokens)
-        stack.enter_context(_marking_layers(live, model, traits, kept))
+        stack.enter_context(marking_layers(live, model, kept))
         optimizers.make_gradients(optimizer)
         live.own(Component.GRADIENTS, (parameter.grad for parameter in model.parameters()))
         first = live.num_marks()
@@ -220,8 +244,18 @@ def _micro_batch(work: Work) -> MicroBatch:
     )
 
 
-def _marking_layers(live: LiveSet, model: nn.Module, traits: ModelTraits, kept: int) -> ExitStack:
-    """Hooks that tell the live set which layer begins, forward and backward; they keep no tensor."""
+class Marks(Protocol):
+    """Whoever measures a step, and is told what begins."""
+
+    phase: Phase
+
+    def enter(self, phase: Phase, layer: int | None = None) -> None:
+        """From now on the step is in this phase, in this layer of the decoder."""
+        ...
+
+
+def marking_layers(live: Marks, model: nn.Module, kept: int) -> ExitStack:
+    """Hooks that tell `live` which of the decoder's `kept` layers begins, forward and backward; they keep no tensor."""
     undo = ExitStack()
     found = imagine.layers_of(model, kept)
     if found is None:
@@ -251,7 +285,7 @@ def _marking_layers(live: LiveSet, model: nn.Module, traits: ModelTraits, kept: 
     return undo
 
 
-def _mark_gradient(live: LiveSet, hidden: Any, layer: int | None) -> None:
+def _mark_gradient(live: Marks, hidden: Any, layer: int | None) -> None:
     """When this tensor's gradient is there, the backward pass enters the layer that made the tensor."""
     if isinstance(hidden, torch.Tensor) and hidden.requires_grad:
         hidden.register_hook(lambda gradient: live.enter(Phase.BACKWARD, layer))

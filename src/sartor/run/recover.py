@@ -32,6 +32,10 @@ T = TypeVar("T")
 FORGIVEN_EVERY = 100
 """Optimizer batches after which a single event is taken for a moment's again."""
 SMALLEST_LOSS_CHUNK_ROWS = 64
+ADVICE = (
+    "one document goes through at a time, and what can be recomputed is. Set a smaller max_length, train an adapter "
+    "(peft_config), or use a machine with more memory."
+)
 
 _SIGNS = (
     "can't allocate memory",  # torch's CPU allocator
@@ -63,8 +67,19 @@ class Guard(Protocol):
         """
         ...
 
-    def relent(self) -> None:
-        """What was refused last is not refused again: nothing is left that would need less, so it is tried."""
+    def allocate(self, num_bytes: int, what: str) -> None:
+        """Called before something else that will take so many bytes: an optimizer's states, answers.
+
+        Raises:
+            ForeseenMemoryError: they would not fit.
+        """
+        ...
+
+    def relent(self) -> bool:
+        """Nothing is left that would need less: whether what was refused last is tried all the same.
+
+        Then it is not refused again.  False where it is known, and not just foreseen, that it cannot fit.
+        """
         ...
 
     def forget(self) -> None:
@@ -82,8 +97,12 @@ class NoGuard:
     def before(self, num_tokens: int, *, trains: bool) -> None:
         """Nothing is foreseen."""
 
-    def relent(self) -> None:
+    def allocate(self, num_bytes: int, what: str) -> None:
+        """Nothing is foreseen."""
+
+    def relent(self) -> bool:
         """Nothing was refused."""
+        return False
 
     def forget(self) -> None:
         """Nothing was measured."""
@@ -125,6 +144,7 @@ class Recovery:
         action: Callable[[], T],
         less: Callable[[], str | None],
         undo: Callable[[], None] | None = None,
+        advice: str = ADVICE,
     ) -> T:
         """`action`, again and again with less at once, until it goes through.
 
@@ -133,6 +153,7 @@ class Recovery:
             action: may run out of memory; it starts from the beginning each time.
             less: makes the action need less, and says how; None where there is nothing left to do.
             undo: takes back what a failed action did.
+            advice: for the error: why nothing is left to do, and what the user can.
 
         Raises:
             OutOfMemoryError: nothing is left to do.
@@ -150,14 +171,12 @@ class Recovery:
                 undo()
             self._free()
             remedy = less()
-            if remedy is None and self._was_foreseen:
-                self.guard.relent()
+            if remedy is None and self._was_foreseen and self.guard.relent():
                 remedy = "tried all the same, since nothing is left that would need less"
             if remedy is None:
                 raise OutOfMemoryError(
                     f"memory ran out in {phase} of step {self.step} ({cause}), and nothing is left that would need "
-                    "less: one document goes through at a time, and what can be recomputed is. Set a smaller "
-                    "max_length, train an adapter (peft_config), or use a machine with more memory."
+                    f"less: {advice}"
                 )
             incident = Incident(self.step, phase, cause, remedy)
             self.incidents.append(incident)
@@ -192,7 +211,11 @@ class Recovery:
 
     def recompute(self) -> str | None:
         """A remedy: activations are recomputed in the backward pass, where the architecture can and does not yet."""
-        if self.engine.plan.gradient_checkpointing or not self.engine.can_recompute:
+        plan = self.engine.plan
+        if plan.gradient_checkpointing and plan.recomputed_layers is not None:
+            self._replan("recomputed_layers", None)
+            return "the activations of every layer are recomputed from here on"
+        if plan.gradient_checkpointing or not self.engine.can_recompute:
             return None
         self._replan("gradient_checkpointing", True)
         return "activations are recomputed from here on"
@@ -217,10 +240,13 @@ class Recovery:
             return f"at most {tokens:,} tokens at once in evaluations"
         return self.shrink_loss(num_tokens)
 
-    def _replan(self, field: str, value: int) -> None:
+    def _replan(self, field: str, value: int | None) -> None:
         plan = self.engine.plan
-        reasons = {**plan.reasons, field: f"memory ran out at step {self.step}"}
+        reasons = {**plan.reasons, field: self._when()}
         self.engine.replan(dataclasses.replace(plan, reasons=reasons, **{field: value}))  # type: ignore[arg-type]
+
+    def _when(self) -> str:
+        return f"memory ran out at step {self.step}" if self.step else "memory ran out before the first step"
 
     def _free(self) -> None:
         gc.collect()

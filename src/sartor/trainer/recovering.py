@@ -64,9 +64,11 @@ def _needs(engine: Engine) -> Needs:
         layer = 4 * traits.hidden_size * ACTIVATION_VALUES_PER_HIDDEN
         if not trains:
             return layer
-        if engine.plan.gradient_checkpointing:
-            return layer + 4 * traits.hidden_size * traits.num_layers
-        return layer * traits.num_layers
+        if not engine.plan.gradient_checkpointing:
+            return layer * traits.num_layers
+        some = engine.plan.recomputed_layers
+        num_kept = 0 if some is None else max(0, traits.num_layers - some)
+        return layer * (1 + num_kept) + 4 * traits.hidden_size * (traits.num_layers - num_kept)
 
     return Needs(fixed_bytes, token_bytes, lambda: engine.plan.attention == "eager")
 
