@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from sartor.data.encoding.layout import LaidText, TokenBytes, located, with_offsets
 from sartor.data.encoding.table import TokenRows
 from sartor.data.encoding.template import has_generation_marks, render, render_marked
 from sartor.data.encoding.tokenizing import BatchTokenizer, Encodings, TextBatch, Tokenization, run
@@ -49,6 +50,7 @@ class Encoder:
         self._unrolls = settings.unroll
         self._appends_eos = not reading.is_conversational and reading.format is not RowFormat.TOKENIZED
         self.tokenize = BatchTokenizer(tokenizer)
+        self._token_bytes = TokenBytes.of(tokenizer.backend_tokenizer) if tokenizer.is_fast else None
         self.tally: Counter[str] = Counter()
         self._weigher = Weigher(
             tokenizer, self.tally, assistant_only=self._assistant_only, completion_only=self._completion_only
@@ -173,13 +175,26 @@ class Encoder:
         """Ids of conversations, and which of them lie between the template's generation marks."""
         marked = render_marked(self._tokenizer, rows, _whole, problems)
         self._audit.check_rendered(rows, [text for text, _ in marked], self.tally, last_only=self._unrolls)
-        encodings = yield TextBatch([text for text, _ in marked], is_rendered=True, needs_characters=True)
+        texts = [text for text, _ in marked]
+        encodings = yield from located(texts, self._token_bytes)
+        unclear = [number for number, row in enumerate(encodings) if self._is_unclear(row, *marked[number])]
+        encodings = yield from with_offsets(texts, encodings, unclear)
         ids = [encoding.ids for encoding in encodings]
         marks = [
             _marked_tokens(encoding, len(tokens), blocks)
             for encoding, tokens, (_, blocks) in zip(encodings, ids, marked, strict=True)
         ]
         return ids, marks
+
+    def _is_unclear(self, encoding: Any, text: str, blocks: Sequence[tuple[int, int]]) -> bool:
+        """Whether the tokenizer itself must be asked where a text's blocks are: offsets may leave out white space."""
+        return isinstance(encoding, LaidText) and any(
+            not 0 <= start < end <= len(text)
+            or self._token_bytes is None
+            or self._token_bytes.may_be_hidden(text, encoding, start)
+            or self._token_bytes.may_be_hidden(text, encoding, end - 1)
+            for start, end in blocks
+        )
 
     def _completions(self, prompt_ids: Ids, ids: Ids, is_marked: Ids | None) -> Ids | None:
         """Which tokens are trained of prompts and completions: from where ids and the prompt's own ids part.

@@ -78,7 +78,7 @@ class AssistantTargets:
             return [], []
         proven = [proof for proof in proofs if proof is not None]
         texts = [proof.text for proof in proven]
-        encodings = yield self._turn_tokenizer.batch(texts)
+        encodings = yield from self._turn_tokenizer.encodings(texts)
         heads = self._turn_tokenizer.heads(texts, [proof.turns for proof in proven])
         self._turn_tokenizer.learn_heads(heads, (yield self._turn_tokenizer.batch(heads)) if heads else [])
         all_ids, all_marks = [], []

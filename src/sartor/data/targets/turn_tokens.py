@@ -13,11 +13,11 @@ generation sees.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
-from sartor.data.encoding.tokenizing import BatchTokenizer, Encodings, TextBatch
+from sartor.data.encoding.layout import TokenBytes, is_byte_level, located
+from sartor.data.encoding.tokenizing import BatchTokenizer, Encodings, TextBatch, Tokenization
 from sartor.data.targets.prover import Turn, Unproven
 
 MAX_HEADS = 4096
@@ -38,7 +38,8 @@ class TurnTokenizer:
         self._tokenizer = tokenizer
         self._batches = BatchTokenizer(tokenizer)
         self._special_ids = frozenset(tokenizer.all_special_ids)
-        self._is_byte_level = _is_byte_level(tokenizer.backend_tokenizer)
+        self._is_byte_level = is_byte_level(tokenizer.backend_tokenizer)
+        self._token_bytes = TokenBytes.of(tokenizer.backend_tokenizer)
         self._heads: dict[str, list[int]] = {}
         self._newline = self._ids("\n")
         self.num_cut_turns = 0
@@ -47,6 +48,10 @@ class TurnTokenizer:
     def batch(self, texts: Sequence[str]) -> TextBatch:
         """Texts whose tokens are to be found by their characters.  A template has written the special tokens."""
         return TextBatch(texts, is_rendered=True, needs_characters=True)
+
+    def encodings(self, texts: Sequence[str]) -> Tokenization[Encodings]:
+        """What `targets` needs of each text, step by step; offsets are asked for only where lengths do not tell."""
+        return (yield from located(texts, self._token_bytes))
 
     def heads(self, texts: Sequence[str], turns: Sequence[Sequence[Turn]]) -> list[str]:
         """What stands before the turns of many texts, where it has to be compared as a whole; else nothing."""
@@ -146,7 +151,8 @@ class TurnTokenizer:
         """
         first, begin = 0, 0
         if self._is_byte_level:
-            for token in range(len(ids) - 1, -1, -1):
+            behind = encoding.char_to_token(start)  # no token behind the start's own can end before it
+            for token in range(len(ids) - 1 if behind is None else behind, -1, -1):
                 if ids[token] in self._special_ids:
                     begins, ends = encoding.token_to_chars(token)
                     if ends <= start:
@@ -171,26 +177,3 @@ class TurnTokenizer:
         (encoding,) = self._batches(self.batch([text]))
         ids: list[int] = encoding.ids
         return ids
-
-
-def _is_byte_level(backend: Any) -> bool:
-    """Whether text behind a special token is tokenized without a look at what precedes it, and without a mark before
-    it.
-    """
-    if backend.pre_tokenizer is None:
-        return False
-    steps = _steps_of(json.loads(backend.pre_tokenizer.__getstate__()))
-    normal = [] if backend.normalizer is None else _steps_of(json.loads(backend.normalizer.__getstate__()))
-    names = {step["type"] for step in steps}
-    return (
-        "ByteLevel" in names
-        and "Metaspace" not in names
-        and not any(step.get("add_prefix_space") for step in steps)
-        and all(step["type"] in ("NFC", "NFD", "NFKC", "NFKD") for step in normal)
-    )
-
-
-def _steps_of(state: dict[str, Any]) -> list[dict[str, Any]]:
-    """The steps of a pre-tokenizer or normalizer, which may be a sequence of them."""
-    nested = state.get("pretokenizers") or state.get("normalizers")
-    return [state] if nested is None else [step for part in nested for step in _steps_of(part)]
