@@ -16,6 +16,7 @@ from datasets import Dataset
 from sartor.batching.packing import pack
 from sartor.data.encoding import assemble, cache, keys
 from sartor.data.encoding.encode import prepare
+from sartor.data.entries import folder_of
 from sartor.errors import DataError
 from sartor.records import DataSettings, PreparedData
 from tests.data.conftest import make_small_tokenizer
@@ -230,9 +231,9 @@ def test_small_data_is_not_kept(ready: Any, tmp_path: Path, monkeypatch: pytest.
 
 def test_the_folder_is_beside_the_data_sets_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", "/somewhere")
-    assert cache.folder_of(None) == Path("/somewhere/sartor")
-    assert cache.folder_of("none") is None
-    assert cache.folder_of("~/there") == Path.home() / "there"
+    assert folder_of(None) == Path("/somewhere/sartor")
+    assert folder_of("none") is None
+    assert folder_of("~/there") == Path.home() / "there"
 
 
 WAITING = """
@@ -301,6 +302,6 @@ def test_an_entry_holds_no_pickle_and_says_what_is_in_it(ready: Any) -> None:
 
 
 def test_tests_have_a_cache_of_their_own() -> None:
-    folder = cache.folder_of(None)
+    folder = folder_of(None)
     assert folder is not None
     assert folder.parent == Path(os.environ["SARTOR_TESTS_CACHE"])

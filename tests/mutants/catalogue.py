@@ -36,7 +36,7 @@ WEIGHTING = (
         "micro, batch_targets=self._total_weight,",
         "micro,\n"
         "                batch_targets=micro.num_targets\n"
-        "                * sum(1 for _ in micro_batches(self._engine, self._batch.examples, self._batch.keys)),",
+        "                * sum(1 for _ in keyed_micro_batches(self._engine, self._batch.examples, self._batch.keys)),",
         (plain_loop("cut"),),
     ),
     Mutant(
@@ -713,13 +713,34 @@ ENCODING = (
     Mutant(
         "damaged cache entry used",
         f"{DATA}/encoding/cache.py",
-        'if _digest(path) != expected["xxh3_128"]:',
+        'if digest_of_file(path) != expected["xxh3_128"]:',
         "if False:",
         ("tests/data/test_cache.py::test_a_damaged_entry_is_said_and_made_again",),
     ),
     Mutant(
+        "large files kept in memory",
+        f"{DATA}/reading/large.py",
+        ">= entries.LARGE_BYTES",
+        ">= 1 << 60",
+        ("tests/data/test_large.py::test_a_file_larger_than_memory_is_read",),
+    ),
+    Mutant(
+        "large tokens kept in memory",
+        f"{DATA}/encoding/assemble.py",
+        ">= entries.LARGE_BYTES",
+        ">= 1 << 60",
+        ("tests/data/test_large.py::test_without_a_cache_they_are_in_a_temporary_folder_for_as_long_as_they_are_used",),
+    ),
+    Mutant(
+        "changed files taken from the cache",
+        f"{DATA}/reading/large.py",
+        "path.suffixes[-2:], digest_of_file(path)]",
+        "path.suffixes[-2:]]",
+        ("tests/data/test_large.py::test_they_are_read_once_and_again_when_they_change_or_are_damaged",),
+    ),
+    Mutant(
         "cache used without waiting",
-        f"{DATA}/encoding/cache.py",
+        f"{DATA}/entries.py",
         "            fcntl.flock(file, fcntl.LOCK_EX)\n",
         "            pass\n",
         ("tests/data/test_cache.py::test_a_second_process_waits_for_the_first_and_finds_what_it_made",),

@@ -186,12 +186,13 @@ def _check(request: Request, folder: Path) -> "tuple[SFTConfig, Any, Any]":
     attempt(lambda: construction.check_model(request.model, stand_in))
     own = request.own
     config, revision = own.get("dataset_config"), own.get("dataset_revision")
-    train_rows = attempt(lambda: read_rows(request.data, "train", own.get("split"), config, revision))
+    kept = {"data_cache": request.fields.get("data_cache")}
+    train_rows = attempt(lambda: read_rows(request.data, "train", own.get("split"), config, revision, **kept))
     eval_rows = None
     if own.get("eval_data") is not None:
-        eval_rows = attempt(lambda: read_rows((own["eval_data"],), "eval", own.get("eval_split")))
+        eval_rows = attempt(lambda: read_rows((own["eval_data"],), "eval", own.get("eval_split"), **kept))
     elif own.get("eval_split") is not None:
-        eval_rows = attempt(lambda: read_rows(request.data, "eval", own["eval_split"], config, revision))
+        eval_rows = attempt(lambda: read_rows(request.data, "eval", own["eval_split"], config, revision, **kept))
     if len(errors) == 1:
         raise errors[0]
     if errors:
@@ -206,7 +207,12 @@ def _check(request: Request, folder: Path) -> "tuple[SFTConfig, Any, Any]":
 
 
 def read_rows(
-    texts: Sequence[str], name: str, split: str | None, config: str | None = None, revision: str | None = None
+    texts: Sequence[str],
+    name: str,
+    split: str | None,
+    config: str | None = None,
+    revision: str | None = None,
+    data_cache: str | None = None,
 ) -> Any:
     """What `SFTTrainer` takes as a data set: the rows of one source, or of several with their weights.
 
@@ -220,10 +226,12 @@ def read_rows(
     pairs = [mixture.parse_source(text) for text in texts]
     if len(pairs) == 1:
         # The weight of a lone source says nothing, but may be left over from several.
-        return sources.read(pairs[0][0], split=split, config=config, revision=revision, name=name)
+        return sources.read(
+            pairs[0][0], split=split, config=config, revision=revision, name=name, data_cache=data_cache
+        )
     if name == "eval":
         pairs = [(source, None) for source, _ in pairs]
-    return mixture.read_parts(pairs, split=split, config=config, revision=revision, name=name)
+    return mixture.read_parts(pairs, split=split, config=config, revision=revision, name=name, data_cache=data_cache)
 
 
 def _peft_config(request: Request) -> Any:

@@ -52,10 +52,11 @@ class Preparation:
                     f"{name}_dataset has several sources, which are mixed once they are prepared, but "
                     "`skip_prepare_dataset=True` skips that. Mix them with datasets.interleave_datasets."
                 )
-            parts = dataset if isinstance(dataset[0], mixture.Part) else mixture.read_parts(dataset, name=name)
+            is_read = isinstance(dataset[0], mixture.Part)
+            parts = dataset if is_read else mixture.read_parts(dataset, name=name, data_cache=settings.data_cache)
             prepared = mixture.prepare_mixture(parts, settings, name, self._prepared)
         else:
-            source = sources.read(dataset, name=name)
+            source = sources.read(dataset, name=name, data_cache=settings.data_cache)
             if self._skips:
                 return self._unprepared(source.dataset, name)
             prepared = _with_notes(self._prepared(source.dataset, settings, name), source.notes)

@@ -14,12 +14,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sartor.data import entries
 from sartor.data.encoding import cache, store
 from sartor.data.encoding.counts import Counts
 from sartor.data.encoding.keys import Unkeyed, key_of
 from sartor.data.encoding.parts import ROWS_PER_BATCH, Part, encode_here
 from sartor.data.encoding.tokens import Encoder
 from sartor.data.encoding.workers import encode_in_processes, work_order
+from sartor.data.entries import folder_of
 from sartor.data.reading.places import Places
 from sartor.data.reading.problems import ProblemLog
 from sartor.data.rows.formats import Reading
@@ -64,15 +66,16 @@ def prepare_rows(request: Request, encoder: Encoder) -> PreparedData:
         encoder.tally.clear()
         return _made(request, encoder, folder)
 
-    folder = cache.folder_of(request.settings.data_cache)
+    folder = folder_of(request.settings.data_cache)
+    is_large = used.data.nbytes >= entries.LARGE_BYTES
     if folder is None or used.data.nbytes < CACHED_FROM_BYTES:
-        return cache.in_memory(make(None))
+        return cache.not_kept(make, request.say, is_large=is_large)
     try:
         key = _key(request)
     except Unkeyed as reason:
         request.say(f"The {request.name} data is not cached: {reason}.")
-        return cache.in_memory(make(None))
-    return cache.cached(key, folder, make, request.say)
+        return cache.not_kept(make, request.say, is_large=is_large)
+    return cache.cached(key, folder, make, request.say, is_large=is_large)
 
 
 def _key(request: Request) -> str:

@@ -11,30 +11,24 @@ summary and the checksums.  Nothing is pickled.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import xxhash
 
+from sartor.data.entries import Damaged, Say, digest_of_file, found_or_made, removed_with, temporary_folder
 from sartor.data.reading.places import Places
 from sartor.records import DataSummary, PreparedData, RowFormat
 
 if TYPE_CHECKING:
     import datasets
 
-OFF = "none"
-"""What the option `data_cache` says to switch the cache off."""
 DATA, PLACES, MANIFEST = "data.arrow", "places.arrow", "manifest.json"
-_READ_BYTES = 1 << 22
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,90 +42,66 @@ class Made:
     """None: it is in the file."""
 
 
-class _Damaged(Exception):
-    """An entry that cannot be used; says why."""
-
-
-def folder_of(option: str | None) -> Path | None:
-    """The folder of all entries: the one asked for, else `sartor` in the cache of `datasets`; None where it is off."""
-    if option == OFF:
-        return None
-    if option is not None:
-        return Path(option).expanduser()
-    import datasets
-
-    return Path(datasets.config.HF_DATASETS_CACHE) / "sartor"
-
-
-def cached(key: str, folder: Path, make: Callable[[Path | None], Made], say: Say) -> PreparedData:
+def cached(
+    key: str, folder: Path, make: Callable[[Path | None], Made], say: Say, *, is_large: bool = False
+) -> PreparedData:
     """Prepared data from the cache, or made and kept there.
 
     Args:
         key: names everything that the data depends on.
         make: prepares, in memory, or in the folder that it is given.
         say: tells the user what happens to the cache.
+        is_large: whether it must not be in memory, even where the cache cannot be written.
     """
-    entry = folder / key
-    with contextlib.ExitStack() as stack:
+
+    def fill(building: Path) -> None:
+        _keep(make(building), building)
+
+    try:
+        found, was_there = found_or_made(key, folder, _read, fill, say)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        where = "a temporary folder" if is_large else "memory"
+        say(f"The cache {folder} cannot be written ({reason}): the data is prepared in {where}. See data_cache.")
+        return not_kept(make, say, is_large=is_large)
+    if not was_there:
+        return found
+    note = f"Taken from the cache: {folder / key}."
+    return replace(found, summary=replace(found.summary, notes=(*found.summary.notes, note)))
+
+
+def not_kept(make: Callable[[Path | None], Made], say: Say, *, is_large: bool) -> PreparedData:
+    """Prepared data that no later run finds: in memory, or in a temporary folder where there is much of it."""
+    folder = None
+    if is_large:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(_locked(folder / f"{key}.lock", say))
+            folder = temporary_folder("sartor-data-")
+            made = make(folder)
         except OSError as error:
-            return _in_memory(make, folder, error, say)
-        found = _found(entry, say)
-        if found is not None:
-            note = f"Taken from the cache: {entry}."
-            return replace(found, summary=replace(found.summary, notes=(*found.summary.notes, note)))
-        building = folder / f"{key}.building"
-        try:
-            # What is there was left by a process that was killed, and a damaged entry has been said.
-            shutil.rmtree(building, ignore_errors=True)
-            shutil.rmtree(entry, ignore_errors=True)
-            building.mkdir()
-            _keep(make(building), building)
-            building.rename(entry)
-        except OSError as error:
-            shutil.rmtree(building, ignore_errors=True)
-            return _in_memory(make, folder, error, say)
+            say(f"No temporary folder can be written ({error.strerror or error}): the data is prepared in memory.")
+            _remove(folder)
+            folder = None
         except BaseException:
-            shutil.rmtree(building, ignore_errors=True)
+            _remove(folder)
             raise
-        return _read(entry)
-
-
-def in_memory(made: Made) -> PreparedData:
-    """Prepared data that is not kept."""
+        else:
+            dataset = _mapped(folder / DATA, made.fingerprint)
+            removed_with(dataset.data, folder)
+            return PreparedData(dataset, made.summary, made.places)
+    made = make(folder)
     assert made.dataset is not None
     return PreparedData(made.dataset, made.summary, made.places)
 
 
-def _in_memory(make: Callable[[Path | None], Made], folder: Path, error: OSError, say: Say) -> PreparedData:
-    reason = error.strerror or str(error)
-    say(f"The cache {folder} cannot be written ({reason}): the data is prepared in memory. See data_cache.")
-    return in_memory(make(None))
+def _remove(folder: Path | None) -> None:
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def _locked(path: Path, say: Say) -> Iterator[None]:
-    """Hold a lock that the system releases when its holder ends, however it ends; wait for it as long as it takes."""
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("Another process prepares the same data: waiting for it.")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _mapped(path: Path, fingerprint: str) -> datasets.Dataset:
+    import datasets
 
-
-def _found(entry: Path, say: Say) -> PreparedData | None:
-    """The entry, where there is one that is whole; says so where it is not."""
-    if not entry.exists():
-        return None
-    try:
-        return _read(entry)
-    except _Damaged as error:
-        say(f"The cached data in {entry} is damaged ({error}): it is made again.")
-        return None
+    return datasets.Dataset(datasets.table.MemoryMappedTable.from_file(str(path)), fingerprint=fingerprint)
 
 
 def _keep(made: Made, folder: Path) -> None:
@@ -139,7 +109,9 @@ def _keep(made: Made, folder: Path) -> None:
     if made.places is not None:
         _write_places(made.places, folder / PLACES)
     names = [name for name in (DATA, PLACES) if (folder / name).exists()]
-    files = {name: {"bytes": (folder / name).stat().st_size, "xxh3_128": _digest(folder / name)} for name in names}
+    files = {
+        name: {"bytes": (folder / name).stat().st_size, "xxh3_128": digest_of_file(folder / name)} for name in names
+    }
     content: dict[str, Any] = {"summary": asdict(made.summary), "fingerprint": made.fingerprint, "files": files}
     if made.places is not None:
         content["sources"] = made.places.sources
@@ -148,17 +120,14 @@ def _keep(made: Made, folder: Path) -> None:
 
 
 def _read(entry: Path) -> PreparedData:
-    import datasets
-
     content = _manifest(entry)
     for name, expected in content["files"].items():
         path = entry / name
         if not path.is_file() or path.stat().st_size != expected["bytes"]:
-            raise _Damaged(f"{name} is not as long as it was written")
-        if _digest(path) != expected["xxh3_128"]:
-            raise _Damaged(f"{name} has another checksum")
-    table = datasets.table.MemoryMappedTable.from_file(str(entry / DATA))
-    dataset = datasets.Dataset(table, fingerprint=content["fingerprint"])
+            raise Damaged(f"{name} is not as long as it was written")
+        if digest_of_file(path) != expected["xxh3_128"]:
+            raise Damaged(f"{name} has another checksum")
+    dataset = _mapped(entry / DATA, content["fingerprint"])
     places = None
     if PLACES in content["files"]:
         places = _read_places(entry / PLACES, tuple((source, kind) for source, kind in content["sources"]))
@@ -170,9 +139,9 @@ def _manifest(entry: Path) -> dict[str, Any]:
         content: dict[str, Any] = json.loads((entry / MANIFEST).read_text(encoding="utf-8"))
         digest = content.pop("xxh3_128")
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise _Damaged(f"{MANIFEST} cannot be read: {error}") from error
+        raise Damaged(f"{MANIFEST} cannot be read: {error}") from error
     if digest != _digest_of(content):
-        raise _Damaged(f"{MANIFEST} has another checksum")
+        raise Damaged(f"{MANIFEST} has another checksum")
     return content
 
 
@@ -215,19 +184,6 @@ def _read_places(path: Path, sources: tuple[tuple[str, str], ...]) -> Places:
         columns = [column.values for column in columns]
     source_numbers, row_numbers = (np.asarray(column, np.int32) for column in columns)
     return Places(sources, source_numbers, row_numbers, offsets)
-
-
-def _digest(path: Path) -> str:
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        _feed(digest, file)
-    return digest.hexdigest()
-
-
-def _feed(digest: Any, file: IO[bytes]) -> None:
-    buffer = memoryview(bytearray(_READ_BYTES))
-    while count := file.readinto(buffer):  # type: ignore[attr-defined]
-        digest.update(buffer[:count])
 
 
 def _digest_of(content: dict[str, Any]) -> str:

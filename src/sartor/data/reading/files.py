@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sartor.data.reading.tables import OUR_COLUMNS, WHERE_COLUMN, dataset_of, with_places
+from sartor.data.reading.large import is_large, on_disk, write_parquet
+from sartor.data.reading.tables import OUR_COLUMNS, WHERE_COLUMN, dataset_of, places_column, with_places, write_rows
 from sartor.data.reading.text_files import EXAMPLE_ROW, read_text
 from sartor.errors import DataError
 from sartor.records import Problem, Row
@@ -40,8 +41,10 @@ def read_file(path: Path) -> datasets.Dataset:
     return read_files([(path, path.name)])
 
 
-def read_files(files: Sequence[tuple[Path, str]]) -> datasets.Dataset:
+def read_files(files: Sequence[tuple[Path, str]], data_cache: str | None = None) -> datasets.Dataset:
     """Read files of one kind, each with the name that its rows' places have.
+
+    Rows of large files are kept on disk (see `large`), where `data_cache` says.
 
     A line that is no row becomes a row with its problem (`tables.PROBLEM_COLUMN`), which is told, or skipped, together
     with the rows that can be read but not used.
@@ -57,16 +60,24 @@ def read_files(files: Sequence[tuple[Path, str]]) -> datasets.Dataset:
             "text kinds)."
         )
     try:
-        if suffix in TABLE_SUFFIXES:
-            return _read_tables(files)
-        dataset = dataset_of(_text_rows(files))
+        is_table = suffix in TABLE_SUFFIXES
+        if suffix != ".arrow" and is_large(files):
+            dataset = on_disk(files, data_cache, lambda path: _write(files, path, is_parquet=is_table))
+        else:
+            dataset = _read_tables(files) if is_table else dataset_of(_text_rows(files))
     except (OSError, EOFError) as error:
         raise DataError(
             f"{path} cannot be read: {error}. Check the path, its permissions and that it is whole."
         ) from error
     if not len(dataset):
-        raise DataError(f"{_named(files)} has no rows. Write one row per line, for example {EXAMPLE_ROW}")
+        example = "" if is_table else f" Write one row per line, for example {EXAMPLE_ROW}"
+        raise DataError(f"{_named(files)} has no rows.{example}")
     return dataset
+
+
+def _write(files: Sequence[tuple[Path, str]], path: Path, *, is_parquet: bool) -> int:
+    """All rows as an Arrow stream in a file; returns their number."""
+    return write_parquet(files, path) if is_parquet else write_rows(_text_rows(files), path)
 
 
 def _named(files: Sequence[tuple[Path, str]]) -> str:
@@ -87,13 +98,11 @@ def _read_tables(files: Sequence[tuple[Path, str]]) -> datasets.Dataset:
     tables, places = [], []
     for path, name in files:
         tables.append(_table_of(path))
-        places.append(pyarrow.array([f"{name}, row {number}" for number in range(tables[-1].num_rows)], "string"))
+        places.extend(places_column(name, tables[-1].num_rows).chunks)
     table = _joined(tables, files)
-    if not table.num_rows:
-        raise DataError(f"{_named(files)} has no rows.")
     own = [name for name in table.column_names if name in OUR_COLUMNS]
     dataset = datasets.Dataset(datasets.table.InMemoryTable(table.drop_columns(own)))
-    return with_places(dataset, pyarrow.concat_arrays(places))
+    return with_places(dataset, pyarrow.chunked_array(places, "string"))
 
 
 def _table_of(path: Path) -> pyarrow.Table:

@@ -117,15 +117,16 @@ class Folder:
         order = ["train", "validation", "test", ""]
         return {split: splits[split] for split in order if split in splits}
 
-    def read(self, split: str, prefix: str = "") -> datasets.Dataset:
+    def read(self, split: str, prefix: str = "", data_cache: str | None = None) -> datasets.Dataset:
         """All rows of a split, file by file in the order of their names.
 
         Args:
             split: one of `splits`.
             prefix: what stands before the files' names in their rows' places.
+            data_cache: see `read_files`.
         """
         names = [prefix + file.relative_to(self.path).as_posix() for file in self.splits[split]]
-        return read_files(list(zip(self.splits[split], names, strict=True)))
+        return read_files(list(zip(self.splits[split], names, strict=True)), data_cache)
 
     def notes(self, split: str) -> tuple[str, ...]:
         """What is read and what is not."""

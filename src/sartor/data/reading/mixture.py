@@ -86,6 +86,7 @@ def read_parts(
     config: str | None = None,
     revision: str | None = None,
     name: str = "train",
+    data_cache: str | None = None,
 ) -> list[Part]:
     """Read the sources of a mixture; for the arguments see `sources.read`.
 
@@ -105,7 +106,13 @@ def read_parts(
     for number, (source, weight) in enumerate(pairs, 1):
         try:
             found = sources.read(
-                source, split=split, config=config, revision=revision, name=name, long_names=long_names
+                source,
+                split=split,
+                config=config,
+                revision=revision,
+                name=name,
+                long_names=long_names,
+                data_cache=data_cache,
             )
         except (DataError, HubError) as error:
             errors.append(error)

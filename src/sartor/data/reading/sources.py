@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sartor.data.reading.files import kind_of, read_files
 from sartor.data.reading.folders import Folder, is_saved_dataset, read_saved
 from sartor.data.reading.problems import excerpt
-from sartor.data.reading.tables import WHERE_COLUMN, dataset_of, with_places
+from sartor.data.reading.tables import WHERE_COLUMN, dataset_of, places_column, with_places
 from sartor.errors import DataError, HubError
 from sartor.records import Problem, Row
 
@@ -42,10 +42,11 @@ def load(
     config: str | None = None,
     revision: str | None = None,
     name: str = "train",
+    data_cache: str | None = None,
 ) -> datasets.Dataset | datasets.IterableDataset:
     """The rows of a source alone; see `read`."""
     dataset: datasets.Dataset | datasets.IterableDataset = read(
-        spec, split=split, config=config, revision=revision, name=name
+        spec, split=split, config=config, revision=revision, name=name, data_cache=data_cache
     ).dataset
     return dataset
 
@@ -58,6 +59,7 @@ def read(
     revision: str | None = None,
     name: str = "train",
     long_names: bool = False,
+    data_cache: str | None = None,
 ) -> Source:
     """Read a source of rows.
 
@@ -70,6 +72,7 @@ def read(
         revision: branch, tag or commit of a Hub data set.
         name: what the rows are for, `train` or `eval`; messages use it.
         long_names: whether places of rows tell a file's path as it was given, and not its name alone.
+        data_cache: where rows of files that are too large for memory are kept; see `DataSettings`.
 
     Raises:
         DataError: no such file (names what is near it), no such data set or split, files that cannot be read.
@@ -80,7 +83,8 @@ def read(
     if isinstance(spec, Source):
         return spec
     if isinstance(spec, (str, os.PathLike)):
-        return _read_named(os.fspath(spec), split, config, revision, name, long_names=long_names)
+        named = os.fspath(spec)
+        return _read_named(named, split, config, revision, name, long_names=long_names, data_cache=data_cache)
     for option, value in (("config", config), ("revision", revision)):
         if value is not None:
             raise DataError(f"{option}={value!r} applies to data sets of the Hub only. Leave it out.")
@@ -97,7 +101,14 @@ def read(
 
 
 def _read_named(
-    spec: str, split: str | None, config: str | None, revision: str | None, name: str, *, long_names: bool
+    spec: str,
+    split: str | None,
+    config: str | None,
+    revision: str | None,
+    name: str,
+    *,
+    long_names: bool,
+    data_cache: str | None,
 ) -> Source:
     """Rows of a file, a folder or the Hub."""
     path = Path(spec).expanduser()
@@ -106,15 +117,17 @@ def _read_named(
         _refuse("revision", revision, path)
     if path.is_file():
         _refuse("split", None if split == name else split, path)
-        return Source(read_files([(path, spec if long_names else path.name)]), spec)
+        return Source(read_files([(path, spec if long_names else path.name)], data_cache), spec)
     if path.is_dir():
-        return _from_folder(path, split, name, spec, long_names=long_names)
+        return _from_folder(path, split, name, spec, long_names=long_names, data_cache=data_cache)
     if _looks_like_a_path(spec):
         raise _no_such_file(path)
     return _from_hub(spec, split, config, revision, name)
 
 
-def _from_folder(path: Path, split: str | None, name: str, label: str, *, long_names: bool) -> Source:
+def _from_folder(
+    path: Path, split: str | None, name: str, label: str, *, long_names: bool, data_cache: str | None
+) -> Source:
     import datasets
 
     if is_saved_dataset(path):
@@ -135,16 +148,15 @@ def _from_folder(path: Path, split: str | None, name: str, label: str, *, long_n
     notes = folder.notes(wanted)
     if len(folder.splits) > 1:
         notes = (_said_split(wanted, folder.splits, f"the folder {path}"), *notes)
-    return Source(folder.read(wanted, f"{label.rstrip('/')}/" if long_names else ""), label, notes)
+    prefix = f"{label.rstrip('/')}/" if long_names else ""
+    return Source(folder.read(wanted, prefix, data_cache), label, notes)
 
 
 def _numbered(dataset: datasets.Dataset, source: str) -> datasets.Dataset:
     """The data set with the place of each row, where it does not say it itself."""
     if WHERE_COLUMN in dataset.column_names:
         return dataset
-    import pyarrow
-
-    return with_places(dataset, pyarrow.array([f"{source}, row {number}" for number in range(len(dataset))], "string"))
+    return with_places(dataset, places_column(source, len(dataset)))
 
 
 def _chosen(splits: Mapping[Any, Any], split: str | None, name: str, whole: str) -> Source:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sartor.errors import DataError
@@ -27,6 +28,8 @@ PROBLEM_COLUMN = "__problem__"
 """Column that tells, as JSON, what is wrong with rows that could not be read; None for all others."""
 OUR_COLUMNS = (WHERE_COLUMN, PROBLEM_COLUMN)
 ROWS_PER_CHUNK = 20_000
+CHARACTERS_PER_WRITTEN_CHUNK = 1 << 24
+"""Of a file that is too large for memory, whose rows may be few and long."""
 
 
 def problem_text(problem: Problem) -> str:
@@ -55,24 +58,77 @@ def dataset_of(rows: Iterable[Row | Problem], *, with_where: bool = True) -> dat
     import pyarrow
 
     chunks = [_chunk(part, with_where=with_where) for part in batched(rows, ROWS_PER_CHUNK)]
-    features: dict[str, Any] = {}
-    for chunk in chunks:
-        for name, column in chunk.items():
-            features[name] = column.feature if name not in features else _common(features[name], column.feature)
-    own = [name for name in features if name in OUR_COLUMNS]
-    features = {name: features[name] for name in [*(name for name in features if name not in own), *own]}
+    features = _common_features({name: column.feature for name, column in chunk.items()} for chunk in chunks)
     schema = datasets.Features(features).arrow_schema
-    batches = [
-        pyarrow.RecordBatch.from_arrays(
-            [
-                _fitted(chunk.get(name), feature, schema.field(name).type, num_rows)
-                for name, feature in features.items()
-            ],
-            schema=schema,
-        )
-        for chunk, num_rows in ((chunk, len(next(iter(chunk.values())).values)) for chunk in chunks if chunk)
-    ]
+    batches = [_record_batch(chunk, features, schema) for chunk in chunks if chunk]
     return datasets.Dataset(datasets.table.InMemoryTable(pyarrow.Table.from_batches(batches, schema)))
+
+
+def write_rows(rows: Iterable[Row | Problem], path: Path) -> int:
+    """The same, as an Arrow stream in a file, with some megabytes of rows in memory at a time; returns their number.
+
+    What the columns are is only known at the end, so chunks are first written as they come, beside the file.
+
+    Raises:
+        DataError: values that no data set can hold.
+        OSError: the disk is full.
+    """
+    import datasets
+    import pyarrow
+
+    passing = path.with_suffix(".passing")
+    kept: list[tuple[int, dict[str, Any]]] = []
+    num_rows = 0
+    with passing.open("wb") as file:
+        for part in _batched_by_size(rows, CHARACTERS_PER_WRITTEN_CHUNK):
+            chunk = _chunk(part, with_where=True)
+            num_rows += len(part)
+            table = pyarrow.table([column.values for column in chunk.values()], names=list(chunk))
+            kept.append((file.tell(), {name: column.feature for name, column in chunk.items()}))
+            with pyarrow.ipc.new_stream(file, table.schema) as writer:
+                writer.write_table(table)
+    features = _common_features(of_chunk for _, of_chunk in kept)
+    schema = datasets.Features(features).arrow_schema
+    with (
+        pyarrow.memory_map(str(passing)) as source,
+        path.open("wb") as file,
+        pyarrow.ipc.new_stream(file, schema) as writer,
+    ):
+        for start, of_chunk in kept:
+            source.seek(start)
+            table = pyarrow.ipc.open_stream(source).read_all().combine_chunks()
+            chunk = {name: _Column(_array(table.column(name)), feature) for name, feature in of_chunk.items()}
+            writer.write_batch(_record_batch(chunk, features, schema))
+    passing.unlink()
+    return num_rows
+
+
+def _array(column: pyarrow.ChunkedArray) -> pyarrow.Array:
+    """A column of one chunk, as one array."""
+    import pyarrow
+
+    return column.chunk(0) if column.num_chunks else pyarrow.array([], column.type)
+
+
+def _common_features(of_chunks: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Columns of all chunks, each with a feature that holds the values of every chunk; ours last."""
+    features: dict[str, Any] = {}
+    for chunk in of_chunks:
+        for name, feature in chunk.items():
+            features[name] = feature if name not in features else _common(features[name], feature)
+    own = [name for name in features if name in OUR_COLUMNS]
+    return {name: features[name] for name in [*(name for name in features if name not in own), *own]}
+
+
+def _record_batch(chunk: Mapping[str, _Column], features: Mapping[str, Any], schema: Any) -> pyarrow.RecordBatch:
+    """A chunk as the whole table has it."""
+    import pyarrow
+
+    num_rows = len(next(iter(chunk.values())).values)
+    columns = [
+        _fitted(chunk.get(name), feature, schema.field(name).type, num_rows) for name, feature in features.items()
+    ]
+    return pyarrow.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def batched(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -85,6 +141,29 @@ def batched(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
             part = []
     if part:
         yield part
+
+
+def _batched_by_size(rows: Iterable[Row | Problem], num_characters: int) -> Iterator[list[Row | Problem]]:
+    """Consecutive rows in lists of about so many characters, and `ROWS_PER_CHUNK` at most."""
+    part: list[Row | Problem] = []
+    size = 0
+    for row in rows:
+        part.append(row)
+        size += _num_characters(row.columns) if isinstance(row, Row) else 0
+        if size >= num_characters or len(part) == ROWS_PER_CHUNK:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
+
+
+def _num_characters(value: Any) -> int:
+    """Of all texts in a value, with a few for everything else."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(_num_characters, value.values()))
+    return sum(map(_num_characters, value)) if isinstance(value, list) else 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +263,18 @@ def _fitted(column: _Column | None, feature: Any, kind: pyarrow.DataType, num_ro
     table = pyarrow.table([column.values], schema=datasets.Features({"": column.feature}).arrow_schema)
     values = datasets.Dataset(datasets.table.InMemoryTable(table))[:][""]
     return _json_column(list(values), is_list=isinstance(feature, datasets.List)).values
+
+
+def places_column(source: str, num_rows: int) -> Any:
+    """The places of all rows of a source without lines, made some at a time: text takes less room in Arrow."""
+    import pyarrow
+
+    firsts = range(0, num_rows, ROWS_PER_CHUNK)
+    chunks = [
+        pyarrow.array([f"{source}, row {number}" for number in range(first, min(first + ROWS_PER_CHUNK, num_rows))])
+        for first in firsts
+    ]
+    return pyarrow.chunked_array(chunks, "string")
 
 
 def with_places(dataset: datasets.Dataset, places: Any) -> datasets.Dataset:
