@@ -91,6 +91,22 @@ def test_scores_of_all_pairs_grow_with_the_square(monkeypatch: pytest.MonkeyPatc
     assert guard.expected_bytes(200, trains=True) == 4 * guard.expected_bytes(100, trains=True)
 
 
+def test_what_certainly_does_not_fit_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    Memory(monkeypatch, free=100 * MB, idle=100 * MB)
+    monkeypatch.setattr(limits, "swap_bytes", lambda: 0)
+    guard = MemoryGuard(needs())
+    guard.allocate(180 * MB - RESERVE_BYTES, "states")
+    with pytest.raises(ForeseenMemoryError, match=r"states need about 0\.21 GB.*a limit"):
+        guard.allocate(200 * MB, "states")
+    assert guard.relent()  # it may just fit
+    guard.allocate(200 * MB, "states")
+    with pytest.raises(ForeseenMemoryError):
+        guard.allocate(201 * MB, "states")
+    assert not guard.relent()
+    monkeypatch.setattr(limits, "swap_bytes", lambda: 300 * MB)
+    guard.allocate(201 * MB, "states")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="limits on a process are read from Linux's files")
 def test_a_limit_on_a_real_process_is_seen() -> None:
     code = (

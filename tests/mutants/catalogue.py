@@ -137,7 +137,7 @@ STEPPING = (
     Mutant(
         "an interrupt in the middle of a step",
         f"{RUN}/interrupt.py",
-        "        if self._is_held and not self._is_pending:",
+        "        if self._is_held and self._pending is None:",
         "        if False:",
         ("tests/trainer/test_saving.py::test_ctrl_c_saves_whole_steps_and_is_raised_again",),
     ),
@@ -407,16 +407,16 @@ STATE = (
     ),
     Mutant(
         "checkpoint copied, not renamed",
-        f"{TRAINER}/saving.py",
-        "            os.replace(partial, target)",
-        "            shutil.copytree(partial, target)",
-        ("tests/whole/test_mathematics.py::test_models_are_handed_back_and_saved_in_the_dtype_they_arrived_in",),
+        f"{RUN}/checkpoint.py",
+        "    else:\n        os.replace(partial, target)",
+        "    else:\n        shutil.copytree(partial, target)",
+        ("tests/run/test_checkpoint.py::test_what_was_written_comes_back",),
     ),
     Mutant(
         "half a checkpoint left",
-        f"{TRAINER}/saving.py",
-        "        shutil.rmtree(partial, ignore_errors=True)\n        raise",
-        "        raise",
+        f"{TRAINER}/checkpoints.py",
+        "            shutil.rmtree(partial, ignore_errors=True)\n            raise\n        best = ",
+        "            raise\n        best = ",
         ("tests/trainer/test_saving.py::test_whatever_stops_a_save_leaves_no_part_of_it",),
     ),
     Mutant(

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from sartor.engine.step import Engine
-from sartor.errors import OutOfMemoryError
+from sartor.errors import ForeseenMemoryError, OutOfMemoryError
 from sartor.records import Example
 from sartor.run.evaluate import evaluate
 from sartor.run.loop import OptimizerBatch
-from sartor.run.recover import FORGIVEN_EVERY, Recovery, is_out_of_memory
+from sartor.run.recover import FORGIVEN_EVERY, NoGuard, Recovery, is_out_of_memory
 from sartor.run.stepper import EngineStepper, Updater
 from sartor.run.transaction import Update
 from tests.run.test_stepper import batch_of, engine_of
@@ -353,6 +353,43 @@ def test_a_fused_step_allocates_nothing_once_its_states_exist() -> None:
             update.step()
     allocated = sum(max(0, event.self_cpu_memory_usage) for event in seen.key_averages())
     assert allocated < 1024  # numbers, such as the step that is added; a parameter has 16 KiB
+
+
+class Little(NoGuard):
+    """So much is left, for certain."""
+
+    def __init__(self, num_bytes: int) -> None:
+        self.num_bytes = num_bytes
+
+    def allocate(self, num_bytes: int, what: str) -> None:
+        if num_bytes > self.num_bytes:
+            raise ForeseenMemoryError(f"{what} need {num_bytes}")
+
+
+@pytest.mark.parametrize(("kind", "each"), [("fused", 8), ("loop", 12), ("sgd", 4), ("adafactor", 0)])
+def test_an_optimizers_states_are_foreseen_before_they_are_made(kind: str, each: int) -> None:
+    """No exception comes before the kernel kills: the first step is refused, and names what keeps less."""
+    engine = engine_of(tiny.make_model())
+    parameters = list(engine.model.parameters())
+    num_values, largest = sum(p.numel() for p in parameters), max(p.nbytes for p in parameters)
+    for num_bytes, fits in ((each * num_values + largest, True), (each * num_values + largest - 1, False)):
+        optimizer = OPTIMIZERS[kind](parameters)
+        recovery = Recovery(engine, guard=Little(num_bytes))
+        schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
+        updater = Updater(optimizer, schedule, engine, 0.0, steps_on_metrics=False, recovery=recovery)
+        for parameter in parameters:
+            parameter.grad = torch.randn_like(parameter)
+        before = [parameter.detach().clone() for parameter in parameters]
+        if fits:
+            updater.update()
+            assert not any(map(torch.equal, parameters, before))
+            state = [value for values in optimizer.state.values() for value in values.values() if value.dim() > 0]
+            if each:
+                assert sum(value.nbytes for value in state) == each * num_values
+        else:
+            with pytest.raises(OutOfMemoryError, match="optim='adafactor'"):
+                updater.update()
+            assert all(map(torch.equal, parameters, before))
 
 
 def test_a_foreign_optimizer_that_fails_within_its_step_ends_the_run() -> None:

@@ -1,6 +1,6 @@
 """A callback that writes down everything it is told, to compare two libraries by."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,8 +25,16 @@ EVENTS = [
 ]
 FLAGS = ("should_training_stop", "should_epoch_stop", "should_save", "should_evaluate", "should_log")
 
+OURS = "_perplexity"
+"""End of a key that trl's evaluations lack (docs/trainer.md names it)."""
+
 Steer = Callable[[str, Any, Any], None]
 """Called with the event's name, the state and the control, which it may change."""
+
+
+def shared(content: Iterable[str]) -> list[str]:
+    """The keys that trl has too, in order."""
+    return [key for key in content if not key.endswith(OURS)]
 
 
 @dataclass
@@ -38,7 +46,7 @@ class Told:
     epoch: float | None
     flags: tuple[bool, ...]
     keys: tuple[str, ...]
-    """Of the logs, or of an evaluation's metrics, in order."""
+    """Of the logs, or of an evaluation's metrics, in order; but for `OURS`."""
 
 
 @dataclass
@@ -57,7 +65,7 @@ def _hears(event: str) -> Callable[..., Any]:
         content = given.get("logs", given.get("metrics")) or {}
         epoch = None if state.epoch is None else round(state.epoch, 6)
         flags = tuple(bool(getattr(control, flag)) for flag in FLAGS)
-        self.told.append(Told(event, state.global_step, epoch, flags, tuple(content)))
+        self.told.append(Told(event, state.global_step, epoch, flags, tuple(shared(content))))
         self.given[event] = {name: value is not None for name, value in given.items()}
         if event == "on_log":
             self.logs.append(dict(content))

@@ -9,6 +9,9 @@ token.
 One measurement: before a micro-batch of 2,048 tokens the heap uses 1.0 GB and keeps 0.3 GB unused; after it the process
 has grown by 0.9 GB, and 0.5 GB of gradients are new.  So 0.3 + 0.9 - 0.5 = 0.7 GB came and went, of which 0.5 GB
 were logits: 0.1 MB per token.
+
+What an optimizer's first step and answers to questions take is counted, not learnt.  Where it is certain that they do
+not fit, they are not tried: an error that says so is better than a process that is gone.
 """
 
 from __future__ import annotations
@@ -58,26 +61,33 @@ class MemoryGuard:
         """Measured, by whether it trains."""
         self._longest: dict[bool, int] = {}
         self._before: _Before | None = None
-        self._refused_tokens = 0
-        self._dared_tokens = 0
+        self._refused = self._dared = (0, 0)
+        """(tokens of a micro-batch, bytes of something else): refused last, and tried all the same."""
+        self._is_certain = False
 
-    def relent(self) -> None:
+    def relent(self) -> bool:
         """See `run.recover.Guard`."""
-        self._dared_tokens = self._refused_tokens
+        if not self._is_certain:
+            self._dared = max(self._dared[0], self._refused[0]), max(self._dared[1], self._refused[1])
+        return not self._is_certain
+
+    def allocate(self, num_bytes: int, what: str) -> None:
+        """See `run.recover.Guard`."""
+        if num_bytes <= self._dared[1]:
+            return
+        needed = num_bytes - limits.swap_bytes()
+        room = self._room_if_too_small(needed) if needed > 0 else None
+        if room is not None:
+            self._refused, self._is_certain = (0, num_bytes), needed > room.free_bytes + room.idle_bytes
+            raise ForeseenMemoryError(f"{what} {_need(num_bytes, room)}")
 
     def before(self, num_tokens: int, *, trains: bool) -> None:
         """See `run.recover.Guard`."""
         needed = self.expected_bytes(num_tokens, trains=trains)
-        room = self._too_small(needed) if num_tokens > self._dared_tokens else None
+        room = self._room_if_too_small(needed) if num_tokens > self._dared[0] else None
         if room is not None:
-            limits.give_back()
-            room = self._too_small(needed)
-        if room is not None:
-            self._refused_tokens = num_tokens
-            raise ForeseenMemoryError(
-                f"{num_tokens:,} tokens at once need about {needed / 1e9:.2f} GB, and {room.free_bytes / 1e9:.2f} GB "
-                f"are left under {room.limit}, {room.idle_bytes / 1e9:.2f} GB of what is held being unused"
-            )
+            self._refused, self._is_certain = (num_tokens, 0), False
+            raise ForeseenMemoryError(f"{num_tokens:,} tokens at once {_need(needed, room)}")
         self._before = _Before(
             limits.anonymous_bytes(), limits.heap_account(), self._needs.fixed_bytes(num_tokens, trains)
         )
@@ -118,9 +128,23 @@ class MemoryGuard:
                 per_token *= num_tokens / longest
         return self._needs.fixed_bytes(num_tokens, trains) + int(per_token * num_tokens)
 
+    def _room_if_too_small(self, needed: int) -> limits.Room | None:
+        """A limit under which this does not fit, also after the heap has given back what it can."""
+        if self._too_small(needed) is None:
+            return None
+        limits.give_back()
+        return self._too_small(needed)
+
     def _too_small(self, needed: int) -> limits.Room | None:
         """A limit under which this does not fit."""
         for room in limits.rooms(self._other_bytes):
             if needed + RESERVE_BYTES > room.free_bytes + USABLE_SHARE * room.idle_bytes:
                 return room
         return None
+
+
+def _need(num_bytes: int, room: limits.Room) -> str:
+    return (
+        f"need about {num_bytes / 1e9:.2f} GB, and {room.free_bytes / 1e9:.2f} GB are left under {room.limit}, "
+        f"{room.idle_bytes / 1e9:.2f} GB of what is held being unused"
+    )

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from sartor.engine.step import Engine
 from sartor.errors import DataError
 from sartor.records import Example, LossSums
+from sartor.run.cutting import micro_batches
 from sartor.run.recover import Recovery
-from sartor.run.stepper import micro_batches
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,22 +8,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sartor.batching.cut import cut_flat, cut_padded, make_micro_batch, split_documents
 from sartor.engine.step import Engine
 from sartor.errors import DataError, NonFiniteError
-from sartor.records import IGNORE_INDEX, Example, Layout, LossSums, MicroBatch, StepResult
+from sartor.records import IGNORE_INDEX, Example, LossSums, StepResult
+from sartor.run.cutting import keyed_micro_batches
 from sartor.run.loop import OptimizerBatch
 from sartor.run.recover import Recovery
 from sartor.run.state import generator_states, restore_generators
 from sartor.run.transaction import Update
+
+_OPTIMIZER_ADVICE = (
+    "its states go with the parameters. Choose an optimizer that keeps less (optim='adafactor'), train an adapter "
+    "(peft_config), or use a machine with more memory."
+)
 
 
 class EngineStepper:
@@ -197,6 +202,20 @@ class Updater:
         """What losses are multiplied by before their backward pass: 1 but in float16."""
         return 1.0 if self._scaler is None else float(self._scaler.get_scale())
 
+    @contextmanager
+    def rehearsed(self) -> Iterator[bool]:
+        """While the block lasts, the optimizer has the states that its first update will make; then it is as before.
+
+        Needs gradients.  Yields whether that could be done: not in float16, whose scale follows every update.
+        """
+        done = False
+        try:
+            done = self._scaler is None and self._update.rehearse()
+            yield done
+        finally:
+            if done:
+                self._update.forget()
+
     def clip(self) -> float:
         """Unscale, measure the norm, clip."""
         if self._scaler is not None:
@@ -249,11 +268,15 @@ class Updater:
             self._skips, self._was_skipped = False, True
         else:
             self.recovery.survive(
-                "the optimizer's step", self._apply, lambda: self._update.smaller() or self.recovery.forgive()
+                "the optimizer's step",
+                self._apply,
+                lambda: self._update.smaller() or self.recovery.forgive(),
+                advice=_OPTIMIZER_ADVICE,
             )
         self.num_updates += 1
 
     def _apply(self) -> None:
+        self.recovery.guard.allocate(self._update.needed_bytes(), "the states of the optimizer")
         if self._scaler is None:
             self._update.step()
             return
@@ -312,56 +335,6 @@ def sum_of_weights(examples: Sequence[Example]) -> float:
             for example in examples
         )
     )
-
-
-def micro_batches(
-    engine: Engine, examples: Sequence[Example], keys: Sequence[int], tokens: int | None = None
-) -> Iterator[MicroBatch]:
-    """Cut examples as the plan says, or into `tokens` at once."""
-    for _, micro in keyed_micro_batches(engine, examples, keys, tokens):
-        yield micro
-
-
-def keyed_micro_batches(
-    engine: Engine, examples: Sequence[Example], keys: Sequence[int], tokens: int | None = None
-) -> Iterator[tuple[tuple[int, ...], MicroBatch]]:
-    """The same, each with the keys of its examples."""
-    tokens = tokens or engine.plan.micro_batch_tokens
-    padded = engine.plan.layout is Layout.PADDED
-    pieces = [piece for parts in map(partial(_pieces, tokens, padded), examples, keys) for piece in parts]
-    lengths = [_documents(piece.example) for piece in pieces]
-    if padded:  # a packed block's documents become rows of their own
-        groups = cut_padded([max(one) for one in lengths], tokens, [len(one) for one in lengths])
-    else:
-        groups = cut_flat([sum(one) for one in lengths], tokens)
-    for group in groups:
-        chosen = [pieces[index] for index in group]
-        names = tuple(piece.key for piece in chosen)
-        micro = make_micro_batch(
-            [piece.example for piece in chosen], names, engine.device, [piece.first_document for piece in chosen]
-        )
-        yield names, micro
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """An example, or a document of a packed block that is too large to go through as a whole."""
-
-    example: Example
-    key: int
-    first_document: int = 0
-
-
-def _pieces(tokens: int, padded: bool, example: Example, key: int) -> list[_Piece]:
-    lengths = _documents(example)
-    size = len(lengths) * max(lengths) if padded else sum(lengths)
-    parts = split_documents(example) if size > tokens else [example]
-    return [_Piece(part, key, number) for number, part in enumerate(parts)]
-
-
-def _documents(example: Example) -> tuple[int, ...]:
-    """Lengths of an example's documents."""
-    return example.seq_lengths or (len(example.input_ids),)
 
 
 def not_finite(step: int, what: str, value: float, rows: str) -> NonFiniteError:

@@ -55,6 +55,36 @@ class Update:
             self._done.update(piece)
         self._done.clear()
 
+    def needed_bytes(self) -> int:
+        """What the next `step` will allocate: states that are not there yet, and copies of a piece."""
+        waiting = self._waiting()
+        each = state_bytes_per_value(self.optimizer)
+        states = each * sum(parameter.numel() for parameter in waiting if not self.optimizer.state.get(parameter))
+        if not waiting or not goes_in_pieces(self.optimizer) or (not self._done and self._is_in_place()):
+            return states
+        largest = max(parameter.nbytes for parameter in waiting)
+        piece = min(max(self._piece_bytes, largest), sum(parameter.nbytes for parameter in waiting))
+        return states + piece
+
+    @torch.no_grad()
+    def rehearse(self) -> bool:
+        """The first step as it will be, its states made and kept; weights are put back from copies, bit for bit.
+
+        Returns:
+            False where that would not be exact, and nothing was done: the optimizer has states already, or its step
+            cannot be taken in pieces.
+        """
+        if not goes_in_pieces(self.optimizer) or any(self.optimizer.state.values()):
+            return False
+        for piece in self._pieces():
+            for copy in self._step(piece):
+                copy.parameter.copy_(copy.data)
+        return True
+
+    def forget(self) -> None:
+        """Drop the states that `rehearse` made: the optimizer is as new."""
+        self.optimizer.state.clear()
+
     def smaller(self) -> str | None:
         """Make the next call need less; says how, or None where it goes one parameter at a time already."""
         if self._piece_bytes == 0:
@@ -83,8 +113,8 @@ class Update:
         if piece:
             yield piece
 
-    def _step(self, piece: list[nn.Parameter]) -> None:
-        """Step on these parameters alone; a failure leaves them as they were."""
+    def _step(self, piece: list[nn.Parameter]) -> list[_Copy]:
+        """Step on these parameters alone; a failure leaves them as they were.  Returns what they were."""
         before = [_Copy.of(parameter, self.optimizer.state) for parameter in piece]
         own = set(piece)
         aside = [
@@ -104,6 +134,7 @@ class Update:
         finally:
             for parameter, gradient in aside:
                 parameter.grad = gradient
+        return before
 
     def _at_once(self) -> None:
         """One call for all parameters; a failure that has changed nothing may be tried again."""
@@ -136,6 +167,19 @@ def goes_in_pieces(optimizer: torch.optim.Optimizer) -> bool:
     hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
     is_torchs = f"{kind.__module__}.".startswith("torch.optim.")
     return is_torchs and kind is not torch.optim.LBFGS and not hooks
+
+
+def state_bytes_per_value(optimizer: torch.optim.Optimizer) -> int:
+    """What the first step of an optimizer keeps for each value of a parameter; 0 where that is not known, or little."""
+    group = optimizer.param_groups[0]
+    match type(optimizer).__name__:
+        case "Adam" | "AdamW" | "NAdam" | "RAdam":
+            return 12 if group.get("amsgrad") else 8
+        case "SGD":
+            return 4 if group.get("momentum") else 0
+        case "RMSprop":
+            return 4 * (1 + bool(group.get("momentum")) + bool(group.get("centered")))
+    return 0
 
 
 @dataclass(frozen=True, slots=True)
