@@ -93,6 +93,14 @@ class OwnOptions:
             "plan chooses."
         },
     )
+    rehearse: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Whether the run's largest micro-batch goes through forward and backward before the first step, and "
+            "the cut is made finer where memory ends. If not set: where the run has 50 steps, the model 64 MiB, and it "
+            "takes under 3 % of the run."
+        },
+    )
     total_batch_size: int | None = field(
         default=None, metadata={"help": "Examples per optimizer step; sets gradient_accumulation_steps."}
     )

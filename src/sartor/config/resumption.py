@@ -77,6 +77,7 @@ MEMORY = frozenset(
         "gradient_checkpointing_kwargs",
         "activation_checkpointing_kwargs",
         "micro_batch_tokens",
+        "rehearse",
         "loss_chunk_rows",
     ]
 )

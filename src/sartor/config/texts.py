@@ -76,6 +76,7 @@ _EXECUTION = {
     "activation_checkpointing": "The newer name of gradient_checkpointing.",
     "activation_checkpointing_kwargs": "The newer name of gradient_checkpointing_kwargs.",
     "micro_batch_tokens": "",
+    "rehearse": "",
     "loss_chunk_rows": "",
     "on_non_finite": "",
     "torch_empty_cache_steps": "Steps between two releases of unused device memory. If not set, never.",

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 CANDIDATES = 16
 """Optimizer batches that are cut to find the largest micro-batch, for each kind of largest."""
-LARGEST_SHARE = 0.02
+LARGEST_SHARE = 0.015
 """Of a run's tokens that a rehearsal may take; with its update it stays under 3 % of the time."""
 SMALLEST_STEPS = 50
 """Optimizer steps below which a run has found out by itself before a rehearsal pays."""
@@ -80,5 +80,5 @@ def reason_against(*, num_steps: int, parameters_bytes: int, rehearsed_tokens: i
     if num_steps < SMALLEST_STEPS:
         return f"the run has under {SMALLEST_STEPS} steps"
     if rehearsed_tokens > LARGEST_SHARE * run_tokens:
-        return f"its largest micro-batch is over {LARGEST_SHARE:.0%} of the run"
+        return f"its largest micro-batch is over {LARGEST_SHARE:.1%} of the run"
     return None

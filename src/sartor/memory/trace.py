@@ -3,16 +3,17 @@
 In: a device, and whoever says which stretch begins.  Out: the most that was in use in each.  What it keeps true: the
 instrument shares nothing with `tracker.LiveSet`, so that foreseen and measured may disagree.
 
-On CUDA it is the caching allocator's own peak.  On a CPU a thread reads glibc's account of the heap (bytes handed out,
-free blocks left out) every millisecond; torch's kernels let other threads run while they work.  The resident memory of
-the process would not do: it holds what the heap keeps for later, and so shows the past.  Where there is no glibc, it is
-what is left.
+On CUDA it is the caching allocator's own peak.  On a CPU it is what torch's allocator hands out and takes back, as its
+profiler is told: to the byte, at a few percent of the pass's time.  The resident memory of the process would not do: it
+holds what the heap keeps for later, and so shows the past; and glibc's account of its heap takes milliseconds a
+reading.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -20,12 +21,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from sartor.memory import limits
 from sartor.memory.prediction import Prediction, Stretch
 from sartor.memory.tracker import Phase
 
-INTERVAL_S = 0.001
-"""Between two readings: a layer of a model of 100 million parameters takes ten times as long."""
+_PROFILER_LOG = "KINETO_LOG_LEVEL"
+_MARK = "sartor stretch"
+"""Name of the events that say where a stretch begins; its number follows."""
 
 
 @dataclass(slots=True)
@@ -35,81 +36,99 @@ class Measured:
     phase: Phase
     layer: int | None
     num_bytes: int
-    """The most that was in use; of the whole process until `Trace.stretches` takes off what is no tensor."""
+    """The most that was in use."""
 
 
 class Trace:
     """Measures while `with Trace(...)` lasts; whoever computes says with `enter` what begins."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, held_bytes: int) -> None:
+        """Args:
+        device: where is computed.
+        held_bytes: of the tensors that are there already.
+        """
         self._device = device
+        self._held_bytes = held_bytes
         self._stretches: list[Measured] = []
-        self._ended = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._before = 0
+        self._profile: Any = None
         self.phase = Phase.BUILD
 
     def __enter__(self) -> Trace:
-        self._before = self._now()
-        self._stretches = [Measured(Phase.BUILD, None, self._before)]
-        if self._device.type == "cpu":
-            self._thread = threading.Thread(target=self._watch, name="sartor-memory", daemon=True)
-            self._thread.start()
+        self._stretches = [Measured(Phase.BUILD, None, self._held_bytes)]
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        else:
+            activities = [torch.profiler.ProfilerActivity.CPU]
+            self._profile = torch.profiler.profile(activities=activities, profile_memory=True)
+            with _silent_profiler():
+                self._profile.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._close_stretch()
-        self._ended.set()
-        if self._thread is not None:
-            self._thread.join()
+        if self._profile is None:
+            self._read_peak()
+            return
+        self._profile.__exit__(kind, error, traceback)
+        if error is None:
+            self._replay([*self._profile.profiler.kineto_results.events()])
+        self._profile = None
 
     def enter(self, phase: Phase, layer: int | None = None) -> None:
         """From now on the step is in this phase, in this layer of the decoder."""
-        self._close_stretch()
         self.phase = phase
-        self._stretches.append(Measured(phase, layer, self._now()))
+        if self._profile is None:
+            self._read_peak()
+        else:
+            with torch.profiler.record_function(f"{_MARK} {len(self._stretches)}"):
+                pass
+        self._stretches.append(Measured(phase, layer, 0))
 
     def num_stretches(self) -> int:
         """Begun so far."""
         return len(self._stretches)
 
-    def stretches(self, held_bytes: int, first: int = 0) -> list[Measured]:
-        """The stretches from the `first` one on, in bytes of tensors and kernels' scratch.
+    @property
+    def stretches(self) -> list[Measured]:
+        """All of them, when the block is left."""
+        return self._stretches
 
-        Args:
-            held_bytes: of the tensors that were there when measuring began: what the process used besides is taken off.
-            first: what `num_stretches` said.
-        """
-        shift = held_bytes - self._before
-        return [Measured(part.phase, part.layer, part.num_bytes + shift) for part in self._stretches[first:]]
+    def _read_peak(self) -> None:
+        self._stretches[-1].num_bytes = int(torch.cuda.max_memory_allocated(self._device))
+        torch.cuda.reset_peak_memory_stats(self._device)
 
-    def _close_stretch(self) -> None:
-        current = self._stretches[-1]
-        if self._device.type == "cuda":
-            current.num_bytes = int(torch.cuda.max_memory_allocated(self._device))
-            torch.cuda.reset_peak_memory_stats(self._device)
-        else:
-            current.num_bytes = max(current.num_bytes, self._now())
+    def _replay(self, events: list[Any]) -> None:
+        """The allocator's events and our marks, in their order."""
+        live, current = self._held_bytes, self._stretches[0]
+        for event in sorted(events, key=lambda event: event.start_ns()):
+            name = event.name()
+            if name == "[memory]":
+                live += event.nbytes()
+                current.num_bytes = max(current.num_bytes, live)
+            elif name.startswith(_MARK):
+                current = self._stretches[int(name.removeprefix(_MARK))]
+                current.num_bytes = live
 
-    def _watch(self) -> None:
-        while not self._ended.wait(INTERVAL_S):
-            current = self._stretches[-1]  # before reading: what is read may belong to the next one already
-            current.num_bytes = max(current.num_bytes, self._now())
 
-    def _now(self) -> int:
-        if self._device.type == "cuda":
-            return int(torch.cuda.memory_allocated(self._device))
-        heap = limits.heap_account()
-        return limits.anonymous_bytes() if heap is None else heap.used_bytes
+@contextmanager
+def _silent_profiler() -> Iterator[None]:
+    """Kineto writes lines of its own to standard error unless this says otherwise when it is first used."""
+    if _PROFILER_LOG in os.environ:  # the user's
+        yield
+        return
+    os.environ[_PROFILER_LOG] = "99"
+    try:
+        yield
+    finally:
+        os.environ.pop(_PROFILER_LOG, None)
 
 
 def instrument(device: torch.device) -> str:
     """What is read, for people."""
     if device.type == "cuda":
         return "the CUDA allocator's peak"
-    return "resident memory" if limits.heap_account() is None else "the heap in use, read every millisecond"
+    return "torch's allocator, by its profiler"
 
 
 def held_bytes(model: nn.Module, more: Iterable[torch.Tensor] = ()) -> int:

@@ -120,6 +120,25 @@ class Examples:
             keep_rows: whether the rows themselves are wanted too.
             skip: optimizer batches that are left out at the beginning; their rows are not read.
         """
+        groups = self.groups(
+            epoch,
+            batch_size=batch_size,
+            accumulation=accumulation,
+            seed=seed,
+            strategy=strategy,
+            drop_last=drop_last,
+        )
+        for group in islice(groups, skip, None):
+            keys = tuple(index for batch in group for index in batch)
+            rows = tuple(self.rows(keys)) if keep_rows else ()
+            examples = tuple(map(example_of, rows)) if keep_rows else tuple(self.take(keys))
+            yield OptimizerBatch(examples, keys, tuple(len(batch) for batch in group), rows=rows)
+
+
+    def groups(
+        self, epoch: int, *, batch_size: int, accumulation: int, seed: int, strategy: str, drop_last: bool
+    ) -> Iterator[list[list[int]]]:
+        """Indices of the device batches of each optimizer batch of an epoch; see `batches`.  No row is read."""
         indices = order.epoch_order(
             len(self),
             seed=seed,
@@ -129,11 +148,17 @@ class Examples:
             batch_size=batch_size * accumulation,
         )
         device_batches = order.device_batches(indices, batch_size, drop_last=drop_last)
-        for group in islice(order.optimizer_batches(device_batches, accumulation), skip, None):
-            keys = tuple(index for batch in group for index in batch)
-            rows = tuple(self.rows(keys)) if keep_rows else ()
-            examples = tuple(map(example_of, rows)) if keep_rows else tuple(self.take(keys))
-            yield OptimizerBatch(examples, keys, tuple(len(batch) for batch in group), rows=rows)
+        return order.optimizer_batches(device_batches, accumulation)
+
+    def num_targets(self, at_a_time: int = 65_536) -> NDArray[np.int64]:
+        """Labels of each example that are trained, first tokens included; lengths where there are no labels."""
+        if self._arrow is None or "labels" not in self._columns:
+            return self.lengths
+        found = [np.zeros(0, np.int64)]
+        for start in range(0, len(self), at_a_time):
+            column = self._arrow.select_columns(["labels"])[start : start + at_a_time].column("labels")
+            found.append(np.array([np.count_nonzero(labels != IGNORE_INDEX) for labels in _lists(column)], np.int64))
+        return np.concatenate(found)
 
 
 def _list_lengths(column: Any) -> NDArray[np.int64]:

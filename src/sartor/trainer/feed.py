@@ -50,6 +50,25 @@ class Feed:
         """Tokens of the longest document; 0 for a stream, of which nothing is known."""
         return 0 if self._examples is None else self._examples.longest_document()
 
+    @property
+    def examples(self) -> Examples | None:
+        """What can be addressed by number; None for a stream."""
+        return self._examples
+
+    def groups(self, epoch: int) -> Iterator[list[list[int]]]:
+        """Indices of the device batches of each optimizer batch of an epoch; nothing for a stream."""
+        args = self._trainer.args
+        if self._examples is None:
+            return iter(())
+        return self._examples.groups(
+            epoch,
+            batch_size=self._trainer._train_batch_size,
+            accumulation=args.gradient_accumulation_steps,
+            seed=args.data_seed if args.data_seed is not None else args.seed,
+            strategy=str(args.train_sampling_strategy),
+            drop_last=args.dataloader_drop_last,
+        )
+
     def start_at(self, cursor: Mapping[str, Any], on_ready: Callable[[], None], *, stops: bool) -> None:
         """Begin where a cursor says, in a run that is resumed.
 

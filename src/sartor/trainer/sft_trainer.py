@@ -75,6 +75,8 @@ class SFTTrainer(Trainer):
     """As long as the engine is there: what is done when memory runs out."""
     plan: Plan | None = None
     """Of the last training."""
+    memory: dict[str, Any] | None = None
+    """Of the last rehearsal: what was foreseen and measured, as `memory.json` has it."""
     journal: Journal | None = None
     checkpoints: Checkpoints | None = None
     """While training, as the journal."""

@@ -26,6 +26,7 @@ from sartor.trainer.feed import Feed
 from sartor.trainer.journal import Journal
 from sartor.trainer.padded import PaddedStepper
 from sartor.trainer.recovering import non_finite_policy, with_last_checkpoint
+from sartor.trainer.rehearsing import rehearse_run
 from sartor.trainer.resuming import Resumption
 from sartor.trainer.setup import announce, engine_for, matrix_rate
 
@@ -108,6 +109,8 @@ def _start(
     if resumption is not None:
         updater.load_state(resumption.content["updater"])
         first_epoch, seen = drive.resume(resumption.content, ignores_stop=resumption.extends)
+    else:
+        rehearse_run(trainer, engine, feed, updater)
     trainer.checkpoints.prepare()
     epochs = range(first_epoch, num_train_epochs)
     return drive, loop.loop(epochs, feed.batches, _stepper(trainer, engine, updater), seen=seen)

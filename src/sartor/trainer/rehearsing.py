@@ -1,0 +1,344 @@
+"""The rehearsal: before the first step, the run's worst micro-batch goes through forward and backward once.
+
+In: a trainer whose run is set up.  Out: what was measured, what was foreseen, and a plan that has held.  What it keeps
+true: weights, optimizer states, buffers and random generators are afterwards what they were, bit for bit.
+
+For example: 2,048 tokens at once do not fit in 1.5 GB.  Without a rehearsal that is found out when the longest
+documents come together, perhaps in the ninth hour; here it is before the first step, where the cut is made finer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sartor.engine.step import Engine
+from sartor.memory import imagine, rehearse, trace
+from sartor.memory.prediction import Prediction
+from sartor.memory.simulate import Training, Work, marking_layers, simulate_model
+from sartor.memory.trace import Measured, Trace
+from sartor.memory.tracker import Phase
+from sartor.records import Example, Layout, MicroBatch
+from sartor.run.cutting import keyed_micro_batches
+from sartor.run.recover import is_out_of_memory
+from sartor.run.state import generator_states, restore_generators
+from sartor.run.stepper import Updater
+from sartor.run.transaction import Update
+from sartor.trainer import saving
+from sartor.trainer.feed import Feed
+from sartor.trainer.recovering import freeze
+
+if TYPE_CHECKING:
+    from sartor.trainer.sft_trainer import SFTTrainer
+
+MEMORY_NAME = "memory.json"
+_EPOCHS = 3
+"""Whose optimizer batches are looked at: later ones put the same rows together in other ways, of which few are worse,
+and none is fatal."""
+
+
+def rehearse_run(trainer: SFTTrainer, engine: Engine, feed: Feed, updater: Updater) -> None:
+    """Rehearse a run where `rehearse` asks for it, or where it says nothing and it costs little.
+
+    Raises:
+        OutOfMemoryError: not even one document goes through.
+    """
+    asked = trainer.args.rehearse
+    if asked is False:
+        return
+    against = _impossible(trainer, feed)
+    ahead = None if against else _Ahead.of(trainer, engine, feed)
+    if ahead is not None and not asked:
+        if ahead.is_tiny():
+            return
+        against = ahead.reason_against(engine)
+    if ahead is None or against:
+        if asked:
+            trainer.say(f"rehearse=True: there is no rehearsal: {against}.")
+        return
+    rehearsal = Rehearsal(trainer, engine, updater, ahead)
+    trainer.memory = rehearsal.run()
+    saving.write_json(os.path.join(trainer.args.output_dir, MEMORY_NAME), trainer.memory)
+
+
+def _impossible(trainer: SFTTrainer, feed: Feed) -> str | None:
+    if trainer.uses_padded_batches:
+        return "an own loss or data_collator may do anything with a batch, and should not see one twice"
+    if feed.examples is None:
+        return "which rows a stream gives is not known before"
+    return None
+
+
+@dataclass(slots=True)
+class _Ahead:
+    """The optimizer batches of a run that may hold its largest micro-batch."""
+
+    trainer: SFTTrainer
+    batches: list[tuple[tuple[int, ...], tuple[Example, ...]]]
+    """Keys and examples of each."""
+    num_steps: int
+    run_tokens: float
+    parameters_bytes: int
+
+    @classmethod
+    def of(cls, trainer: SFTTrainer, engine: Engine, feed: Feed) -> _Ahead:
+        """Look through the run's first epochs."""
+        num_steps = trainer.state.max_steps
+        parameters_bytes = sum(parameter.nbytes for parameter in engine.model.parameters())
+        ahead = cls(trainer, [], num_steps, 0.0, parameters_bytes)
+        if feed.examples is None or (trainer.args.rehearse is None and ahead.is_tiny()):
+            return ahead
+        groups: list[list[int]] = []
+        for epoch in range(_EPOCHS):
+            left = num_steps - len(groups)
+            found = [[row for batch in group for row in batch] for group in islice(feed.groups(epoch), left)]
+            groups += [group for group in found if group]
+        rows = rehearse.Rows(feed.examples.lengths, feed.examples.num_targets())
+        batches = rehearse.Batches.of(groups)
+        if groups:
+            ahead.run_tokens = float(rows.tokens[batches.rows].sum()) * num_steps / len(groups)
+        for number in rehearse.candidates(rows, batches, engine.plan.micro_batch_tokens):
+            keys = tuple(batches.keys(number))
+            ahead.batches.append((keys, tuple(feed.examples.take(keys))))
+        return ahead
+
+    def is_tiny(self) -> bool:
+        """Whether nothing needs to be looked at: nobody wants to hear of a rehearsal here."""
+        return self.parameters_bytes < rehearse.SMALLEST_PARAMETERS_BYTES or self.num_steps < rehearse.SMALLEST_STEPS
+
+    def reason_against(self, engine: Engine) -> str | None:
+        """See `memory.rehearse.reason_against`."""
+        worst = self.worst(engine)
+        return rehearse.reason_against(
+            num_steps=self.num_steps,
+            parameters_bytes=self.parameters_bytes,
+            rehearsed_tokens=worst[0].micro.num_tokens if worst else 0,
+            run_tokens=self.run_tokens,
+        )
+
+    def worst(self, engine: Engine) -> list[_Worst]:
+        """Under the plan as it is: the micro-batches with most tokens, longest document, most targets; each once.
+
+        The second and third only as far as they are cheap, too.
+        """
+        found: list[_Worst] = []
+        for keys, examples in self.batches:
+            cut = [micro for _, micro in keyed_micro_batches(engine, examples, keys)]
+            found += [_Worst(micro, len(cut)) for micro in cut]
+        padded = engine.plan.layout is Layout.PADDED
+        measures = (
+            lambda one: _size(one.micro, padded),
+            lambda one: max(one.micro.document_lengths),
+            lambda one: one.micro.num_targets,
+        )
+        chosen: list[_Worst] = []
+        for measure in measures if found else ():
+            best = max(found, key=measure)
+            if all(measure(one) < measure(best) for one in chosen):
+                chosen.append(best)
+        allowed = rehearse.LARGEST_SHARE * self.run_tokens - (chosen[0].micro.num_tokens if chosen else 0)
+        kept = chosen[:1]
+        for one in chosen[1:]:
+            if self.trainer.args.rehearse or one.micro.num_tokens <= allowed:
+                kept.append(one)
+                allowed -= one.micro.num_tokens
+        return kept
+
+
+@dataclass(frozen=True, slots=True)
+class _Worst:
+    """A micro-batch, and how many its optimizer batch is cut into."""
+
+    micro: MicroBatch
+    num_micro_batches: int
+
+
+def _size(micro: MicroBatch, padded: bool) -> int:
+    return len(micro.document_lengths) * max(micro.document_lengths) if padded else micro.num_tokens
+
+
+class Rehearsal:
+    """Forward and backward of the worst micro-batches, under the optimizer's states, with everything put back."""
+
+    def __init__(self, trainer: SFTTrainer, engine: Engine, updater: Updater, ahead: _Ahead) -> None:
+        self._trainer = trainer
+        self._engine = engine
+        self._updater = updater
+        self._ahead = ahead
+        self._worst: list[_Worst] = []
+        self._last: MicroBatch | None = None
+        self._updates = True
+        """Whether the update is rehearsed too."""
+
+    def run(self) -> dict[str, Any]:
+        """Rehearse, say what was found, and freeze it into the plan; returns what `memory.json` holds."""
+        trainer, engine, recovery = self._trainer, self._engine, self._updater.recovery
+        with _unchanged(engine):
+            step, recovery.step = recovery.step, 0
+            try:
+                worst, measured = recovery.survive("the rehearsal", self._attempt, self._less, self._undo)
+            finally:
+                recovery.step = step
+                self._undo()
+            prediction, reason = foresee(trainer, engine, worst.micro, worst.num_micro_batches)
+        found = trace.as_json(prediction, measured, about(engine, worst.micro), reason)
+        found["instrument"] = trace.instrument(engine.device)
+        measured_bytes = found["measured"]["peak_bytes"]
+        foreseen_bytes = None if prediction is None else prediction.peak_bytes
+        freeze_plan = dataclasses.replace(engine.plan, measured_bytes=measured_bytes)
+        engine.replan(freeze_plan)
+        freeze(trainer, freeze_plan)
+        trainer.say(sentence(worst.micro, measured_bytes, foreseen_bytes, reason))
+        return found
+
+    def _attempt(self) -> tuple[_Worst, list[Measured]]:
+        """The micro-batch that needed most, and its pass's stretches."""
+        engine = self._engine
+        engine.model.train()
+        self._worst = self._ahead.worst(engine)
+        self._last = None
+        with Trace(engine.device, trace.held_bytes(engine.model)) as watch, _heard(engine, watch):
+            for parameter in engine.model.parameters():
+                if parameter.requires_grad:
+                    parameter.grad = torch.zeros_like(parameter)
+            watch.enter(Phase.FIRST_UPDATE)
+            with self._updated():
+                passes = []
+                for worst in self._worst:
+                    if worst.num_micro_batches == 1:
+                        engine.model.zero_grad(set_to_none=True)
+                    passes.append((worst, *self._pass(worst.micro, watch)))
+        parts = [(worst, watch.stretches[first:last]) for worst, first, last in passes]
+        return max(parts, key=lambda part: max(stretch.num_bytes for stretch in part[1]))
+
+    @contextmanager
+    def _updated(self) -> Iterator[None]:
+        """With the optimizer's states, which a run's second step and all later ones find."""
+        if not self._updates:
+            yield
+            return
+        with self._updater.rehearsed():
+            yield
+
+    def _pass(self, micro: MicroBatch, watch: Trace) -> tuple[int, int]:
+        """Forward, backward and clipping; returns where its stretches begin and end."""
+        engine, guard = self._engine, self._updater.recovery.guard
+        self._last = micro
+        guard.before(micro.num_tokens, trains=True)
+        first = watch.num_stretches()
+        engine.backward(
+            micro,
+            batch_targets=max(1, micro.num_targets),
+            batch_tokens=micro.num_tokens,
+            loss_scale=self._updater.loss_scale,
+        )
+        watch.enter(Phase.CLIP)
+        engine.gradient_norm(self._trainer.args.max_grad_norm)
+        last = watch.num_stretches()
+        watch.enter(Phase.BATCH)
+        guard.after(micro.num_tokens, trains=True)
+        guard.before(micro.num_tokens, trains=True)  # by what was measured now: does it fit once more?
+        return first, last
+
+    def _less(self) -> str | None:
+        if self._last is None and self._updates:  # the update comes first
+            self._updates = False
+            return "the update is left out of the rehearsal; the run takes it in pieces"
+        tokens = self._last.num_tokens if self._last is not None else 1
+        documents = len(self._last.document_lengths) if self._last is not None else 1
+        return self._updater.recovery.train_with_less(tokens, documents)
+
+    def _undo(self) -> None:
+        self._updater.discard()
+
+
+@contextmanager
+def _unchanged(engine: Engine) -> Iterator[None]:
+    """Put back what a pass moves besides gradients: generators, buffers, the step's number, the model's mode."""
+    generators, step_number, trains = generator_states(), engine.step_number, engine.model.training
+    buffers = [(buffer, buffer.clone()) for buffer in engine.model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+        engine.step_number = step_number
+        engine.model.train(trains)
+        restore_generators(generators)
+
+
+@contextmanager
+def _heard(engine: Engine, watch: Trace) -> Iterator[None]:
+    """The engine and its layers say to `watch` what begins."""
+    before, engine.on_phase = engine.on_phase, lambda name: watch.enter(Phase(name))
+    try:
+        with marking_layers(watch, engine.model, engine.traits.num_layers):
+            yield
+    finally:
+        engine.on_phase = before
+
+
+def foresee(
+    trainer: SFTTrainer, engine: Engine, micro: MicroBatch, num_micro_batches: int
+) -> tuple[Prediction | None, str]:
+    """What the same pass needs by simulation; None with the reason where it cannot be simulated."""
+    model = imagine.imitate(engine.model)
+    for module in model.modules():  # the engine's own come again with the simulation's engine
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    kind = type(trainer.optimizer)
+    taken = inspect.signature(kind).parameters  # AdamW's defaults name one that only Adam's constructor takes
+    options = {name: value for name, value in trainer.optimizer.defaults.items() if name in taken}
+    training = Training(
+        make_optimizer=lambda groups: kind(groups, **options),
+        update=lambda simulated: Update(simulated).step(),
+        settings=trainer.settings.engine,
+        balance_coefficient=engine.balance_coefficient,
+    )
+    work = Work(micro.document_lengths, micro.num_targets, num_micro_batches)
+    try:
+        return simulate_model(model, engine.plan, work, training), ""
+    except Exception as error:  # whatever it is: a chart without a forecast is no reason to end a run
+        if is_out_of_memory(error):
+            raise
+        return None, (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def about(engine: Engine, micro: MicroBatch) -> dict[str, Any]:
+    """What was computed, for the run folder and for figures' titles."""
+    plan = engine.plan
+    return {
+        "model_type": engine.traits.model_type,
+        "num_parameters": sum(parameter.numel() for parameter in engine.model.parameters()),
+        "device": plan.device,
+        "compute_dtype": plan.compute_dtype,
+        "gradient_checkpointing": plan.gradient_checkpointing,
+        "document_lengths": list(micro.document_lengths),
+        "num_targets": micro.num_targets,
+    }
+
+
+def sentence(micro: MicroBatch, measured_bytes: int, foreseen_bytes: int | None, reason: str) -> str:
+    """One line: what was rehearsed, measured and foreseen."""
+    documents = len(micro.document_lengths)
+    what = (
+        f"rehearsed the largest micro-batch ({micro.num_tokens:,} tokens in {documents:,} "
+        f"document{'s' if documents != 1 else ''}, {micro.num_targets:,} targets): {_amount(measured_bytes)} "
+        "measured"
+    )
+    if foreseen_bytes is None:
+        return f"{what}; nothing was foreseen: {reason}"
+    return f"{what}, {_amount(foreseen_bytes)} foreseen ({100 * (foreseen_bytes / measured_bytes - 1):+.1f} %)"
+
+
+def _amount(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.2f} MB"
