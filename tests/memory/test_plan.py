@@ -39,7 +39,8 @@ def plan_of(known: tuple[ModelTraits, LayoutChoice], *, device: str = "cpu", **c
 
 def test_defaults_are_those_of_the_documentation(traits_and_layout: tuple[ModelTraits, LayoutChoice]) -> None:
     plan = plan_of(traits_and_layout)
-    assert plan.micro_batch_tokens == 2048
+    assert plan.micro_batch_tokens == 1024
+    assert plan_of(traits_and_layout, compute_dtype="bfloat16").micro_batch_tokens == 2048
     assert plan.gradient_checkpointing is False
     assert plan.layout is Layout.FLAT_DOCUMENTS
     assert plan_of(traits_and_layout, device="cuda").micro_batch_tokens == 16384

@@ -47,10 +47,11 @@ def test_extrapolating_over_layers_equals_simulating_them_all(
 ) -> None:
     config = memory_models.small("llama, tied")
     config.num_hidden_layers = 8
+    monkeypatch.setattr(extrapolate, "FULL_UP_TO", 5)
     plan = plan_of(config, tokens=200, compute="float32", recomputes=recomputes)
     quick = simulate(config, plan, WORK, training)
     assert "extrapolated" in quick.notes[0]
-    monkeypatch.setattr(extrapolate, "SMALLEST", 100)
+    monkeypatch.setattr(extrapolate, "FULL_UP_TO", 100)
     assert simulate(config, plan, WORK, training).timeline == quick.timeline
 
 

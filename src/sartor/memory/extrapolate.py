@@ -17,6 +17,8 @@ from sartor.memory.prediction import Component, Stretch
 
 SMALLEST = 3
 """Layers of the smallest model that has a second and a second to last one."""
+FULL_UP_TO = SMALLEST + (SMALLEST + 1) + (SMALLEST + 2)
+"""As many layers are simulated in order to extrapolate: no more than that are simulated as they are."""
 
 
 def extrapolated(step: Callable[[int], Sequence[Stretch]], num_layers: int) -> tuple[Sequence[Stretch], str]:
@@ -26,7 +28,7 @@ def extrapolated(step: Callable[[int], Sequence[Stretch]], num_layers: int) -> t
         step: simulates the model with its first n layers.
         num_layers: wanted.
     """
-    if num_layers <= SMALLEST + 2:
+    if num_layers <= FULL_UP_TO:
         return step(num_layers), f"simulated in full: {num_layers} layers"
     few, more, check = (step(SMALLEST + extra) for extra in range(3))
     timeline = _at(few, more, SMALLEST, num_layers)

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from sartor.engine.layout import LayoutChoice
     from sartor.engine.traits import ModelTraits
 
-CPU_MICRO_BATCH_TOKENS = 2_048
+CPU_MICRO_BATCH_TOKENS, CPU_HALF_MICRO_BATCH_TOKENS = 1_024, 2_048
+"""In float32 and in 16 bits: more at once is no faster (docs/log.md)."""
 CUDA_MICRO_BATCH_TOKENS = 16_384
 LOSS_CHUNK_BYTES = 1 << 28
 """Of float32 logits that exist at a time."""
@@ -52,7 +53,7 @@ def default_plan(
         tokens = settings.micro_batch_tokens
         reasons["micro_batch_tokens"] = "as asked; a longer document goes alone"
     else:
-        default = CPU_MICRO_BATCH_TOKENS if device.type == "cpu" else CUDA_MICRO_BATCH_TOKENS
+        default = most_tokens(device.type, compute_dtype)
         tokens = max(default, longest_tokens)
         reasons["micro_batch_tokens"] = (
             f"the longest document, {longest_tokens} tokens"
@@ -88,6 +89,13 @@ def default_plan(
         device=str(device),
         reasons=reasons,
     )
+
+
+def most_tokens(device_type: str, compute_dtype: str) -> int:
+    """Tokens at once beyond which nothing is gained."""
+    if device_type != "cpu":
+        return CUDA_MICRO_BATCH_TOKENS
+    return CPU_HALF_MICRO_BATCH_TOKENS if compute_dtype in ("bfloat16", "float16") else CPU_MICRO_BATCH_TOKENS
 
 
 def write_plan(plan: Plan, path: str | os.PathLike[str]) -> None:

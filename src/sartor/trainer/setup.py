@@ -20,15 +20,22 @@ from sartor.memory.device import available_bytes
 from sartor.memory.plan import default_plan, write_plan
 from sartor.records import Plan
 from sartor.trainer import saving
+from sartor.trainer.planning import planned
 from sartor.trainer.recovering import recovery_for
 
 if TYPE_CHECKING:
+    from sartor.trainer.feed import Feed
     from sartor.trainer.sft_trainer import SFTTrainer
 
 
 @contextmanager
 def engine_for(
-    trainer: SFTTrainer, *, longest_tokens: Callable[[], int], trains: bool, frozen: Plan | None = None
+    trainer: SFTTrainer,
+    *,
+    longest_tokens: Callable[[], int],
+    trains: bool,
+    frozen: Plan | None = None,
+    feed: Feed | None = None,
 ) -> Iterator[Engine]:
     """The trainer's model under an engine, for as long as the block lasts.
 
@@ -41,6 +48,7 @@ def engine_for(
             made.
         trains: whether parameters will be updated.
         frozen: the plan of the checkpoint that training goes on from; whatever there is to choose now, it holds.
+        feed: the data that will be trained on, for a plan that foresees what they need.
     """
     if trainer.engine is not None:
         yield trainer.engine
@@ -56,6 +64,15 @@ def engine_for(
             traits = read_traits(trainer.model)
             longest = longest_tokens()
             plan = frozen or _plan(trainer, traits, device, compute_dtype, reason, longest)
+            if frozen is None and feed is not None:
+                plan = planned(
+                    trainer,
+                    plan,
+                    traits,
+                    feed,
+                    available_bytes=available_bytes(device),
+                    matrix_rate=lambda: matrix_rate(device, compute_dtype),
+                )
             engine = Engine(trainer.model, traits, plan, trainer.settings.engine)
             engine.check_head()
             engine.check_lengths(longest)
@@ -136,6 +153,12 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float | None:
     return measured_matrix_rate(device, dtype)
 
 
+def _recomputation(plan: Plan) -> str:
+    if plan.gradient_checkpointing and plan.recomputed_layers is not None:
+        return f"of the first {plan.recomputed_layers} layers"
+    return "on" if plan.gradient_checkpointing else "off"
+
+
 def announce(trainer: SFTTrainer, plan: Plan) -> None:
     """Write the plan and what is known of the data beside the run, and say the plan in a few lines.
 
@@ -150,7 +173,7 @@ def announce(trainer: SFTTrainer, plan: Plan) -> None:
     trainer.say(
         f"computing in {plan.compute_dtype} on {plan.device}, parameters in {plan.parameter_dtype}; "
         f"{plan.layout.value}; up to {plan.micro_batch_tokens:,} tokens at once; gradient checkpointing "
-        f"{'on' if plan.gradient_checkpointing else 'off'}"
+        f"{_recomputation(plan)}"
     )
     for field in ("compute_dtype", "layout"):
         if field in plan.reasons:

@@ -51,7 +51,7 @@ def train(
             stack.callback(torch.set_num_threads, torch.get_num_threads())
             resuming.keep_threads(trainer, plan)
         engine = stack.enter_context(
-            engine_for(trainer, longest_tokens=feed.longest_document, trains=True, frozen=plan)
+            engine_for(trainer, longest_tokens=feed.longest_document, trains=True, frozen=plan, feed=feed)
         )
         trainer.plan = engine.plan
         feed.traits = engine.traits

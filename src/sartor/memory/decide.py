@@ -1,0 +1,161 @@
+"""The decision about a run's memory: search, neighbours, and what would make it fit.
+
+In: a `Foresight`, what the user has chosen, rates.  Out: a frozen `Decision`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from sartor.memory.foresight import Foresight
+from sartor.memory.prediction import Prediction
+from sartor.memory.rates import Rates
+from sartor.memory.search import SMALLEST_CHUNK_ROWS, Freedom, Setting, search
+from sartor.memory.simulate import simulate_model
+from sartor.memory.speed import Sizes, step_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One way to execute the run, and what it costs."""
+
+    label: str
+    setting: Setting
+    needed_bytes: int
+    """Of free memory, margin and reserve included."""
+    seconds: float
+    """Of a step, estimated."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A change of the mathematics that the user may want."""
+
+    name: str
+    how: str
+    """What to set."""
+    cost: str
+    """What it does to the training."""
+    needed_bytes: int
+    seconds: float
+    fits: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What is taken, and why."""
+
+    chosen: Option
+    prediction: Prediction
+    fits: bool
+    available_bytes: int
+    rates: Rates
+    neighbours: tuple[Option, ...] = ()
+    proposals: tuple[Proposal, ...] = ()
+    num_steps: int | None = None
+    num_simulated: int = 0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def missing_bytes(self) -> int:
+        """By which it does not fit; 0 where it does."""
+        return max(0, self.chosen.needed_bytes - self.available_bytes)
+
+    @property
+    def run_seconds(self) -> float | None:
+        """Of the whole run, estimated."""
+        return None if self.num_steps is None else self.num_steps * self.chosen.seconds
+
+
+class Decider:
+    """Chooses and compares settings of one training."""
+
+    def __init__(self, foresight: Foresight, free: Freedom, sizes: Sizes, rates: Rates) -> None:
+        self._foresight = foresight
+        self._free = free
+        self._sizes = sizes
+        self._rates = rates
+        plan = foresight.plan
+        self._is_cuda = plan.device.startswith("cuda")
+        self._is_half = plan.compute_dtype in ("bfloat16", "float16")
+
+    def seconds(self, setting: Setting) -> float:
+        """Of a step under a setting."""
+        shape = self._foresight.shape
+        return step_seconds(
+            self._sizes,
+            shape.batch,
+            self._rates,
+            micro_batch_tokens=max(setting.micro_batch_tokens, 1),
+            recomputed_layers=setting.recomputed_layers,
+            loss_chunk_rows=setting.loss_chunk_rows,
+            is_cuda=self._is_cuda,
+            is_half=self._is_half,
+        )
+
+    def needed(self, setting: Setting) -> int:
+        """Free memory that a setting takes."""
+        foresight = self._foresight
+        return foresight.needed_bytes(foresight.prediction(setting, self._sizes.num_layers))
+
+    def decide(self, *, compares: bool) -> Decision:
+        """Search; and where wanted, simulate the neighbours too."""
+        foresight = self._foresight
+        available = foresight.memory.available_bytes
+        setting, fits = search(self._free, self.needed, self.seconds, available)
+        prediction = foresight.prediction(setting, self._sizes.num_layers)
+        chosen = self.option("chosen", setting)
+        return Decision(
+            chosen,
+            prediction,
+            fits and chosen.needed_bytes <= available,
+            available,
+            self._rates,
+            neighbours=self.neighbours(setting) if compares else (),
+            num_steps=foresight.shape.num_steps,
+            num_simulated=foresight.num_simulated,
+            notes=prediction.notes,
+        )
+
+    def option(self, label: str, setting: Setting) -> Option:
+        """A setting with its costs."""
+        return Option(label, setting, self.needed(setting), self.seconds(setting))
+
+    def neighbours(self, chosen: Setting) -> tuple[Option, ...]:
+        """Settings one change away, those that the user decided included: what they would cost."""
+        num_layers, longest = self._sizes.num_layers, self._foresight.shape.longest_tokens
+        most = max(longest, self._foresight.shape.largest_batch_tokens)
+        tokens, rows = chosen.micro_batch_tokens, chosen.loss_chunk_rows
+        changed: list[tuple[str, Setting]] = []
+        for count in (tokens // 2, tokens * 2):
+            count = min(max(count, longest), most)
+            if count != tokens and count not in [setting.micro_batch_tokens for _, setting in changed]:
+                changed.append((f"{count:,} tokens at once", replace(chosen, micro_batch_tokens=count)))
+        for layers in sorted({0, num_layers // 2, num_layers} - {chosen.recomputed_layers}):
+            if layers == 0 or self._free.layers[-1] > 0:
+                changed.append((recomputation(layers, num_layers), replace(chosen, recomputed_layers=layers)))
+        if rows // 2 >= SMALLEST_CHUNK_ROWS:
+            changed.append((f"{rows // 2:,} rows of logits at a time", replace(chosen, loss_chunk_rows=rows // 2)))
+        options = [self.option(label, setting) for label, setting in changed]
+        return (*options, *self._other_optimizers(chosen))
+
+    def _other_optimizers(self, chosen: Setting) -> Sequence[Option]:
+        """AdamW's other implementations: the same update, up to rounding."""
+        foresight = self._foresight
+        names = {"adamw_torch": "not fused", "adamw_torch_fused": "fused"}
+        if foresight.training.optimizer not in names or foresight.training.make_optimizer is not None:
+            return []
+        (other,) = set(names) - {foresight.training.optimizer}
+        plan = foresight.plan_of(chosen, self._sizes.num_layers)
+        work = foresight.shape.work(chosen.micro_batch_tokens, plan.layout)
+        found = simulate_model(foresight.model, plan, work, replace(foresight.training, optimizer=other))
+        seconds = self.seconds(chosen)
+        return [Option(f"--optim {other} ({names[other]})", chosen, foresight.needed_bytes(found), seconds)]
+
+
+def recomputation(layers: int, num_layers: int) -> str:
+    """In words."""
+    if layers == 0:
+        return "nothing recomputed"
+    return "every layer recomputed" if layers == num_layers else f"{layers} of {num_layers} layers recomputed"

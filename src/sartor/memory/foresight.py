@@ -1,0 +1,118 @@
+"""Settings of one training, with what each needs: the simulations behind the search, the neighbours and the proposals.
+
+In: a model without memory, a plan to start from, the shape of the data, and the memory there is.  Out: predictions,
+each simulated once.  What it keeps true: what is compared with free memory includes the margin, what the allocator
+loses, and what the process itself takes; and leaves out what is allocated already.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from sartor.memory.prediction import Prediction
+from sartor.memory.search import Setting
+from sartor.memory.simulate import Training, Work, simulate_model
+from sartor.memory.speed import Batch
+from sartor.records import Layout, Plan
+
+if TYPE_CHECKING:
+    from torch import nn
+
+PROCESS_BYTES = 96 << 20
+"""That a run needs beside tensors once it has begun: kernels that oneDNN compiles, files, Python's objects.  Measured:
+40 to 80 MB on a CPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The data, as far as memory is concerned."""
+
+    longest_tokens: int
+    """Of all documents, which are never cut."""
+    largest_batch_tokens: int
+    """That an optimizer batch can hold."""
+    target_share: float
+    """Most of a micro-batch's tokens that are trained."""
+    batch: Batch
+    num_steps: int | None = None
+    """Of the run."""
+    document_limit: int | None = None
+    """Longer ones the model refuses beside others (`ModelTraits.rope_switch_tokens`)."""
+
+    def work(self, micro_batch_tokens: int, layout: Layout) -> Work:
+        """The worst micro-batch.
+
+        In a flat row the number of documents costs simulation time and no memory, so there are few: the longest, and
+        what is left in two.  Padded, every row is as long as the longest.
+
+        Example: 600 at once, longest 300: lengths 300, 150, 150; padded 300, 300.
+        """
+        total = max(self.longest_tokens, min(micro_batch_tokens, self.largest_batch_tokens))
+        longest = self.longest_tokens
+        if layout is Layout.PADDED:
+            lengths = [longest] * max(1, total // longest)
+        else:
+            rest = total - longest
+            part = max(1, min(self.document_limit or rest, -(-rest // 2)))
+            lengths = [longest, *(min(part, rest - start) for start in range(0, rest, part))]
+        num_targets = min(sum(lengths) - len(lengths), round(total * self.target_share))
+        is_whole = total >= self.largest_batch_tokens
+        return Work(tuple(lengths), max(0, num_targets), 1 if is_whole else 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a device has for a run."""
+
+    available_bytes: int
+    """Free now."""
+    held_bytes: int = 0
+    """Of the model, allocated already."""
+    reserve_bytes: int = PROCESS_BYTES
+    """Kept free beside what is foreseen."""
+
+
+class Foresight:
+    """Predictions of one training under different settings."""
+
+    def __init__(self, model: nn.Module, plan: Plan, shape: Shape, training: Training, memory: Memory) -> None:
+        self.model = model
+        self.plan = plan
+        self.shape = shape
+        self.training = training
+        self.memory = memory
+        self._known: dict[Setting, Prediction] = {}
+
+    @property
+    def num_simulated(self) -> int:
+        """Settings that were simulated so far."""
+        return len(self._known)
+
+    def plan_of(self, setting: Setting, num_layers: int) -> Plan:
+        """The plan with this setting."""
+        some = setting.recomputed_layers
+        return replace(
+            self.plan,
+            micro_batch_tokens=setting.micro_batch_tokens,
+            gradient_checkpointing=some > 0,
+            recomputed_layers=some if 0 < some < num_layers else None,
+            loss_chunk_rows=setting.loss_chunk_rows,
+        )
+
+    def prediction(self, setting: Setting, num_layers: int) -> Prediction:
+        """What this setting was foreseen to need."""
+        if setting not in self._known:
+            plan = self.plan_of(setting, num_layers)
+            work = self.shape.work(setting.micro_batch_tokens, plan.layout)
+            self._known[setting] = simulate_model(self.model, plan, work, self.training)
+        return self._known[setting]
+
+    def needed_bytes(self, prediction: Prediction) -> int:
+        """Free memory that it takes: what is not held yet, with the allocator's losses, the margin and the reserve.
+
+        Example: a peak of 1.0 GB of which the model holds 0.4 already, on a CPU: 0.6 x 1.14 + 0.02 + 0.1 = 0.8 GB.
+        """
+        losses = (prediction.resident_bytes - prediction.overhead_bytes) / max(1, prediction.peak_bytes)
+        new = max(0, prediction.peak_bytes - self.memory.held_bytes) * losses
+        return int(new) + prediction.overhead_bytes + prediction.margin_bytes + self.memory.reserve_bytes

@@ -1,0 +1,161 @@
+"""What would make a training fit that does not: changes of its mathematics, each with its bytes and its cost.
+
+In: a configuration and the leanest setting that leaves the mathematics alone.  Out: proposals, simulated one by one.
+Nothing here is done unasked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sartor.errors import SartorError
+from sartor.memory.decide import Proposal
+from sartor.memory.foresight import Foresight, Memory, Shape
+from sartor.memory.search import Setting
+from sartor.memory.simulate import Training, imagined
+from sartor.memory.speed import Sizes
+from sartor.records import Plan
+
+LORA_RANK = 16
+SHORTEST = 64
+"""`max_length` below which none is proposed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A training that does not fit."""
+
+    config: Any
+    plan: Plan
+    shape: Shape
+    training: Training
+    sizes: Sizes
+    memory: Memory
+    setting: Setting
+    """The leanest."""
+    needed_bytes: int
+    """Under it."""
+    seconds: Callable[[Sizes, Setting, Shape], float]
+    """Of a step."""
+
+
+def proposals(case: Case) -> tuple[Proposal, ...]:
+    """Every change that applies, those that suffice first, the quickest of them first."""
+    found = [proposal for make in (_adapters, _optimizer, _shorter, _smaller) for proposal in make(case)]
+    return tuple(sorted(found, key=lambda proposal: (not proposal.fits, proposal.seconds)))
+
+
+def _adapters(case: Case) -> Iterator[Proposal]:
+    """LoRA, and on a GPU QLoRA."""
+    if case.training.lora is not None and case.training.quantization is not None:
+        return
+    import peft
+
+    lora = case.training.lora or peft.LoraConfig(r=LORA_RANK, target_modules="all-linear", task_type="CAUSAL_LM")
+    if case.training.lora is None:
+        yield from _changed(
+            case,
+            f"LoRA, rank {LORA_RANK}",
+            "--use_peft --lora_target_modules all-linear",
+            "trains an adapter of low rank; the weights stay",
+            replace(case.training, lora=lora),
+        )
+    if case.plan.device.startswith("cuda"):
+        yield from _changed(
+            case,
+            f"QLoRA, rank {LORA_RANK}",
+            "peft_config and quantization_config=BitsAndBytesConfig(load_in_4bit=True) in Python",
+            "an adapter beside weights rounded to 4 bits, which are made wide again for each product",
+            replace(case.training, lora=lora, quantization="4bit"),
+        )
+
+
+def _optimizer(case: Case) -> Iterator[Proposal]:
+    """8-bit states in place of AdamW's; of an adapter they are next to nothing."""
+    if case.training.lora is None and case.training.optimizer.startswith("adamw_torch"):
+        if case.plan.device.startswith("cuda"):
+            yield from _changed(
+                case,
+                "8-bit optimizer states",
+                "--optim adamw_8bit (needs bitsandbytes)",
+                "rounds the optimizer's states to 8 bits in blocks of 256",
+                replace(case.training, optimizer="adamw_8bit"),
+            )
+        yield from _changed(
+            case,
+            "Adafactor",
+            "--optim adafactor",
+            "another optimizer: second moments by rows and columns, no first moment",
+            replace(case.training, optimizer="adafactor"),
+        )
+
+
+def _shorter(case: Case) -> Iterator[Proposal]:
+    """The greatest power of two that fits; else the shortest that was tried."""
+    foresight: Foresight | None = None
+    length = 1 << (case.shape.longest_tokens - 1).bit_length()
+    last: Proposal | None = None
+    while (length := length // 2) >= SHORTEST:
+        shape = replace(
+            case.shape,
+            longest_tokens=length,
+            largest_batch_tokens=max(length, case.shape.largest_batch_tokens * length // case.shape.longest_tokens),
+        )
+        if foresight is None:
+            model = imagined(case.config, case.plan.compute_dtype, case.training)
+        foresight = Foresight(model, case.plan, shape, case.training, case.memory)
+        setting = replace(case.setting, micro_batch_tokens=min(case.setting.micro_batch_tokens, length))
+        needed = foresight.needed_bytes(foresight.prediction(setting, case.sizes.num_layers))
+        last = Proposal(
+            f"rows of at most {length:,} tokens",
+            f"--max_length {length}",
+            "cuts longer rows",
+            needed,
+            case.seconds(case.sizes, setting, shape),
+            needed <= case.memory.available_bytes,
+        )
+        if last.fits:
+            break
+    if last is not None:
+        yield last
+
+
+def _smaller(case: Case) -> Iterator[Proposal]:
+    """How large a model of the same kind may be, its bytes in proportion to its weights."""
+    held = case.memory.held_bytes
+    share = (case.memory.available_bytes + held) / max(1, case.needed_bytes + held)
+    weights = int(case.sizes.all_weights * share * 0.95)
+    if weights < 1_000_000:
+        return
+    size = f"{weights / 1e9:.1f} billion" if weights >= 1e9 else f"{weights / 1e6:,.0f} million"
+    sizes = replace(
+        case.sizes,
+        layer_weights=int(case.sizes.layer_weights * share),
+        head_weights=int(case.sizes.head_weights * share),
+        trained_weights=int(case.sizes.trained_weights * share),
+        all_weights=weights,
+    )
+    yield Proposal(
+        f"a smaller model, of about {size} weights",
+        "--model",
+        "another model; its bytes are in proportion, not simulated",
+        int(case.needed_bytes * share * 0.95),
+        case.seconds(sizes, case.setting, case.shape),
+        True,
+    )
+
+
+def _changed(case: Case, name: str, how: str, cost: str, training: Training) -> Iterator[Proposal]:
+    """The same run with another training; nothing where the architecture refuses it."""
+    try:
+        model = imagined(case.config, case.plan.compute_dtype, training)
+        foresight = Foresight(model, case.plan, case.shape, training, replace(case.memory, held_bytes=0))
+        needed = foresight.needed_bytes(foresight.prediction(case.setting, case.sizes.num_layers))
+    except (SartorError, ValueError, RuntimeError):  # peft's and torch's own refusals: this change does not apply
+        return
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    sizes = replace(case.sizes, trained_weights=trained)
+    available = case.memory.available_bytes + case.memory.held_bytes  # what the model holds now would be free
+    yield Proposal(name, how, cost, needed, case.seconds(sizes, case.setting, case.shape), needed <= available)

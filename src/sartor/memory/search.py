@@ -1,0 +1,150 @@
+"""The fastest settings that fit: how much goes through the model at once, what is recomputed, how the loss is cut.
+
+In: what each setting needs (simulated on demand) and how long it takes (estimated), and the memory there is.  Out: the
+setting to take.  What it keeps true: only what leaves the mathematics alone is chosen; nothing is chosen that is not
+foreseen to fit; and few settings are simulated.
+
+How few: where the preferred setting fits, that one.  Else the corners of the box of all settings.  The peak is the
+largest of many moments, each affine in tokens, in recomputed layers and in rows of logits; so it is convex along each,
+and a value between corners lies on or under the line between them.  What fits by the line fits.
+
+Example: 1,024 tokens at once need 2.0 GB, 256 need 1.1 GB and 1.5 GB is free: by the line 512 need 1.4 GB, and are
+    taken.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+TOLERATED_SLOWNESS = 1.02
+"""Among settings this close to the fastest, the one with fewer tokens at once is taken: it needs less."""
+SMALLEST_CHUNK_ROWS = 64
+LAYER_STEPS = 8
+"""Recomputed layers are chosen in so many steps."""
+_TOKENS = tuple(base << power for power in range(5, 18) for base in (2, 3))
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What may be chosen freely."""
+
+    micro_batch_tokens: int
+    recomputed_layers: int
+    """The first so many layers' activations are computed again in the backward pass."""
+    loss_chunk_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Freedom:
+    """What there is to choose from; a single value where the user has chosen, or the architecture cannot."""
+
+    tokens: tuple[int, ...]
+    """Ascending, as the others."""
+    layers: tuple[int, ...]
+    rows: tuple[int, ...]
+
+    @property
+    def leanest(self) -> Setting:
+        """The setting that needs least."""
+        return Setting(self.tokens[0], self.layers[-1], self.rows[0])
+
+
+def freedom(
+    *,
+    tokens: int | None,
+    layers: int | None,
+    rows: int | None,
+    smallest_tokens: int,
+    largest_tokens: int,
+    num_layers: int,
+    largest_rows: int,
+) -> Freedom:
+    """What is left to choose.
+
+    Args:
+        tokens: at once, if the user has chosen.
+        layers: that are recomputed, if the user has chosen or nothing can be recomputed.
+        rows: of logits at a time, if the user has chosen.
+        smallest_tokens: of a micro-batch: the longest document, which is never cut.
+        largest_tokens: worth trying.
+        num_layers: of the model.
+        largest_rows: worth trying.
+    """
+    at_once = {smallest_tokens, max(smallest_tokens, largest_tokens)}
+    at_once |= {count for count in _TOKENS if smallest_tokens < count < largest_tokens}
+    recomputed = {0, num_layers, *(num_layers * step // LAYER_STEPS for step in range(1, LAYER_STEPS))}
+    halves = {max(SMALLEST_CHUNK_ROWS, largest_rows >> power) for power in range(12)}
+    return Freedom(
+        (tokens,) if tokens is not None else tuple(sorted(at_once)),
+        (layers,) if layers is not None else tuple(sorted(recomputed)),
+        (rows,) if rows is not None else tuple(sorted({largest_rows, *(n for n in halves if n <= largest_rows)})),
+    )
+
+
+def search(
+    free: Freedom, needed: Callable[[Setting], int], seconds: Callable[[Setting], float], available_bytes: int
+) -> tuple[Setting, bool]:
+    """The setting to take, and whether it fits; where nothing does, the one that needs least.
+
+    Args:
+        free: what there is to choose from.
+        needed: bytes of a setting; simulates, and should remember.
+        seconds: of a step.
+        available_bytes: that it may need.
+    """
+    preferred = _preferred(free.tokens, free.layers[0], free.rows[-1], seconds)
+    if needed(preferred) <= available_bytes:
+        return preferred, True
+    if needed(free.leanest) > available_bytes:
+        return free.leanest, False
+    tokens = tuple(count for count in free.tokens if count <= preferred.micro_batch_tokens)
+    for rows in (free.rows[-1:], free.rows):  # fewer rows of logits only where all else does not suffice
+        box = Freedom(tokens, free.layers, rows)
+        fitting = [s for s in _settings(box) if upper_bound(box, needed, s) <= available_bytes]
+        if fitting:
+            fastest = min(fitting, key=seconds)
+            alike = [
+                count
+                for count in tokens
+                if seconds(_with_tokens(fastest, count)) <= TOLERATED_SLOWNESS * seconds(fastest)
+                and count <= fastest.micro_batch_tokens
+            ]
+            return _with_tokens(fastest, alike[0]), True
+    return free.leanest, True
+
+
+def _preferred(tokens: Sequence[int], layers: int, rows: int, seconds: Callable[[Setting], float]) -> Setting:
+    """The fewest tokens at once that are about as fast as any."""
+    settings = [Setting(count, layers, rows) for count in tokens]
+    best = min(map(seconds, settings))
+    return next(setting for setting in settings if seconds(setting) <= TOLERATED_SLOWNESS * best)
+
+
+def upper_bound(box: Freedom, needed: Callable[[Setting], int], setting: Setting) -> float:
+    """What a setting needs at most: interpolated between the corners of a box around it."""
+    axes = (
+        _ends(box.tokens, setting.micro_batch_tokens),
+        _ends(box.layers, setting.recomputed_layers),
+        _ends(box.rows, setting.loss_chunk_rows),
+    )
+    total = 0.0
+    for (tokens, a), (layers, b), (rows, c) in itertools.product(*axes):
+        total += a * b * c * needed(Setting(tokens, layers, rows))
+    return total
+
+
+def _ends(values: Sequence[int], at: int) -> list[tuple[int, float]]:
+    """The least and the greatest value with their shares in `at`; those without a share are left out."""
+    low, high = values[0], values[-1]
+    share = (at - low) / (high - low) if high > low else 0.0
+    return [(value, part) for value, part in ((low, 1 - share), (high, share)) if part > 0]
+
+
+def _settings(box: Freedom) -> Iterable[Setting]:
+    return (Setting(*values) for values in itertools.product(box.tokens, box.layers, box.rows))
+
+
+def _with_tokens(setting: Setting, tokens: int) -> Setting:
+    return Setting(tokens, setting.recomputed_layers, setting.loss_chunk_rows)

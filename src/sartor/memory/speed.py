@@ -1,0 +1,107 @@
+"""How long an optimizer step takes, by a few terms: products, weights that are read again, updates.
+
+In: a model's sizes, a batch, settings and rates.  Out: seconds.  What it is for: to order settings, and to say what a
+neighbour would cost.  Its constants for a CPU are fitted to the table in docs/log.md ("Tokens at once"); it is an
+estimate, and is called one wherever it is shown.
+
+Example, that table's model in float32, 2,048 tokens in all: one micro-batch takes 4.5 s, two of 1,024 tokens 1.4 %
+more, four of 512 some 6 % more; recomputing every layer adds a sixth there, where the head is most of the work.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from sartor.engine.traits import ModelTraits
+from sartor.memory.rates import Rates
+
+_CPU_FLOAT32_BYTES, _CPU_HALF_BYTES, _CUDA_BYTES = 32, 80, 20
+"""Bytes per weight that one more micro-batch moves: weights read twice, perhaps cast, gradients read and written; on a
+CPU also what products of fewer rows lose."""
+_CHUNK_BYTES = 12
+"""Per weight of the head and chunk of the loss: the weight read, its gradient read and written."""
+_UPDATE_BYTES = 28
+"""Per trained weight: parameter and two states read and written, gradient read."""
+_CUDA_LAYER_S = 1e-3
+"""Launching the kernels of one layer, forward and backward."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """An optimizer batch, as it is on average."""
+
+    num_tokens: float
+    num_targets: float
+    mean_square_length: float
+    """Of its documents, weighed by tokens: attention costs a token its document's length."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Of a model, as far as time is concerned."""
+
+    num_layers: int
+    layer_weights: int
+    head_weights: int
+    trained_weights: int
+    all_weights: int
+    attention_features: int
+
+    @property
+    def trained_share(self) -> float:
+        """Of all weights: products for gradients of frozen weights are left out."""
+        return self.trained_weights / max(1, self.all_weights)
+
+
+def sizes_of(traits: ModelTraits, *, trained_weights: int, all_weights: int) -> Sizes:
+    """From what is known of a model."""
+    return Sizes(
+        traits.num_layers,
+        traits.num_non_embedding_parameters,
+        traits.hidden_size * traits.vocabulary_size,
+        trained_weights,
+        all_weights,
+        traits.num_attention_features,
+    )
+
+
+def step_seconds(
+    sizes: Sizes,
+    batch: Batch,
+    rates: Rates,
+    *,
+    micro_batch_tokens: int,
+    recomputed_layers: int,
+    loss_chunk_rows: int,
+    is_cuda: bool,
+    is_half: bool,
+) -> float:
+    """Seconds of one optimizer step.
+
+    Args:
+        sizes: of the model.
+        batch: that is trained on at a time.
+        rates: of the device.
+        micro_batch_tokens: most tokens at once.
+        recomputed_layers: whose forward pass is taken twice.
+        loss_chunk_rows: rows of logits at a time.
+        is_cuda: whose overheads count.
+        is_half: whether products are in 16 bits.
+    """
+    passes = 4 + 2 * min(1.0, sizes.trained_share)  # forward, gradients of activations; those of weights if trained
+    again = 2 * recomputed_layers / max(1, sizes.num_layers)
+    attention = sizes.num_layers * sizes.attention_features * batch.mean_square_length  # half of it is masked
+    flops = (passes + again) * (sizes.layer_weights * batch.num_tokens + attention * batch.num_tokens)
+    flops += passes * sizes.head_weights * batch.num_targets
+    num_micro_batches = max(1, math.ceil(batch.num_tokens / micro_batch_tokens))
+    chunks = num_micro_batches * math.ceil(batch.num_targets / num_micro_batches / loss_chunk_rows)
+    moved = chunks * _CHUNK_BYTES * sizes.head_weights + _UPDATE_BYTES * sizes.trained_weights
+    if is_cuda:
+        moved += num_micro_batches * _CUDA_BYTES * sizes.all_weights
+    elif is_half:
+        moved += num_micro_batches * _CPU_HALF_BYTES * sizes.all_weights
+    else:
+        moved += num_micro_batches * _CPU_FLOAT32_BYTES * sizes.layer_weights
+    launches = num_micro_batches * sizes.num_layers * _CUDA_LAYER_S if is_cuda else 0.0
+    return flops / rates.flops_per_second + moved / rates.bytes_per_second + launches

@@ -1,0 +1,266 @@
+"""The plan of a run: searched for by simulation before the first step, or by rules of thumb where that is not worth it.
+
+In: a trainer whose parameters have the dtypes of a training, and its data.  Out: a frozen `Plan`, its reasons, and what
+a run says about its memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers.training_args import OptimizerNames
+
+from sartor.engine.traits import ModelTraits, base_model, is_adapter
+from sartor.errors import SartorError
+from sartor.memory import imagine, plan_text, rates
+from sartor.memory.decide import Decider, Decision, recomputation
+from sartor.memory.foresight import Foresight, Memory, Shape
+from sartor.memory.plan import ACTIVATION_VALUES_PER_HIDDEN, most_tokens
+from sartor.memory.proposals import Case, proposals
+from sartor.memory.search import Freedom, Setting, freedom
+from sartor.memory.simulate import Training
+from sartor.memory.speed import Batch, Sizes, sizes_of
+from sartor.records import EngineSettings, Plan
+from sartor.run.transaction import Update
+
+if TYPE_CHECKING:
+    from sartor.trainer.feed import Feed
+    from sartor.trainer.sft_trainer import SFTTrainer
+
+TINY_BYTES = 256 << 20
+"""A run that needs less by a rule of thumb, and less than a quarter of what is free, is not simulated: it would take
+longer than it is worth."""
+ASSUMED_CPU_RATE = 2e10
+
+
+def planned(
+    trainer: SFTTrainer,
+    base: Plan,
+    traits: ModelTraits,
+    feed: Feed,
+    *,
+    available_bytes: int,
+    matrix_rate: Callable[[], float | None],
+) -> Plan:
+    """The plan to take; what it foresees is said.
+
+    Args:
+        trainer: about to train.
+        base: by rules of thumb; it holds where nothing better is found.
+        traits: of the model.
+        feed: the data.
+        available_bytes: free memory of the device.
+        matrix_rate: measures the device's rate.
+    """
+    estimate = rough_bytes(trainer.model, traits, base)
+    if estimate < min(TINY_BYTES, available_bytes // 4):
+        trainer.say(
+            f"memory: under {plan_text.gigabytes(max(estimate, 1e6))} by a rule of thumb, of "
+            f"{plan_text.gigabytes(available_bytes)} free"
+        )
+        return base
+    against = _reason_against(trainer)
+    if against is not None:
+        trainer.say(f"memory: not simulated, since {against}; the plan follows rules of thumb")
+        return base
+    try:
+        return _searched(trainer, base, traits, feed, available_bytes, matrix_rate)
+    except (SartorError, RuntimeError, NotImplementedError, TypeError, AttributeError, ValueError, KeyError) as error:
+        # Fake tensors refuse what some architectures do; a run must not fail because its memory cannot be foreseen.
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        trainer.say(f"memory: this model cannot be simulated ({cause}); the plan follows rules of thumb")
+        return base
+
+
+def rough_bytes(model: Any, traits: ModelTraits, plan: Plan) -> int:
+    """What a step takes by a rule of thumb: weights, gradients and two states; activations; two chunks of logits."""
+    parameters = list(model.parameters())
+    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    layers = plan.micro_batch_tokens * traits.num_layers * traits.hidden_size * ACTIVATION_VALUES_PER_HIDDEN * 4
+    logits = 2 * 4 * plan.loss_chunk_rows * traits.vocabulary_size
+    return sum(parameter.nbytes for parameter in parameters) + 12 * trained + layers + logits
+
+
+def _reason_against(trainer: SFTTrainer) -> str | None:
+    if trainer.uses_padded_batches:
+        return "an own loss or data_collator decides what goes through the model"
+    if trainer.optimizer is not None or trainer.optimizer_cls_and_kwargs is not None:
+        return "what the states of an own optimizer need is not known"
+    return None
+
+
+def _searched(
+    trainer: SFTTrainer,
+    base: Plan,
+    traits: ModelTraits,
+    feed: Feed,
+    available_bytes: int,
+    matrix_rate: Callable[[], float | None],
+) -> Plan:
+    settings = trainer.settings.engine
+    model = imagine.imitate(trainer.model)
+    training = training_of(trainer)
+    shape = replace(shape_of(trainer, feed), document_limit=traits.rope_switch_tokens)
+    memory = Memory(available_bytes, _held_bytes(trainer.model))
+    free = freedom_of(trainer.model, traits, settings, base, shape)
+    sizes = sizes_of(
+        traits,
+        trained_weights=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        all_weights=sum(p.numel() for p in trainer.model.parameters()),
+    )
+    device = base.device.partition(":")[0]
+    rate = matrix_rate()
+    speed = (
+        rates.Rates(ASSUMED_CPU_RATE, rates.CPU_BYTES_PER_SECOND, "assumed: this processor has no such products")
+        if rate is None
+        else rates.measured(rate, device, base.compute_dtype)
+    )
+    foresight = Foresight(model, base, shape, training, memory)
+    decider = Decider(foresight, free, sizes, speed)
+    decision = decider.decide(compares=False)
+    if not decision.fits:
+        decision = replace(decision, proposals=_proposed(trainer, base, shape, training, sizes, memory, decision))
+    for line in plan_text.run_lines(decision):
+        trainer.say(line)
+    return plan_with(foresight, decision, settings, traits.num_layers)
+
+
+def plan_with(foresight: Foresight, decision: Decision, settings: EngineSettings, num_layers: int) -> Plan:
+    """The decision as a plan, with its reasons and what it foresees."""
+    setting, plan = decision.chosen.setting, foresight.plan
+    needs = (
+        f"a step needs {plan_text.gigabytes(decision.chosen.needed_bytes)} of the "
+        f"{plan_text.gigabytes(decision.available_bytes)} free"
+    )
+    reasons = dict(plan.reasons)
+    if settings.micro_batch_tokens is None:
+        reasons["micro_batch_tokens"] = (
+            "the fewest that are about as fast as any that fit" if decision.fits else "the fewest: nothing fits"
+        )
+    if settings.gradient_checkpointing is None:
+        reasons["gradient_checkpointing"] = f"{recomputation(setting.recomputed_layers, num_layers)}: {needs}"
+    if settings.loss_chunk_rows is None and setting.loss_chunk_rows != plan.loss_chunk_rows:
+        reasons["loss_chunk_rows"] = "fewer, so that it fits"
+    predicted = {**dict(plan_text.components(decision)), "peak": decision.prediction.peak_bytes}
+    return replace(foresight.plan_of(setting, num_layers), reasons=reasons, predicted_bytes=predicted)
+
+
+def training_of(trainer: SFTTrainer) -> Training:
+    """What is trained and how, for the simulation."""
+    arrival = sorted(str(dtype).removeprefix("torch.") for dtype in trainer.masters.arrival_dtypes)
+    model = trainer.model
+    return Training(
+        arrival_dtype=arrival[0] if arrival else "float32",
+        optimizer=OptimizerNames(trainer.args.optim).value,
+        update=lambda optimizer: Update(optimizer).step(),
+        lora=model.peft_config[model.active_adapter] if is_adapter(model) else None,
+        settings=trainer.settings.engine,
+    )
+
+
+def shape_of(trainer: SFTTrainer, feed: Feed) -> Shape:
+    """The data as far as memory is concerned; of a stream, rows of `max_length` with every token trained."""
+    args = trainer.args
+    size = trainer._train_batch_size * args.gradient_accumulation_steps
+    if feed.examples is None or not len(feed.examples):
+        longest = int(args.max_length or 1_024)
+        steps = args.max_steps if args.max_steps > 0 else None
+        return Shape(longest, size * longest, 1.0, Batch(size * longest, size * longest, longest), steps)
+    lengths = feed.examples.lengths
+    longest = max(1, feed.longest_document())
+    summary = trainer.preparation.summaries.get("train")
+    share = 1.0 if summary is None or not summary.num_tokens else summary.num_targets / summary.num_tokens
+    epochs = math.ceil(args.num_train_epochs * math.ceil(len(lengths) / size))
+    num_steps = args.max_steps if args.max_steps > 0 else epochs
+    return shape_from(lengths, longest, share, size, num_steps)
+
+
+def shape_from(lengths: Any, longest: int, target_share: float, batch_size: int, num_steps: int | None) -> Shape:
+    """From the rows' lengths.
+
+    Args:
+        lengths: tokens of each row, at least one.
+        longest: tokens of the longest document.
+        target_share: of all tokens that are trained; a micro-batch is allowed a quarter more.
+        batch_size: rows of an optimizer batch.
+        num_steps: of the run.
+    """
+    mean = float(np.mean(lengths))
+    largest = int(np.sort(lengths)[-batch_size:].sum())
+    documents = np.minimum(lengths, longest)
+    square = float((documents.astype(np.float64) ** 2).sum() / max(1.0, float(documents.sum())))
+    tokens = mean * min(batch_size, len(lengths))
+    batch = Batch(tokens, tokens * target_share, square)
+    return Shape(longest, max(longest, largest), min(1.0, 1.25 * target_share), batch, num_steps)
+
+
+def freedom_of(model: Any, traits: ModelTraits, settings: EngineSettings, base: Plan, shape: Shape) -> Freedom:
+    """What the user and the architecture leave open."""
+    inner = base_model(model)
+    can_recompute = bool(inner.supports_gradient_checkpointing)
+    layers: int | None = None
+    if settings.gradient_checkpointing is not None:
+        layers = traits.num_layers if settings.gradient_checkpointing else 0
+    elif not can_recompute:
+        layers = 0
+    most = most_tokens(base.device.partition(":")[0], base.compute_dtype)
+    free = freedom(
+        tokens=settings.micro_batch_tokens,
+        layers=layers,
+        rows=settings.loss_chunk_rows,
+        smallest_tokens=shape.longest_tokens,
+        largest_tokens=min(most, max(shape.longest_tokens, shape.largest_batch_tokens)),
+        num_layers=traits.num_layers,
+        largest_rows=base.loss_chunk_rows,
+    )
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    if len(free.layers) > 1 and not any(isinstance(part, GradientCheckpointingLayer) for part in inner.modules()):
+        return replace(free, layers=(0, traits.num_layers))
+    return free
+
+
+def _held_bytes(model: Any) -> int:
+    """Of parameters and buffers, which are allocated already."""
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for tensor in (*model.parameters(), *model.buffers())
+        if isinstance(tensor, torch.Tensor)
+    }
+    return sum(storages.values())
+
+
+def _proposed(
+    trainer: SFTTrainer,
+    base: Plan,
+    shape: Shape,
+    training: Training,
+    sizes: Sizes,
+    memory: Memory,
+    decision: Decision,
+) -> Any:
+    model = base_model(trainer.model)
+
+    def seconds(changed: Sizes, setting: Setting, shape: Shape) -> float:
+        foresight = Foresight(trainer.model, base, shape, training, memory)
+        free = Freedom((setting.micro_batch_tokens,), (setting.recomputed_layers,), (setting.loss_chunk_rows,))
+        return Decider(foresight, free, changed, decision.rates).seconds(setting)
+
+    return proposals(
+        Case(
+            model.config,
+            base,
+            shape,
+            training,
+            sizes,
+            memory,
+            decision.chosen.setting,
+            decision.chosen.needed_bytes,
+            seconds,
+        )
+    )
