@@ -11,7 +11,7 @@ Shape suffixes used in tensor code throughout the package:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -151,9 +151,10 @@ class PreparedData:
     blocks `seq_lengths`, and where some target weighs other than 1 `weights`."""
     summary: DataSummary
     places: Any = None
-    """`data.reading.places.Places`: the rows, by file and line, that each example is made of; None where nothing is
-    known, as
-    of a stream."""
+    """`data.reading.places.Places`: the rows, by file and line, that each example is made of; of a stream
+    `RecentPlaces`; None where nothing is known, as of a stream that is shuffled."""
+    counted: Callable[[], DataSummary] | None = None
+    """Of a stream: its summary with the counts of what was read by now; None where `summary` has them all."""
 
 
 @dataclass(frozen=True, slots=True)

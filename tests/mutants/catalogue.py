@@ -718,6 +718,27 @@ ENCODING = (
         ("tests/data/test_cache.py::test_a_damaged_entry_is_said_and_made_again",),
     ),
     Mutant(
+        "rows of a stream counted in each epoch",
+        f"{DATA}/encoding/stream.py",
+        "        is_new = indices[-1] >= self._num_rows\n",
+        "        is_new = True\n",
+        ("tests/data/test_stream.py::test_counts_are_those_of_the_same_rows_in_memory_and_each_row_counts_once",),
+    ),
+    Mutant(
+        "what is read of a stream not written",
+        f"{TRAINER}/training.py",
+        "            result = drive.run(events)\n            count_streams(trainer)\n",
+        "            result = drive.run(events)\n",
+        ("tests/trainer/test_streams.py::test_data_json_and_log_tell_at_the_end_what_was_read",),
+    ),
+    Mutant(
+        "inspect counts otherwise than training",
+        f"{DATA}/inspection/examine.py",
+        "self._counts.foreseen(lengths, how),",
+        "self._counts.foreseen(lengths, None),",
+        ("tests/data/inspection/test_examine.py::test_the_counts_are_those_of_a_training_run",),
+    ),
+    Mutant(
         "large files kept in memory",
         f"{DATA}/reading/large.py",
         ">= entries.LARGE_BYTES",

@@ -9,6 +9,7 @@ from typing import Any
 from sartor.batching.packing import pack
 from sartor.data import inspect
 from sartor.data.encoding import encode
+from sartor.data.encoding.stream import STREAM_NOTE
 from sartor.data.reading import mixture, sources
 from sartor.data.targets import audit
 from sartor.errors import ConfigurationError, DataError
@@ -42,6 +43,7 @@ class Preparation:
         self.summaries: dict[str, DataSummary] = {}
         self.places: dict[str, Any] = {}
         """By data set: file and line of each example's rows, where they are known."""
+        self._streams: dict[str, tuple[PreparedData, Callable[[], DataSummary]]] = {}
 
     def prepare(self, dataset: Any, name: str) -> Any:
         """One data set, ready for training; what it holds, and what was cut or dropped, is said aloud."""
@@ -64,6 +66,9 @@ class Preparation:
         prepared = _with_notes(prepared, () if note is None else (note,))
         self.summaries[name] = prepared.summary
         self.places[name] = prepared.places
+        self._streams.pop(name, None)
+        if prepared.counted is not None:
+            self._streams[name] = (prepared, prepared.counted)
         for line in inspect.describe(prepared.summary).splitlines():
             voice.say(line)
         return prepared.dataset
@@ -91,6 +96,17 @@ class Preparation:
                 "not trained), or drop `skip_prepare_dataset`."
             )
         return dataset
+
+    def count_streams(self) -> bool:
+        """See what was read of streams by now, and say it; whether there is any."""
+        for name, (prepared, counted) in self._streams.items():
+            found = counted()
+            # What was added to the notes when it was prepared stays.
+            notes = [note for note in (*found.notes, *prepared.summary.notes) if not note.endswith(STREAM_NOTE)]
+            self.summaries[name] = replace(found, notes=tuple(dict.fromkeys(notes)))
+            for line in inspect.describe(self.summaries[name]).splitlines():
+                voice.say(line)
+        return bool(self._streams)
 
     def as_json(self) -> dict[str, Any]:
         """What was found, cut, dropped and left out of each data set, by name, for the run's folder.

@@ -178,3 +178,13 @@ def announce(trainer: SFTTrainer, plan: Plan) -> None:
     for field in ("compute_dtype", "layout"):
         if field in plan.reasons:
             trainer.say(f"{field}: {plan.reasons[field]}")
+
+
+def count_streams(trainer: SFTTrainer) -> None:
+    """Say what was read of streams, and write it beside the run, where nothing was known before.
+
+    Raises:
+        RunFolderError: the run folder cannot be written.
+    """
+    if trainer.preparation.count_streams():
+        saving.write_json(Path(trainer.args.output_dir) / saving.DATA_NAME, trainer.preparation.as_json())

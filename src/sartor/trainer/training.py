@@ -28,7 +28,7 @@ from sartor.trainer.padded import PaddedStepper
 from sartor.trainer.recovering import non_finite_policy, with_last_checkpoint
 from sartor.trainer.rehearsing import rehearse_run
 from sartor.trainer.resuming import Resumption
-from sartor.trainer.setup import announce, engine_for, matrix_rate
+from sartor.trainer.setup import announce, count_streams, engine_for, matrix_rate
 
 if TYPE_CHECKING:
     from sartor.trainer.sft_trainer import SFTTrainer
@@ -57,11 +57,14 @@ def train(
         feed.traits = engine.traits
         drive, events = _start(trainer, engine, feed, ignore_keys, resumption)
         try:
-            return drive.run(events)
+            result = drive.run(events)
+            count_streams(trainer)
+            return result
         except NonFiniteError as error:
             raise with_last_checkpoint(error, trainer) from error
         except (KeyboardInterrupt, Terminated):
             _save_interrupted(trainer, drive)
+            count_streams(trainer)
             raise
 
 

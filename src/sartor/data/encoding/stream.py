@@ -1,19 +1,25 @@
-"""Prepares a stream: the same steps as for rows in memory, each done when its rows are read."""
+"""Prepares a stream: the same steps as for rows in memory, each done when its rows are read.
+
+What comes in: a stream and an encoder.  What goes out: `PreparedData` with a stream of examples, whose counts and
+places are those of what has been read by now.  What it keeps true: each row is counted once, however many epochs read
+it; memory does not grow with the stream.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from sartor.data.encoding.counts import notes_of
-from sartor.data.encoding.cutting import cut
-from sartor.data.encoding.parts import places_of, rows_of
-from sartor.data.encoding.store import Packer
+from sartor.data.encoding.counts import Counts, notes_of
+from sartor.data.encoding.parts import Part, places_of, rows_of
+from sartor.data.encoding.store import Packer, Written
 from sartor.data.encoding.table import TokenRows, features
 from sartor.data.encoding.tokenizing import run
 from sartor.data.encoding.tokens import Encoder
 from sartor.data.encoding.usable import Skipped, encoding_usable
-from sartor.data.reading.places import Places
+from sartor.data.reading.places import Places, RecentPlaces
 from sartor.data.reading.problems import ProblemLog
 from sartor.data.rows.formats import Reading
 from sartor.data.targets.weights import may_have_weights
@@ -27,6 +33,10 @@ ROWS_PER_BATCH = 64
 ROWS_PER_PACKING = 1000
 """Rows that are read ahead to be packed together: as many as a data set in memory packs together."""
 
+STREAM_NOTE = "A stream: its rows are checked and counted as they are read."
+"""Stands in the summary until then."""
+READ_NOTE = "A stream: counted are the rows that were read by now, some of them ahead of training."
+
 Batch = Mapping[str, Sequence[Any]]
 
 
@@ -39,11 +49,13 @@ def prepare_stream(
     name: str,
     pack: Packer | None,
 ) -> PreparedData:
-    """A stream of prepared rows.  Counts are not known before it is read, and stand at 0."""
+    """A stream of prepared rows.  Counts are not known before it is read, and stand at 0; `counted` tells them then."""
     is_packed = "seq_lengths" in columns and "input_ids" in columns
     with_weights = may_have_weights(reading, columns, dataset.features)
+    reader = _Reader(encoder, reading, settings, name, with_weights=with_weights)
+    # Functions, not methods: `datasets` copies what is behind a method where it mixes streams, and counts with it.
     stream = dataset.map(
-        _encoding(encoder, settings, name, with_weights=with_weights),
+        lambda batch, indices: reader.encode(batch, indices),
         batched=True,
         batch_size=ROWS_PER_BATCH,
         with_indices=True,
@@ -53,10 +65,12 @@ def prepare_stream(
     if settings.packing and pack is not None:
         if settings.shuffle_dataset:
             stream = stream.shuffle(seed=settings.seed)
+        packer = _Packer(pack, settings, reader, with_weights=with_weights)
         stream = stream.map(
-            _packing(pack, settings, with_weights=with_weights),
+            lambda batch, indices: packer.pack(batch, indices),
             batched=True,
             batch_size=ROWS_PER_PACKING,
+            with_indices=True,
             remove_columns=["input_ids", "labels", *(["weights"] if with_weights else [])],
             features=features(with_documents=settings.packing_strategy != "wrapped", with_weights=with_weights),
         )
@@ -67,36 +81,95 @@ def prepare_stream(
         "packing_strategy='wrapped': blocks are one running text of several rows, whose tokens see those before.",
     )
     is_mixed = settings.packing and settings.packing_strategy == "wrapped"
-    said = ("A stream: its rows are checked and counted as they are read.", *processes, *(mixing if is_mixed else ()))
-    notes = (*notes_of(reading, encoder), *said)
-    return PreparedData(stream, DataSummary(name, reading.format, 0, 0, 0, 0, 0, notes=notes))
+    more = (*processes, *(mixing if is_mixed else ()))
+    notes = (*notes_of(reading, encoder), STREAM_NOTE, *more)
+    summary = DataSummary(name, reading.format, 0, 0, 0, 0, 0, notes=notes)
+    places = None
+    if not settings.shuffle_dataset:  # which says nothing of the order that it makes
+        places = packer.places if settings.packing and pack is not None else reader.places
+    return PreparedData(stream, summary, places, lambda: reader.summary(more))
 
 
-def _encoding(
-    encoder: Encoder, settings: DataSettings, name: str, *, with_weights: bool
-) -> Callable[[Batch, list[int]], dict[str, list[Any]]]:
-    summary = DataSummary(name, encoder.format, 0, 0, 0, 0, 0)
-    skips, skipped = settings.bad_rows == "skip", Skipped(name)
+class _Reader:
+    """Encodes a stream, and knows what was read of it."""
 
-    def encode(batch: Batch, indices: list[int]) -> dict[str, list[Any]]:
+    def __init__(
+        self, encoder: Encoder, reading: Reading, settings: DataSettings, name: str, *, with_weights: bool
+    ) -> None:
+        self._encoder, self._reading, self._settings, self._name = encoder, reading, settings, name
+        self._with_weights = with_weights
+        self._skipped = Skipped(name)
+        self._counts = Counts(name, reading)
+        self._num_rows = 0
+        self.written = Written()
+        """The examples that are given out, each counted once."""
+        self.places = RecentPlaces()
+
+    def encode(self, batch: Batch, indices: list[int]) -> dict[str, list[Any]]:
+        """Examples of some rows, given their numbers in this epoch.
+
+        Raises:
+            DataError: rows that cannot be used, unless these are skipped.
+        """
         problems = ProblemLog()
         rows = rows_of(batch)
-        places = places_of(rows, indices[0], name)
-        encoded, places = run(encoding_usable(encoder, rows, places, problems, skip=True), encoder.tokenize)
-        if skips:
-            skipped.update(problems)
-        else:
-            problems.raise_if_any(f"{name} data, rows {indices[0]} to {indices[-1]}", len(rows))
-        return cut(encoded, settings, summary, Places.of_texts(places))[0].to_lists(with_weights=with_weights)
+        places = places_of(rows, indices[0], self._name)
+        is_new = indices[-1] >= self._num_rows
+        tally = Counter(self._encoder.tally)
+        encoded, places = run(encoding_usable(self._encoder, rows, places, problems, skip=True), self._encoder.tokenize)
+        if self._settings.bad_rows != "skip":
+            problems.raise_if_any(f"{self._name} data, rows {indices[0]} to {indices[-1]}", len(rows))
+        if is_new:
+            self._num_rows = indices[-1] + 1
+            self._skipped.update(problems)
+        else:  # a later epoch counts nothing twice
+            self._encoder.tally.clear()
+            self._encoder.tally.update(tally)
+        counts = self._counts if is_new else Counts(self._name, self._reading)
+        examples, kept = counts.cut(Part(encoded, Places.of_texts(places)), self._settings)
+        if is_new and not self._settings.packing:
+            self.count(examples)
+        if indices[0] == 0:
+            self.places.restart()
+        self.places.append(kept)
+        return examples.to_lists(with_weights=self._with_weights)
 
-    return encode
+    def count(self, examples: TokenRows) -> None:
+        """Count examples as they are given out."""
+        self.written.num_examples += len(examples)
+        self.written.num_tokens += examples.num_tokens
+        self.written.num_targets += examples.num_targets
+        self.written.longest_tokens = max(self.written.longest_tokens, int(examples.lengths.max(initial=0)))
+
+    def summary(self, notes: tuple[str, ...]) -> DataSummary:
+        """What was read by now."""
+        problems = self._skipped.problems
+        return self._counts.summary(
+            self._encoder, problems, None, replace(self.written), num_rows=self._num_rows, notes=(READ_NOTE, *notes)
+        )
 
 
-def _packing(pack: Packer, settings: DataSettings, *, with_weights: bool) -> Callable[[Batch], dict[str, list[Any]]]:
-    def packed(batch: Batch) -> dict[str, list[Any]]:
+class _Packer:
+    """Packs the examples of a stream, as many at a time as a data set in memory packs together."""
+
+    def __init__(self, pack: Packer, settings: DataSettings, reader: _Reader, *, with_weights: bool) -> None:
+        self._pack, self._settings, self._reader = pack, settings, reader
+        self._with_weights = with_weights
+        self._num_rows = 0
+        self.places = RecentPlaces()
+        """Of the blocks; of rows that were not shuffled."""
+
+    def pack(self, batch: Batch, indices: list[int]) -> dict[str, list[Any]]:
+        """Blocks of some examples, given their numbers in this epoch."""
         rows = TokenRows.from_lists(batch["input_ids"], batch["labels"], weights=batch.get("weights"))
-        assert settings.max_length is not None
-        packed = rows.packed(pack(rows.lengths, settings.max_length, settings.packing_strategy))
-        return packed.to_lists(with_weights=with_weights)
-
-    return packed
+        assert self._settings.max_length is not None
+        packing = self._pack(rows.lengths, self._settings.max_length, self._settings.packing_strategy)
+        blocks = rows.packed(packing)
+        if indices[-1] >= self._num_rows:
+            self._num_rows = indices[-1] + 1
+            self._reader.count(blocks)
+        if indices[0] == 0:
+            self.places.restart()
+        if not self._settings.shuffle_dataset:
+            self.places.append(self._reader.places.between(indices[0], indices[-1] + 1).packed(packing))
+        return blocks.to_lists(with_weights=self._with_weights)

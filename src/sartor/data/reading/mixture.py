@@ -159,10 +159,25 @@ def prepare_mixture(parts: Sequence[Part], settings: DataSettings, name: str, pr
     mixed, taken = _mixed(parts, prepared, settings)
     notes = _notes(parts, prepared, taken, settings)
     summary = _joined(name, [one.summary for one in prepared], notes)
+
+    def counted() -> DataSummary:
+        read = [one.summary if one.counted is None else one.counted() for one in prepared]
+        told = tuple(f"{part.label}: {note}" for part, one in zip(parts, read, strict=True) for note in one.notes)
+        sums = {
+            field: sum(getattr(one, field) for one in read) for field in ("num_examples", "num_tokens", "num_targets")
+        }
+        joined = replace(_joined(name, read, (*told, *notes)), **sums)
+        rows = [one.source_rows for one in read]
+        return replace(
+            joined,
+            longest_tokens=max(one.longest_tokens for one in read),
+            source_rows={source: sum(each.get(source, 0) for each in rows) for one in rows for source in one},
+        )
+
     if settings.packing or settings.shuffle_dataset:
-        return _arranged(mixed, summary, replace(settings, bad_rows="error"), name, prepare)
+        return _arranged(mixed, summary, counted, replace(settings, bad_rows="error"), name, prepare)
     if taken is None:
-        return PreparedData(mixed, summary)
+        return PreparedData(mixed, summary, counted=counted)
     places = Places.of_texts(mixed[WHERE_COLUMN][:])
     return PreparedData(mixed.remove_columns(WHERE_COLUMN), _counted(summary, mixed, places), places)
 
@@ -238,25 +253,39 @@ def _numbered(prepared: PreparedData, number: int) -> datasets.Dataset:
     return dataset
 
 
-def _arranged(mixed: Any, summary: DataSummary, settings: DataSettings, name: str, prepare: Prepare) -> PreparedData:
+def _arranged(
+    mixed: Any,
+    summary: DataSummary,
+    counted: Callable[[], DataSummary],
+    settings: DataSettings,
+    name: str,
+    prepare: Prepare,
+) -> PreparedData:
     """The mixed examples packed and shuffled; the summary tells both."""
     result = prepare(mixed, settings, name)
-    last = result.summary
+    count_last = result.counted
+    if count_last is None:
+        return PreparedData(result.dataset, _of_both(summary, result.summary), result.places)
     return PreparedData(
         result.dataset,
-        replace(
-            summary,
-            num_examples=last.num_examples,
-            num_tokens=last.num_tokens,
-            num_targets=last.num_targets,
-            longest_tokens=last.longest_tokens,
-            num_truncated_rows=summary.num_truncated_rows + last.num_truncated_rows,
-            num_truncated_tokens=summary.num_truncated_tokens + last.num_truncated_tokens,
-            num_truncated_targets=summary.num_truncated_targets + last.num_truncated_targets,
-            num_dropped_rows=summary.num_dropped_rows + last.num_dropped_rows,
-            source_rows=last.source_rows,
-        ),
-        result.places,
+        _of_both(summary, result.summary),
+        counted=lambda: replace(_of_both(counted(), count_last()), source_rows=counted().source_rows),
+    )
+
+
+def _of_both(first: DataSummary, last: DataSummary) -> DataSummary:
+    """What sources lost before they were mixed, and what was made of them then."""
+    return replace(
+        first,
+        num_examples=last.num_examples,
+        num_tokens=last.num_tokens,
+        num_targets=last.num_targets,
+        longest_tokens=last.longest_tokens,
+        num_truncated_rows=first.num_truncated_rows + last.num_truncated_rows,
+        num_truncated_tokens=first.num_truncated_tokens + last.num_truncated_tokens,
+        num_truncated_targets=first.num_truncated_targets + last.num_truncated_targets,
+        num_dropped_rows=first.num_dropped_rows + last.num_dropped_rows,
+        source_rows=last.source_rows,
     )
 
 

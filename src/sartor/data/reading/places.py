@@ -8,6 +8,7 @@ packing move places as they move the examples.
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ from sartor.records import Packing
 Integers = NDArray[np.int64]
 
 _PLACE = re.compile(r"(?s)(.*), (line|row) (\d+)")
+EXAMPLES_KEPT = 65_536
+"""Examples of a stream whose places are known: more than are read ahead, packed together and in one optimizer batch."""
 ROWS_SHOWN = 4
 """Rows that are named of a packed block; of more the number is said."""
 
@@ -145,3 +148,44 @@ class Places:
             if count:
                 result[source] = result.get(source, 0) + count
         return result
+
+
+class RecentPlaces:
+    """Places of a stream's examples, by their number in the epoch; the oldest are forgotten, as a stream has no end."""
+
+    def __init__(self, num_kept: int = EXAMPLES_KEPT) -> None:
+        self._num_kept = num_kept
+        self._parts: deque[tuple[int, Places]] = deque()
+        self._end = 0
+
+    def restart(self) -> None:
+        """A new epoch begins: the next example is number 0."""
+        self._parts.clear()
+        self._end = 0
+
+    def append(self, places: Places) -> None:
+        """The next examples."""
+        self._parts.append((self._end, places))
+        self._end += len(places)
+        while self._end - self._parts[0][0] - len(self._parts[0][1]) >= self._num_kept:
+            self._parts.popleft()
+
+    def __len__(self) -> int:
+        """How many examples the epoch has had so far."""
+        return self._end
+
+    def between(self, first: int, end: int) -> Places:
+        """Places of the examples from `first` to before `end`, which are not forgotten."""
+        parts = [
+            places.take(np.arange(max(first - start, 0), min(end - start, len(places))))
+            for start, places in self._parts
+            if start < end and first < start + len(places)
+        ]
+        return Places.concatenate(parts)
+
+    def where(self, example: int) -> str:
+        """For messages, as `Places.where`; the number alone where it is forgotten."""
+        for start, places in self._parts:
+            if start <= example < start + len(places):
+                return places.where(example - start)
+        return f"example {example} of the stream (from 0)"
