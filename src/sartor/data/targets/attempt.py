@@ -60,6 +60,18 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
+class Proof:
+    """A conversation's text, and what of it is trained."""
+
+    text: str
+    turns: tuple[Turn, ...]
+    dropped: tuple[tuple[int, Kind], ...]
+    """Fields that the template leaves out: message and which."""
+    unended: str
+    """The text as the template writes it, without end tokens that were appended."""
+
+
+@dataclass(frozen=True, slots=True)
 class Rules:
     """What is asked of a proof."""
 

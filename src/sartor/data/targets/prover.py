@@ -20,27 +20,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from sartor.data.targets.attempt import Attempt, Rule, Rules, Start, Turn, Unproven
+from sartor.data.targets.attempt import Attempt, Proof, Rule, Rules, Start, Turn, Unproven
 from sartor.data.targets.prompts import Prompts
+from sartor.data.targets.proof_form import ProofForm, form_of
+from sartor.data.targets.provenance.forms import Forms, Messages, shape_of
+from sartor.data.targets.provenance.outline import Outline, Outliner
 from sartor.data.targets.provenance.render import Renderer, TraceError
-from sartor.data.targets.provenance.shadow import Kind
 
 __all__ = ["Proof", "Prover", "Rule", "Start", "Turn", "Unproven"]
-
-
-@dataclass(frozen=True, slots=True)
-class Proof:
-    """A conversation's text, and what of it is trained."""
-
-    text: str
-    turns: tuple[Turn, ...]
-    dropped: tuple[tuple[int, Kind], ...]
-    """Fields that the template leaves out: message and which."""
-    unended: str
-    """The text as the template writes it, without end tokens that were appended."""
 
 
 class Prover:
@@ -71,6 +61,8 @@ class Prover:
         """
         self._renderer = Renderer(template, special_tokens)
         self._prompts = Prompts(self._renderer, template)
+        self._outliner = Outliner(self._renderer, template)
+        self._forms: Forms[ProofForm] = Forms()
         texts = sorted({*atoms, *end_tokens}, key=len, reverse=True)  # the longest first: one may begin another
         self._rules = Rules(tuple(end_tokens), start, append_eot, re.compile("|".join(map(re.escape, texts))))
 
@@ -90,7 +82,23 @@ class Prover:
             Unproven: a turn's target cannot be proven.
             Exception: whatever the template raises.
         """
-        conversation = self._renderer.conversation(messages, tools, keywords or {})
+        if trained is None:
+            trained = [number for number, message in enumerate(messages) if message.get("role") == "assistant"]
+        shape = shape_of(messages, tools, keywords or {})
+        if shape is None:
+            return self._proven(messages, tools, keywords or {}, trained)
+        shape = (*shape, *trained)
+        for form in self._forms.of(shape):
+            proof = form.proof(messages)
+            if proof is not None:
+                return proof
+        proof = self._proven(messages, tools, keywords or {}, trained)
+        self._forms.learn(shape, lambda: self._form(messages, keywords or {}, proof))
+        return proof
+
+    def _proven(self, messages: Messages, tools: Any, keywords: Mapping[str, Any], trained: Collection[int]) -> Proof:
+        """The proof of a conversation, found for it alone."""
+        conversation = self._renderer.conversation(messages, tools, keywords)
         try:
             traced = self._renderer.traced(conversation, len(messages))
         except TraceError:
@@ -99,12 +107,21 @@ class Prover:
                 "its text changes when the source of each character is recorded. Put {% generation %} marks in the "
                 "template, around what the assistant writes.",
             ) from None
-        if trained is None:
-            trained = [number for number, message in enumerate(messages) if message.get("role") == "assistant"]
         attempt = Attempt(self._prompts, conversation, traced, self._rules)
         attempt.refuse_special_text()
         text, turns = _with_ends(traced.text, [attempt.turn(number) for number in trained])
         return Proof(text, turns, tuple(attempt.dropped()), traced.text)
+
+    def _form(self, messages: Messages, keywords: Mapping[str, Any], proof: Proof) -> ProofForm | None:
+        """A form that proves other conversations of the same shape."""
+        conversation = self._renderer.conversation(messages, None, keywords)
+        book = self._outliner.book(messages)
+
+        def outline_of(num_messages: int, prompt: bool) -> Outline:
+            return self._outliner.outline(book, conversation, messages, num_messages, prompt=prompt)
+
+        prompt_end = self._prompts.probe(conversation).prompt_end
+        return form_of(proof, book, outline_of, messages, self._rules.atoms, prompt_end)
 
 
 def _with_ends(text: str, turns: Sequence[Turn]) -> tuple[str, tuple[Turn, ...]]:

@@ -65,6 +65,11 @@ class Renderer:
         self._traced_globals = dict(self._traced.globals)
         self._reads_clock = "strftime_now" in template
 
+    @property
+    def stock_environment(self) -> Any:
+        """Transformers' own sandbox."""
+        return self._stock.environment
+
     def conversation(
         self, messages: Sequence[Mapping[str, Any]], tools: Any, keywords: Mapping[str, Any]
     ) -> Conversation:
@@ -83,7 +88,7 @@ class Renderer:
     def text(self, conversation: Conversation, num_messages: int, *, add_generation_prompt: bool = False) -> str:
         """The first messages of a conversation, rendered by transformers' own environment."""
         context = self._stock.new_context(
-            {**self._stock_globals, **self._variables(conversation, num_messages, add_generation_prompt)}, shared=True
+            {**self._stock_globals, **self.variables(conversation, num_messages, add_generation_prompt)}, shared=True
         )
         try:
             return "".join(self._stock.root_render_func(context))
@@ -91,7 +96,7 @@ class Renderer:
             self._stock.environment.handle_exception()  # raises it as `Template.render` does
             raise
 
-    def _variables(self, conversation: Conversation, num_messages: int, add_generation_prompt: bool) -> dict[str, Any]:
+    def variables(self, conversation: Conversation, num_messages: int, add_generation_prompt: bool) -> dict[str, Any]:
         """What a template sees, as transformers' `render_jinja_template` passes it."""
         return {
             "messages": list(conversation.messages[:num_messages]),
@@ -112,7 +117,7 @@ class Renderer:
         expected = self.text(conversation, num_messages, add_generation_prompt=add_generation_prompt)
         messages = [traced_message(message, i) for i, message in enumerate(conversation.messages[:num_messages])]
         self._environment.at = OUTSIDE
-        variables = self._variables(conversation, num_messages, add_generation_prompt)
+        variables = self.variables(conversation, num_messages, add_generation_prompt)
         context = self._traced.new_context({**self._traced_globals, **variables, "messages": messages}, shared=True)
         rendered = joined(self._traced.root_render_func(context))
         if rendered != expected:
