@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import TrainerCallback
 
 from sartor.engine.step import Engine
 from sartor.errors import ForeseenMemoryError, OutOfMemoryError
@@ -21,6 +22,7 @@ from sartor.run.loop import OptimizerBatch
 from sartor.run.recover import FORGIVEN_EVERY, NoGuard, Recovery, is_out_of_memory
 from sartor.run.stepper import EngineStepper, Updater
 from sartor.run.transaction import Update
+from sartor.trainer.sampling import NO_ANSWER
 from tests.run.test_stepper import batch_of, engine_of
 from tests.trainer import tiny
 
@@ -356,13 +358,13 @@ def test_a_fused_step_allocates_nothing_once_its_states_exist() -> None:
 
 
 class Little(NoGuard):
-    """So much is left, for certain."""
+    """So much is left for what is called so, for certain."""
 
-    def __init__(self, num_bytes: int) -> None:
-        self.num_bytes = num_bytes
+    def __init__(self, num_bytes: int, name: str) -> None:
+        self.num_bytes, self.name = num_bytes, name
 
     def allocate(self, num_bytes: int, what: str) -> None:
-        if num_bytes > self.num_bytes:
+        if self.name in what and num_bytes > self.num_bytes:
             raise ForeseenMemoryError(f"{what} need {num_bytes}")
 
 
@@ -374,7 +376,7 @@ def test_an_optimizers_states_are_foreseen_before_they_are_made(kind: str, each:
     num_values, largest = sum(p.numel() for p in parameters), max(p.nbytes for p in parameters)
     for num_bytes, fits in ((each * num_values + largest, True), (each * num_values + largest - 1, False)):
         optimizer = OPTIMIZERS[kind](parameters)
-        recovery = Recovery(engine, guard=Little(num_bytes))
+        recovery = Recovery(engine, guard=Little(num_bytes, "states"))
         schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
         updater = Updater(optimizer, schedule, engine, 0.0, steps_on_metrics=False, recovery=recovery)
         for parameter in parameters:
@@ -390,6 +392,34 @@ def test_an_optimizers_states_are_foreseen_before_they_are_made(kind: str, each:
             with pytest.raises(OutOfMemoryError, match="optim='adafactor'"):
                 updater.update()
             assert all(map(torch.equal, parameters, before))
+
+
+class HasLittle(TrainerCallback):
+    """The first that hears that training begins: little is left for answers."""
+
+    def __init__(self, trainer: Any, num_bytes: int) -> None:
+        self.trainer, self.num_bytes = trainer, num_bytes
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        self.trainer.recovery.guard = Little(self.num_bytes, "answers")
+
+
+def test_answers_that_would_not_fit_are_asked_for_fewer_at_a_time(undisturbed: Any, tmp_path: Path) -> None:
+    """And where one does not fit, the table has a hole, and the run goes on."""
+    for num_bytes, answered in ((60_000, True), (1_000, False)):
+        trainer = tiny.trainer(tmp_path / str(num_bytes), eval_dataset=tiny.texts(6, start=40), **OPTIONS)
+        told: list[str] = []
+        trainer.say = told.append
+
+        trainer.callback_handler.callbacks.insert(0, HasLittle(trainer, num_bytes))
+        trainer.train()
+        answers = [sample.answer for sample in trainer.sample_answers.samples]
+        if answered:
+            assert answers == [sample.answer for sample in undisturbed.sample_answers.samples]
+            assert any("1 of sample_prompts at a time" in line for line in told)
+        else:
+            assert set(answers) == {NO_ANSWER}
+        assert difference(weights_of(trainer), weights_of(undisturbed)) == 0.0
 
 
 def test_a_foreign_optimizer_that_fails_within_its_step_ends_the_run() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from sartor.errors import ConfigurationError
+from sartor.errors import ConfigurationError, OutOfMemoryError
 from tests.trainer import tiny
 from tests.trainer.recording import Recorder
 
@@ -135,6 +135,39 @@ def test_logits_can_be_reduced_before_they_are_kept(tmp_path: Path) -> None:
     output = trainer.predict(rows)
     assert output.predictions.dtype == np.int64
     assert output.predictions.shape == output.label_ids.shape
+
+
+def test_rows_with_logits_go_through_as_memory_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = tiny.texts(5, start=20)
+    options: dict[str, Any] = {"compute_metrics": accuracy_of, "per_device_eval_batch_size": 5}
+    expected = tiny.trainer(tmp_path, **options).evaluate(rows)
+    monkeypatch.setattr("sartor.trainer.evaluating.available_bytes", lambda device: 60_000)
+    trainer = tiny.trainer(tmp_path, **options)
+    sizes: list[int] = []
+
+    class Watch(Recorder):
+        def on_prediction_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            sizes.append(1)
+
+    trainer.add_callback(Watch())
+    said: list[str] = []
+    trainer.say = said.append  # type: ignore[method-assign]
+    found = trainer.evaluate(rows)
+    assert any("rows at once in place of 5 in evaluations with logits" in line for line in said)
+    assert len(sizes) > 1 + 1  # one with logits and one for the loss, were there room
+    assert found["eval_accuracy"] == pytest.approx(expected["eval_accuracy"])
+    assert found["eval_loss"] == expected["eval_loss"]
+
+
+def test_a_metric_that_counts_batches_is_not_given_others_and_memory_is_an_error_that_says_what_to_do(
+    tmp_path: Path,
+) -> None:
+    def metric(given: Any, compute_result: bool) -> dict[str, float]:
+        raise torch.OutOfMemoryError("injected: out of memory")
+
+    trainer = tiny.trainer(tmp_path, compute_metrics=metric, batch_eval_metrics=True, eval_dataset=tiny.texts(3))
+    with pytest.raises(OutOfMemoryError, match="smaller per_device_eval_batch_size"):
+        trainer.evaluate()
 
 
 def test_a_metric_computed_batch_by_batch_knows_the_last_one(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, has_len
 
 from sartor.engine.precision import autocast
 from sartor.engine.step import Engine
+from sartor.memory.device import available_bytes
 from sartor.records import Example
 from sartor.run import evaluate as evaluation
 from sartor.trainer.examples import Examples, device_batches, example_of
@@ -25,6 +26,16 @@ from sartor.trainer.weighted import refuse_with_own_loss
 
 if TYPE_CHECKING:
     from sartor.trainer.sft_trainer import SFTTrainer
+
+
+_LOGITS_COPIES = 4
+"""Of a batch's logits: the model's, in float32, shifted for the loss, and its softmax."""
+_LOGITS_ADVICE = (
+    "its logits are there whole. Set a smaller per_device_eval_batch_size (with batch_eval_metrics=True the rows "
+    "at once "
+    "are never changed for you, since your metric has counted those that would come again), let "
+    "preprocess_logits_for_metrics reduce them, or evaluate fewer or shorter rows."
+)
 
 
 def lazy_loader(
@@ -160,7 +171,7 @@ def _padded(
     refuse_with_own_loss(trainer, loader.dataset)
     if loss_only is None:
         _tell_cost(trainer, loader.dataset)
-    size = trainer.args.eval_batch_size
+    size = _rows_at_once(trainer, loader.dataset) if loss_only is None else trainer.args.eval_batch_size
 
     def loop() -> EvalLoopOutput:
         return trainer.evaluation_loop(
@@ -185,13 +196,32 @@ def _padded(
     with engine_for(trainer, longest_tokens=lambda: _longest(loader.dataset), trains=False) as engine:
         assert trainer.recovery is not None
         with autocast(engine.device, engine.compute_dtype), _kept_in_its_dtype(trainer):
-            output = trainer.recovery.survive(f"the evaluation of {prefix} data", loop, less)
+            output = trainer.recovery.survive(f"the evaluation of {prefix} data", loop, less, advice=_LOGITS_ADVICE)
         output.metrics.pop(f"{prefix}_model_preparation_time", None)  # nothing is prepared here
         if not trainer.uses_padded_batches:
             found = _measure(trainer, engine, loader.dataset, prefix)
             output.metrics[f"{prefix}_loss"] = found.loss
             output.metrics.update(_token_metrics(found, prefix))
     return output
+
+
+def _rows_at_once(trainer: SFTTrainer, dataset: Any) -> int:
+    """Of an evaluation with logits: as many as was asked for, or as half of the free memory has room for.
+
+    Where rows are not ours to choose (a loss or metric of the user's own that knows batches), as was asked for.
+    """
+    asked: int = trainer.args.eval_batch_size
+    if trainer.uses_padded_batches or trainer.args.batch_eval_metrics or not has_length(dataset):
+        return asked
+    row_bytes = _LOGITS_COPIES * 4 * max(1, _longest(dataset)) * trainer.model.config.get_text_config().vocab_size
+    free = available_bytes(next(trainer.model.parameters()).device)
+    size = max(1, min(asked, free // 2 // row_bytes))
+    if size < asked:
+        trainer.say(
+            f"{size} rows at once in place of {asked} in evaluations with logits: the longest needs "
+            f"{row_bytes / 1e9:.2g} GB."
+        )
+    return size
 
 
 @contextmanager

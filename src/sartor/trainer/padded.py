@@ -76,13 +76,17 @@ class PaddedStepper:
         trainer.current_gradient_accumulation_steps = len(inputs)
         num_tokens = sum(_num_tokens(one) for one in inputs)  # first: a loss may take things out of its inputs
         total = torch.zeros((), device=engine.device)
+        guard = self._updater.recovery.guard
         for one, part in zip(inputs, batch.device_batches(), strict=True):
+            padded_tokens = _padded_tokens(one)
+            guard.before(padded_tokens, trains=True)
             with autocast(engine.device, engine.compute_dtype), self._noise(one, batch.keys[part]):
                 loss = trainer.compute_loss(engine.model, one, num_items_in_batch=num_items)
             if not _scales_itself(trainer, num_items is not None):
                 loss = loss / len(inputs)
             (loss * self._updater.loss_scale).backward()
             total += loss.detach().float()
+            guard.after(padded_tokens, trains=True)
         zero = torch.zeros((), device=engine.device)
         weight = 1 if num_items is None else max(int(num_items), 1)
         # sums, so that mean = sum / targets gives back the loss that was optimized
@@ -171,6 +175,12 @@ def _num_tokens(inputs: dict[str, Any]) -> int:
         return int(is_real.sum())
     ids = inputs.get("input_ids")
     return int(ids.numel()) if torch.is_tensor(ids) else 0
+
+
+def _padded_tokens(inputs: dict[str, Any]) -> int:
+    """Tokens of a padded batch with their padding: what memory is needed for; at least 1."""
+    ids = inputs.get("input_ids")
+    return max(1, int(ids.numel())) if torch.is_tensor(ids) else 1
 
 
 def _scales_itself(trainer: Any, counted: bool) -> bool:

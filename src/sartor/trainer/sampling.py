@@ -1,8 +1,7 @@
 """Answers to a few fixed questions while training goes on, kept as a table over the steps.
 
 In: `sample_prompts`, and the trainer's model as it is.  Out: `samples.jsonl` and `samples.md` in the run's folder.
-    What
-it keeps true: training goes on as if nobody had asked: weights, modes and random generators are as they were.
+What it keeps true: training goes on as if nobody had asked: weights, modes and random generators are as they were.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from sartor.chat.options import SamplingOptions
 from sartor.chat.sample import Speaker
 from sartor.engine.precision import autocast
 from sartor.errors import OutOfMemoryError, RunFolderError
+from sartor.memory.plan import ACTIVATION_VALUES_PER_HIDDEN
 from sartor.trainer import saving
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 JSON_NAME = "samples.jsonl"
 TABLE_NAME = "samples.md"
+_TEMPLATE_TOKENS = 32
+"""What a chat template puts around a question, about."""
 NO_ANSWER = "(no answer: memory ran out)"
 
 
@@ -99,10 +101,26 @@ class SampleAnswers(TrainerCallback):
         speaker = Speaker(trainer.model, trainer.processing_class)
         answers: list[str] = []
         for start in range(0, len(self._prompts), self._at_once):
+            self._require_memory(self._prompts[start : start + self._at_once])
             asked = [[{"role": "user", "content": text}] for text in self._prompts[start : start + self._at_once]]
             with autocast(trainer.engine.device, trainer.engine.compute_dtype):
                 answers += speaker.answers(asked, self._options)
         return answers
+
+    def _require_memory(self, prompts: Sequence[str]) -> None:
+        """Keys and values of all tokens, one layer's activations of the questions, and the logits of the next tokens.
+
+        Raises:
+            ForeseenMemoryError: that would not fit.
+        """
+        trainer = self._trainer
+        assert trainer.engine is not None
+        assert trainer.recovery is not None
+        traits = trainer.engine.traits
+        asked = max(len(trainer.processing_class(text)["input_ids"]) for text in prompts) + _TEMPLATE_TOKENS
+        cached = 2 * traits.num_layers * (asked + (self._options.max_new_tokens or 0))
+        values = (cached + asked * ACTIVATION_VALUES_PER_HIDDEN) * traits.hidden_size + 2 * traits.vocabulary_size
+        trainer.recovery.guard.allocate(4 * len(prompts) * values, "the answers to sample_prompts")
 
     def _less(self) -> str | None:
         """A remedy: the same once more, then fewer questions at once."""
