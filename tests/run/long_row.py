@@ -6,6 +6,7 @@ The limit (`RLIMIT_DATA`) is what stands in memory before training plus ROOM_MB.
 of it.
 """
 
+import importlib
 import json
 import resource
 import sys
@@ -36,9 +37,7 @@ def data_bytes() -> int:
 def main(folder: str, library: str, room_mb: int) -> None:
     """Train, and say how it ended."""
     import datasets
-    import trl
 
-    from sartor import SFTConfig, SFTTrainer
     from tests.trainer import tiny
 
     passes = Path(folder) / "passes"
@@ -65,8 +64,8 @@ def main(folder: str, library: str, room_mb: int) -> None:
     tokenizer = tiny.make_tokenizer()
     tokenizer.pad_token = tokenizer.eos_token
     stream = datasets.IterableDataset.from_generator(rows, gen_kwargs={"passes": str(passes)})
-    kind, settings = (SFTTrainer, SFTConfig) if library == "sartor" else (trl.SFTTrainer, trl.SFTConfig)
-    trainer = kind(model, settings(**options), train_dataset=stream, processing_class=tokenizer)
+    module = importlib.import_module(library)
+    trainer = module.SFTTrainer(model, module.SFTConfig(**options), train_dataset=stream, processing_class=tokenizer)
     passes.write_bytes(b"")  # a look at the first rows is no pass
     limit = data_bytes() + (room_mb << 20)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
