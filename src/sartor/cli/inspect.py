@@ -16,7 +16,7 @@ from sartor.errors import DataError, RunFolderError
 
 if TYPE_CHECKING:
     from sartor.config import SFTConfig
-    from sartor.data.inspection.examine import Given
+    from sartor.data.inspection.examine import Examination, Given
     from sartor.data.inspection.record import Inspection
     from sartor.records import DataSettings
 
@@ -38,7 +38,7 @@ def run(argv: Sequence[str]) -> int:
     files = _files(request)
     with readers_may_leave():
         try:
-            inspections = _inspect(request)
+            inspections = inspections_of(request)
         except _Unusable as error:
             print(f"sartor inspect: {error}", file=sys.stderr)
             return 1
@@ -75,11 +75,10 @@ def _files(request: Request) -> dict[str, Path]:
     return files
 
 
-def _inspect(request: Request) -> "list[Inspection]":
+def inspections_of(request: Request) -> "list[Inspection]":
     """Everything that is to be shown, the training rows first."""
+    from sartor.cli.train import read_rows
     from sartor.config import SFTConfig, resolve
-    from sartor.data.inspection.examine import Examination
-    from sartor.data.reading import sources
 
     # Where the rows would be trained makes no difference here, and is not to be complained about.
     args = SFTConfig(**{**request.fields, "output_dir": "inspection", "use_cpu": True, "bf16": False})
@@ -87,23 +86,79 @@ def _inspect(request: Request) -> "list[Inspection]":
     given = _given(request, args, settings.data)
     own = request.own
     config, revision = own.get("dataset_config"), own.get("dataset_revision")
-    data = sources.load(request.data, split=own.get("split"), config=config, revision=revision, name="train")
-    with _unusable():
-        train = Examination(data, given, "train")
-        inspections = [train.run()]
+    kept = settings.data.data_cache
+    texts = (request.data,) if isinstance(request.data, str) else tuple(request.data)
+    rows = read_rows(texts, "train", own.get("split"), config, revision, kept)
+    train = _examined(rows, given, "train")
+    inspections = [inspection for _, inspection in train]
+    if len(train) > 1:
+        inspections += _mixed(rows, inspections, given)
     if own.get("eval_data") is not None or own.get("eval_split") is not None:
         source = own.get("eval_data")
-        rows = sources.load(
-            request.data if source is None else source,
-            split=own.get("eval_split"),
-            config=config if source is None else None,
-            revision=revision if source is None else None,
-            name="eval",
-        )
+        if source is None:
+            rows = read_rows(texts, "eval", own.get("eval_split"), config, revision, kept)
+        else:
+            rows = read_rows((source,), "eval", own.get("eval_split"), data_cache=kept)
         given = replace(given, settings=settings.eval_data, source=_name(source or request.data))
-        with _unusable():
-            inspections.append(Examination(rows, given, "eval").run(train))
+        inspections += [inspection for _, inspection in _examined(rows, given, "eval", [one for one, _ in train])]
     return inspections
+
+
+def _examined(
+    rows: Any, given: "Given", name: str, trained: "Sequence[Examination]" = ()
+) -> "list[tuple[Examination, Inspection]]":
+    """What is found in each source.
+
+    Args:
+        rows: what `read_rows` gave: one source, or several.
+        trained: the rows that are trained on, where these are to evaluate on.
+    """
+    from sartor.data.inspection.examine import Examination
+    from sartor.data.reading.sources import Source
+
+    alone = isinstance(rows, Source)
+    sources = [(rows.dataset, rows)] if isinstance(rows, Source) else [(part.source, part) for part in rows]
+    found: list[tuple[Examination, Inspection]] = []
+    for dataset, source in sources:
+        own = given if alone else replace(given, source=source.label)
+        with _unusable():
+            examination = Examination(dataset, own, name if alone else f"{name} ({source.label})", source.notes)
+            inspection = examination.run(trained, [one for one, _ in found] if name == "train" else [])
+        found.append((examination, inspection))
+    return found
+
+
+def _mixed(parts: Any, inspections: "Sequence[Inspection]", given: "Given") -> "list[Inspection]":
+    """The mixture of the sources, prepared as it will be trained on; nothing where that would stop a training run."""
+    from sartor.data.encoding import encode
+    from sartor.data.inspection.record import Inspection, Lengths
+    from sartor.data.reading.mixture import prepare_mixture
+    from sartor.records import DataSettings, PreparedData
+
+    def prepare(dataset: Any, settings: DataSettings, name: str) -> PreparedData:
+        tokenizer, ends = given.tokenizer, given.end_tokens
+        return encode.prepare(dataset, tokenizer, settings, name=name, pack=given.pack, end_tokens=ends)
+
+    try:
+        summary = prepare_mixture(parts, given.settings, "train", prepare).summary
+    except DataError as error:
+        if any(inspection.has_errors for inspection in inspections):
+            return []  # they say why
+        raise _Unusable(str(error)) from error
+    # Notes of each source stand with it.
+    sources = [part.label for part in parts]
+    notes = [note for note in summary.notes if not _repeats(note, inspections, sources)]
+    summary = replace(summary, notes=tuple(notes))
+    return [Inspection("train", given.source, given.model, summary, Lengths.none(), options=dict(given.options))]
+
+
+def _repeats(note: str, inspections: "Sequence[Inspection]", sources: Sequence[str]) -> bool:
+    """Whether a note of the mixture is one of a source's own."""
+    return any(
+        note == f"{source}: {told}" or note.startswith(f"{source}: Taken from the cache")
+        for source, inspection in zip(sources, inspections, strict=False)
+        for told in inspection.summary.notes
+    )
 
 
 @contextlib.contextmanager
@@ -172,8 +227,9 @@ def _write(inspections: "Sequence[Inspection]", files: dict[str, Path]) -> None:
     if "png" in files:
         from sartor.report.figures import plot_lengths
 
-        lengths = inspections[0].lengths
-        plot_lengths(lengths.tokens.tolist(), files["png"], lengths.max_length)
+        trained = [inspection.lengths for inspection in inspections if inspection.name.startswith("train")]
+        tokens = [count for lengths in trained for count in lengths.tokens.tolist()]
+        plot_lengths(tokens, files["png"], trained[0].max_length)
 
 
 def _show(request: Request, inspections: "Sequence[Inspection]", files: dict[str, Path]) -> None:

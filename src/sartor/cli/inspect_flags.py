@@ -40,6 +40,8 @@ INSPECT_FLAGS = (
 
 _OWN = tuple(flag for flag in OWN_FLAGS if flag.name in USED_OWN)
 _FIELDS = tuple(flag for flag in FIELD_FLAGS if flag.group in USED_GROUPS or flag.name in USED_FIELDS)
+USED_FLAGS: tuple[Flag, ...] = (*_OWN, *_FIELDS)
+"""Those that have a part in this."""
 FLAGS: tuple[Flag, ...] = (*OWN_FLAGS, *INSPECT_FLAGS, *FIELD_FLAGS)
 
 _USAGE = """usage: sartor inspect DATA --model MODEL [options]
@@ -49,6 +51,7 @@ configuration are loaded.
 
   sartor inspect chats.jsonl --model HuggingFaceTB/SmolLM2-135M --assistant_only_loss
   sartor inspect chats.jsonl --model my-model --max_length 2048 --eval_data held_out.jsonl --html report.html
+  sartor inspect chats.jsonl:0.7 stories.parquet:0.3 --model my-model
 
 Exit code: 0, or 1 where a training run would stop because of the data, or 2 where the command itself is wrong."""
 
@@ -61,7 +64,7 @@ class Request:
 
     model: str
     data: Any
-    """As `sartor train` has it."""
+    """As `sartor train` has it: one source, or a tuple of several with their weights."""
     fields: Mapping[str, Any]
     """Keyword arguments of SFTConfig that concern the data."""
     own: Mapping[str, Any]
@@ -96,8 +99,6 @@ def read(argv: Sequence[str]) -> Request:
     problems += [text.replace("sartor train --help", "sartor inspect --help") for text in unreadable]
     if values.get("data") is None:
         problems.append("DATA is missing: give a file or a Hub id")
-    elif len(values["data"]) > 1:
-        problems.append(f"{', '.join(values['data'])}: one source is inspected at a time: give one of them")
     if values.get("model") is None:
         problems.append(
             "--model is missing: its tokenizer and chat template make the tokens; give a folder or a Hub id"
@@ -110,7 +111,7 @@ def read(argv: Sequence[str]) -> Request:
     used_own = {flag.name for flag in (*_OWN, *INSPECT_FLAGS)}
     return Request(
         values["model"],
-        values["data"][0],
+        values["data"][0] if len(values["data"]) == 1 else tuple(values["data"]),
         {name: value for name, value in values.items() if name in used_fields},
         {name: value for name, value in values.items() if name in used_own},
         tuple(name for name in values if name not in used_fields | used_own),

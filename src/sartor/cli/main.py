@@ -15,6 +15,8 @@ from sartor.errors import SartorError
 COMMANDS = {
     "train": "fine-tune a language model on conversations",
     "inspect": "show what would be trained on, and what is wrong with it",
+    "plan": "say what a training would need, and what would make it fit",
+    "profile": "measure a step's memory, and show what consumes it",
     "chat": "talk to a model in the terminal",
     "demo": "fine-tune the built-in model, and see what changes, in about two minutes",
     "env": "print what a bug report needs",

@@ -10,7 +10,7 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,7 +130,7 @@ def short_warnings() -> Iterator[None]:
 
 
 def _train(request: Request, folder: Path, resume: str | bool) -> None:
-    args, train_rows, eval_rows = _check(request, folder)
+    args, train_rows, eval_rows = check(request, folder)
     from transformers.utils.logging import disable_progress_bar
 
     from sartor.report.progress import TrainingProgress
@@ -144,7 +144,7 @@ def _train(request: Request, folder: Path, resume: str | bool) -> None:
         args=args,
         train_dataset=train_rows,
         eval_dataset=eval_rows,
-        peft_config=_peft_config(request),
+        peft_config=peft_config(request.own),
         callbacks=[progress],
     )
     _remove_other_progress(trainer)
@@ -154,6 +154,7 @@ def _train(request: Request, folder: Path, resume: str | bool) -> None:
         progress.close()
     trainer.save_model()
     trainer.save_state()
+    _write_figures(trainer)
     if args.push_to_hub:
         named = request.data[0] if len(request.data) == 1 and not Path(request.data[0]).exists() else None
         trainer.push_to_hub(dataset_name=named)
@@ -162,7 +163,17 @@ def _train(request: Request, folder: Path, resume: str | bool) -> None:
     print(f"\nThe model is in {folder}\nTalk to it:  sartor chat {shlex.quote(str(folder))}")
 
 
-def _check(request: Request, folder: Path) -> "tuple[SFTConfig, Any, Any]":
+def _write_figures(trainer: Any) -> None:
+    """Loss, lengths and memory as pictures; a disk that is full by now has the model on it, and that is what counts."""
+    from sartor.trainer.profiling import write_figures
+
+    try:
+        write_figures(trainer)
+    except RunFolderError as error:
+        print(f"sartor train: the figures are missing: {error}", file=sys.stderr)
+
+
+def check(request: Request, folder: Path) -> "tuple[SFTConfig, Any, Any]":
     """Options, model and rows: (configuration, rows, rows to evaluate on or None).
 
     Raises:
@@ -234,13 +245,13 @@ def read_rows(
     return mixture.read_parts(pairs, split=split, config=config, revision=revision, name=name, data_cache=data_cache)
 
 
-def _peft_config(request: Request) -> Any:
+def peft_config(own: Mapping[str, Any]) -> Any:
     """The LoRA configuration asked for, or None."""
-    if not request.own.get("use_peft"):
+    if not own.get("use_peft"):
         return None
     from peft import LoraConfig
 
-    value = {flag.name: request.own.get(flag.name, flag.default) for flag in OWN_FLAGS if flag.group == LORA}
+    value = {flag.name: own.get(flag.name, flag.default) for flag in OWN_FLAGS if flag.group == LORA}
     modules = value["lora_target_modules"]
     return LoraConfig(
         r=value["lora_r"],

@@ -100,7 +100,7 @@ class Decider:
         return foresight.needed_bytes(foresight.prediction(setting, self._sizes.num_layers))
 
     def decide(self, *, compares: bool) -> Decision:
-        """Search; and where wanted, simulate the neighbours too."""
+        """Search; and where wanted, simulate the neighbours of what fits too."""
         foresight = self._foresight
         available = foresight.memory.available_bytes
         setting, fits = search(self._free, self.needed, self.seconds, available)
@@ -112,7 +112,7 @@ class Decider:
             fits and chosen.needed_bytes <= available,
             available,
             self._rates,
-            neighbours=self.neighbours(setting) if compares else (),
+            neighbours=self.neighbours(setting) if compares and fits else (),
             num_steps=foresight.shape.num_steps,
             num_simulated=foresight.num_simulated,
             notes=prediction.notes,

@@ -11,6 +11,7 @@ ways that fake mode refuses, and its tensors are swapped for fake ones afterward
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -44,7 +45,9 @@ def build(config: Any, *, dtype: torch.dtype, lora: Any = None, quantization: st
         if lora is not None:
             import peft
 
-            model = peft.get_peft_model(model, copy.deepcopy(lora))
+            with warnings.catch_warnings():  # peft asks for a name that transformers calls old
+                warnings.simplefilter("ignore", FutureWarning)
+                model = peft.get_peft_model(model, copy.deepcopy(lora))
     model.train()
     return model
 

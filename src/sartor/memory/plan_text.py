@@ -78,7 +78,7 @@ def proposal_lines(decision: Decision) -> Iterator[str]:
         verdict = "" if proposal.fits else ": not enough alone"
         yield (
             f"  {proposal.name}: {gigabytes(proposal.needed_bytes)}, a step about {duration(proposal.seconds)}"
-            f"{verdict}. It {proposal.cost}. Set {proposal.how}"
+            f"{verdict}; {proposal.cost}. Set {proposal.how}"
         )
 
 

@@ -15,7 +15,7 @@ from sartor.memory.decide import Proposal
 from sartor.memory.foresight import Foresight, Memory, Shape
 from sartor.memory.search import Setting
 from sartor.memory.simulate import Training, imagined
-from sartor.memory.speed import Sizes
+from sartor.memory.speed import Batch, Sizes
 from sartor.records import Plan
 
 LORA_RANK = 16
@@ -42,9 +42,9 @@ class Case:
 
 
 def proposals(case: Case) -> tuple[Proposal, ...]:
-    """Every change that applies, those that suffice first, the quickest of them first."""
+    """Every change that applies, those that suffice first."""
     found = [proposal for make in (_adapters, _optimizer, _shorter, _smaller) for proposal in make(case)]
-    return tuple(sorted(found, key=lambda proposal: (not proposal.fits, proposal.seconds)))
+    return tuple(sorted(found, key=lambda proposal: not proposal.fits))
 
 
 def _adapters(case: Case) -> Iterator[Proposal]:
@@ -59,7 +59,7 @@ def _adapters(case: Case) -> Iterator[Proposal]:
             case,
             f"LoRA, rank {LORA_RANK}",
             "--use_peft --lora_target_modules all-linear",
-            "trains an adapter of low rank; the weights stay",
+            "an adapter of low rank is trained, and the weights stay",
             replace(case.training, lora=lora),
         )
     if case.plan.device.startswith("cuda"):
@@ -67,7 +67,7 @@ def _adapters(case: Case) -> Iterator[Proposal]:
             case,
             f"QLoRA, rank {LORA_RANK}",
             "peft_config and quantization_config=BitsAndBytesConfig(load_in_4bit=True) in Python",
-            "an adapter beside weights rounded to 4 bits, which are made wide again for each product",
+            "the same beside weights rounded to 4 bits, which are made wide for each product",
             replace(case.training, lora=lora, quantization="4bit"),
         )
 
@@ -80,46 +80,47 @@ def _optimizer(case: Case) -> Iterator[Proposal]:
                 case,
                 "8-bit optimizer states",
                 "--optim adamw_8bit (needs bitsandbytes)",
-                "rounds the optimizer's states to 8 bits in blocks of 256",
+                "the optimizer's states are rounded to 8 bits in blocks of 256",
                 replace(case.training, optimizer="adamw_8bit"),
             )
         yield from _changed(
             case,
             "Adafactor",
             "--optim adafactor",
-            "another optimizer: second moments by rows and columns, no first moment",
+            "another optimizer, with second moments by rows and columns and no first ones",
             replace(case.training, optimizer="adafactor"),
         )
 
 
 def _shorter(case: Case) -> Iterator[Proposal]:
-    """The greatest power of two that fits; else the shortest that was tried."""
-    foresight: Foresight | None = None
-    length = 1 << (case.shape.longest_tokens - 1).bit_length()
-    last: Proposal | None = None
-    while (length := length // 2) >= SHORTEST:
+    """The greatest power of two that fits; nothing where even the shortest does not."""
+    longest = 1 << (case.shape.longest_tokens - 1).bit_length()
+    lengths = [length for length in (longest >> power for power in range(1, 20)) if length >= SHORTEST]
+    if not lengths:
+        return
+    model = imagined(case.config, case.plan.compute_dtype, case.training)
+
+    def proposal(length: int) -> Proposal:
+        share = length / case.shape.longest_tokens
+        batch = case.shape.batch
         shape = replace(
             case.shape,
             longest_tokens=length,
-            largest_batch_tokens=max(length, case.shape.largest_batch_tokens * length // case.shape.longest_tokens),
+            largest_batch_tokens=max(length, int(case.shape.largest_batch_tokens * share)),
+            batch=Batch(batch.num_tokens * share, batch.num_targets * share, batch.mean_square_length * share),
         )
-        if foresight is None:
-            model = imagined(case.config, case.plan.compute_dtype, case.training)
+        setting = replace(case.setting, micro_batch_tokens=length)
         foresight = Foresight(model, case.plan, shape, case.training, case.memory)
-        setting = replace(case.setting, micro_batch_tokens=min(case.setting.micro_batch_tokens, length))
         needed = foresight.needed_bytes(foresight.prediction(setting, case.sizes.num_layers))
-        last = Proposal(
-            f"rows of at most {length:,} tokens",
-            f"--max_length {length}",
-            "cuts longer rows",
-            needed,
-            case.seconds(case.sizes, setting, shape),
-            needed <= case.memory.available_bytes,
-        )
-        if last.fits:
-            break
-    if last is not None:
-        yield last
+        fits = needed <= case.memory.available_bytes
+        seconds = case.seconds(case.sizes, setting, shape)
+        what = f"rows of at most {length:,} tokens"
+        return Proposal(what, f"--max_length {length}", "longer rows are cut", needed, seconds, fits)
+
+    shortest = proposal(lengths[-1])
+    if not shortest.fits:
+        return
+    yield next((found for found in map(proposal, lengths[:-1]) if found.fits), shortest)
 
 
 def _smaller(case: Case) -> Iterator[Proposal]:
@@ -139,8 +140,8 @@ def _smaller(case: Case) -> Iterator[Proposal]:
     )
     yield Proposal(
         f"a smaller model, of about {size} weights",
-        "--model",
-        "another model; its bytes are in proportion, not simulated",
+        "--model NAME",
+        "another model; in proportion, not simulated",
         int(case.needed_bytes * share * 0.95),
         case.seconds(sizes, case.setting, case.shape),
         True,

@@ -1,0 +1,265 @@
+"""`sartor plan`: what a training needs and how it would be executed, before a weight is loaded.
+
+Prints a page, or JSON.  Exit code 1: it does not fit.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from sartor.cli.output import readers_may_leave
+from sartor.cli.plan_flags import Request, read, usage
+from sartor.errors import ConfigurationError, ModelError
+
+if TYPE_CHECKING:
+    from sartor.config import SFTConfig
+    from sartor.memory.foresight import Shape
+    from sartor.memory.rates import Card, Rates
+    from sartor.records import Plan
+
+HELP = "say what a training would need, and what would make it fit"
+
+INTERPRETER_BYTES = 450 << 20
+"""Of a process that trains on a CPU, before its model: Python, torch and transformers.  Measured: 400 to 440 MB."""
+DEFAULT_LENGTH = 1_024
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command with the arguments after `sartor plan`; returns the exit code.  Raises SartorError."""
+    if any(argument in ("-h", "--help") for argument in argv):
+        print(usage())
+        return 0
+    request = read(argv)
+    with readers_may_leave():
+        return _plan(request)
+
+
+def _plan(request: Request) -> int:
+    from sartor.config import SFTConfig, resolve
+    from sartor.memory import plan_text, rates
+
+    own = request.own
+    card = rates.card(own["gpu"]) if own.get("gpu") is not None else None
+    stated = rates.memory_bytes(own["memory"]) if own.get("memory") is not None else None
+    args = SFTConfig(**{**request.fields, "output_dir": "plan", "use_cpu": True})
+    if own.get("model_revision") is not None:
+        more = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
+        args.model_init_kwargs = {**more, "revision": own["model_revision"]}
+    settings = resolve(args)
+    shape, source = _shape(request, args)
+    decision, plan, num_layers, weights = _decide(request, args, settings.engine, shape, card, stated)
+    optimizer = _optimizer(args)
+    if own.get("json"):
+        print(json.dumps(plan_text.as_json(decision, num_layers=num_layers, optimizer=optimizer), indent=2))
+        return int(not decision.fits)
+    what = f"{weights / 1e9:.2f} billion" if weights >= 1e9 else f"{weights / 1e6:,.0f} million"
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    head = (
+        f"{request.model}: {what} weights; trained: {'a LoRA adapter' if own.get('use_peft') else 'all of them'}; "
+        f"{batch} rows a step, {source}\n"
+        f"on {card.name if card is not None else plan.device}, "
+        f"{plan_text.gigabytes(decision.available_bytes)}; computing in {plan.compute_dtype}, trained in float32"
+    )
+    print(plan_text.page(decision, head=head, num_layers=num_layers, optimizer=optimizer))
+    return int(not decision.fits)
+
+
+def _decide(
+    request: Request, args: "SFTConfig", engine: Any, shape: "Shape", card: "Card | None", stated: int | None
+) -> tuple[Any, "Plan", int, int]:
+    """(the decision, the plan it started from, layers, weights)."""
+    import torch
+
+    from sartor.cli.train import peft_config
+    from sartor.engine.traits import read_traits
+    from sartor.memory.decide import Decider, Decision
+    from sartor.memory.foresight import PROCESS_BYTES, Foresight, Memory
+    from sartor.memory.proposals import Case, proposals
+    from sartor.memory.search import Freedom, Setting
+    from sartor.memory.simulate import Training, imagined
+    from sartor.memory.speed import Sizes, sizes_of
+    from sartor.run.transaction import Update
+    from sartor.trainer.planning import freedom_of
+
+    device = torch.device("cuda" if card is not None or torch.cuda.is_available() else "cpu")
+    config = _configuration(request.model, args)
+    compute, compute_reason = _compute_dtype(args, card, device)
+    training = Training(
+        arrival_dtype=_arrival_dtype(config, request),
+        optimizer=_optimizer(args),
+        update=lambda optimizer: Update(optimizer).step(),
+        lora=peft_config(request.own),
+        settings=engine,
+    )
+    model = imagined(config, compute, training)
+    traits = read_traits(model)
+    available, reserve = _memory(card, stated, device, PROCESS_BYTES)
+    base = _base_plan(traits, engine, device, compute, compute_reason, shape, available)
+    shape = replace(shape, document_limit=traits.rope_switch_tokens)
+    memory = Memory(available, reserve_bytes=reserve)
+    parameters = list(model.parameters())
+    sizes = sizes_of(
+        traits,
+        trained_weights=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        all_weights=sum(parameter.numel() for parameter in parameters),
+    )
+    speed = _rates(card, device, compute)
+    foresight = Foresight(model, base, shape, training, memory)
+    free = freedom_of(model, traits, engine, base, shape)
+    decision: Decision = Decider(foresight, free, sizes, speed).decide(compares=True)
+    if not decision.fits:
+
+        def seconds(changed: Sizes, setting: Setting, changed_shape: "Shape") -> float:
+            one = Freedom((setting.micro_batch_tokens,), (setting.recomputed_layers,), (setting.loss_chunk_rows,))
+            return Decider(Foresight(model, base, changed_shape, training, memory), one, changed, speed).seconds(
+                setting
+            )
+
+        case = Case(config, base, shape, training, sizes, memory, decision.chosen.setting,
+                    decision.chosen.needed_bytes, seconds)  # fmt: skip
+        decision = replace(decision, proposals=proposals(case))
+    if decision.num_steps is None and args.max_steps > 0:
+        decision = replace(decision, num_steps=args.max_steps)
+    layout = f"layout assumed: {base.layout.value}; a run tries it first"
+    return replace(decision, notes=(*decision.notes, layout)), base, traits.num_layers, sizes.all_weights
+
+
+def _configuration(name: str, args: "SFTConfig") -> Any:
+    """The model's configuration.
+
+    Raises:
+        ModelError: there is none, or it is no causal language model's.
+    """
+    from transformers import AutoConfig
+
+    from sartor.trainer import construction
+
+    if construction.is_adapter_folder(name):
+        raise ModelError(f"{name!r} holds an adapter: plan for the model it belongs to, with --use_peft")
+    construction.check_model(name, args)
+    keywords = construction.model_init_kwargs(args)
+    config = AutoConfig.from_pretrained(
+        name, revision=keywords.get("revision"), trust_remote_code=args.trust_remote_code
+    )
+    return config.get_text_config()
+
+
+def _shape(request: Request, args: "SFTConfig") -> "tuple[Shape, str]":
+    """The data, and in words where they are known from."""
+    import numpy as np
+
+    from sartor.memory.foresight import Shape
+    from sartor.memory.speed import Batch
+    from sartor.trainer.planning import shape_from
+
+    size = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    length = int(args.max_length or DEFAULT_LENGTH)
+    if request.data is None:
+        tokens = size * length
+        steps = args.max_steps if args.max_steps > 0 else None
+        return (
+            Shape(length, tokens, 1.0, Batch(tokens, tokens, length), steps),
+            f"of {length:,} tokens each (no data given)",
+        )
+    from sartor.cli import inspect, inspect_flags
+
+    used = {flag.name for flag in inspect_flags.USED_FLAGS}
+    (inspection, *_) = inspect.inspections_of(
+        inspect_flags.Request(
+            request.model,
+            request.data,
+            {name: value for name, value in request.fields.items() if name in used},
+            {name: value for name, value in request.own.items() if name in used and not name.startswith("eval_")},
+            (),
+        )
+    )
+    lengths = inspection.lengths.tokens
+    if args.max_length is not None:
+        lengths = np.minimum(lengths, args.max_length)
+    share = inspection.summary.num_targets / max(1, inspection.summary.num_tokens)
+    if not len(lengths):
+        raise ConfigurationError(f"--data {request.data}: no row can be used, so there is nothing to plan for")
+    rows = lengths
+    if args.packing:  # blocks of max_length in place of rows
+        rows = np.full(max(1, math.ceil(int(lengths.sum()) / length)), length)
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * math.ceil(len(rows) / size))
+    longest = int(lengths.max())
+    words = f"{len(rows):,} {'blocks' if args.packing else 'rows'}, the longest document {longest:,} tokens"
+    return shape_from(rows, longest, share, size, steps), words
+
+
+def _compute_dtype(args: "SFTConfig", card: "Card | None", device: Any) -> tuple[str, str]:
+    """What products are in: what this machine would choose, or what the listed GPU has."""
+    from sartor.engine.precision import choose_compute_dtype
+
+    if card is None:
+        dtype, reason = choose_compute_dtype(device, bf16=bool(args.bf16), fp16=args.fp16, strict=args.strict_precision)
+        return str(dtype).removeprefix("torch."), reason
+    if not args.bf16 and not args.fp16:
+        return "float32", "float32: neither bf16 nor fp16 is permitted"
+    if args.bf16 and card.has_bf16:
+        return "bfloat16", f"bf16: a {card.name} has it"
+    return "float16", f"fp16 with loss scaling on a {card.name}"
+
+
+def _arrival_dtype(config: Any, request: Request) -> str:
+    asked = request.own.get("dtype") or "auto"
+    found = asked if asked != "auto" else str(config.dtype or "float32").removeprefix("torch.")
+    return found if found in ("bfloat16", "float16", "float32") else "float32"
+
+
+def _optimizer(args: "SFTConfig") -> str:
+    from transformers.training_args import OptimizerNames
+
+    return str(OptimizerNames(args.optim).value)
+
+
+def _memory(card: "Card | None", stated: int | None, device: Any, process_bytes: int) -> tuple[int, int]:
+    """(what there is, what is kept free), in bytes."""
+    if card is not None:
+        return card.memory_bytes, process_bytes
+    if stated is not None:
+        return stated, process_bytes + (INTERPRETER_BYTES if device.type == "cpu" else 0)
+    from sartor.memory.device import available_bytes
+
+    return available_bytes(device), process_bytes  # this process is one already
+
+
+def _base_plan(
+    traits: Any, engine: Any, device: Any, compute: str, compute_reason: str, shape: "Shape", available: int
+) -> "Plan":
+    """The plan that the search starts from; its layout is the first that a run would try."""
+    import torch
+
+    from sartor.engine import attention
+    from sartor.engine.layout import LayoutChoice, candidates
+    from sartor.memory.plan import default_plan
+    from sartor.records import Layout
+
+    layout = candidates(traits)[0]
+    name = attention.NAME if layout is Layout.FLAT_DOCUMENTS else traits.attention
+    return default_plan(
+        traits,
+        engine,
+        LayoutChoice(layout, name, "the first that a run tries"),
+        device=device,
+        parameter_dtype="float32",
+        compute_dtype=compute,
+        compute_reason=compute_reason,
+        longest_tokens=shape.longest_tokens,
+        available_bytes=available,
+        num_threads=torch.get_num_threads(),
+    )
+
+
+def _rates(card: "Card | None", device: Any, compute: str) -> "Rates":
+    import torch
+
+    from sartor.engine.flops import measured_matrix_rate
+    from sartor.memory import rates
+
+    if card is not None:
+        return rates.listed(card, compute)
+    return rates.measured(measured_matrix_rate(device, getattr(torch, compute)), device.type, compute)

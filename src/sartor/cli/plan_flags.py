@@ -1,0 +1,112 @@
+"""Reads the command line of `sartor plan`, and writes its help.
+
+It takes every option of `sartor train`, so that one option file, or one command line with another first word, serves
+both; the rows may be left out.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sartor.cli import option_file
+from sartor.cli.field_flags import FIELD_FLAGS
+from sartor.cli.flags import Flag, Given, help_text, parse, tokens
+from sartor.cli.own_flags import LORA, OWN_FLAGS
+from sartor.errors import ConfigurationError
+
+ASKED = "what to plan for"
+
+PLAN_FLAGS = (
+    Flag("gpu", "str", None, "A GPU by name: T4, L4, A10, RTX4090, A100, H100, H200, ...", ASKED, optional=True),
+    Flag("memory", "str", None, "Memory of this machine's kind of device: 16GB. Default: what is free.", ASKED,
+         optional=True),
+    Flag("json", "bool", False, "Print JSON instead (docs/memory.md has its keys).", ASKED),
+)  # fmt: skip
+
+FLAGS: tuple[Flag, ...] = (*PLAN_FLAGS, *OWN_FLAGS, *FIELD_FLAGS)
+
+_USED_OWN = ("model", "data", "split", "dataset_config", "dataset_revision", "config", "model_revision", "dtype")
+_USED_FIELDS = (
+    "max_length",
+    "packing",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "total_batch_size",
+    "gradient_checkpointing",
+    "micro_batch_tokens",
+    "loss_chunk_rows",
+    "bf16",
+    "fp16",
+    "optim",
+    "num_train_epochs",
+    "max_steps",
+)
+
+_USAGE = """usage: sartor plan --model MODEL [--data DATA] [--gpu GPU | --memory 16GB] [options]
+
+Says what a training would need, which settings would be chosen, and what others would cost; where it does not fit,
+what would make it fit. Of the model only the configuration is read, of the data the tokens.
+
+  sartor plan --model meta-llama/Llama-3.1-8B --gpu H100
+  sartor plan --model HuggingFaceTB/SmolLM2-135M --data chats.jsonl --gpu T4 --max_length 650
+
+Exit code: 0, or 1 where it does not fit, or 2 where the command itself is wrong."""
+
+_FOOTER = "Every other option of `sartor train` is accepted too."
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What `sartor plan` was asked for."""
+
+    model: str
+    data: str | None
+    fields: Mapping[str, Any]
+    """Keyword arguments of SFTConfig."""
+    own: Mapping[str, Any]
+    """Those of the command's own flags that were given."""
+
+
+def read(argv: Sequence[str]) -> Request:
+    """Parse a command line and the file it names.
+
+    Raises:
+        ConfigurationError: with all problems found.
+    """
+    givens, rest = tokens(argv, FLAGS)
+    problems = [f"{text!r} belongs to no option" for text in rest]
+    from_files: list[Given] = []
+    for given in givens:
+        if given.key == "config" and len(given.texts) == 1:
+            try:
+                from_files += option_file.read(given.texts[0], FLAGS)
+            except ConfigurationError as error:
+                problems += error.problems
+        elif given.key == "config":
+            problems.append("--config needs a file")
+    values, unreadable = parse([*from_files, *(given for given in givens if given.key != "config")], FLAGS)
+    problems += [text.replace("sartor train --help", "sartor plan --help") for text in unreadable]
+    if values.get("model") is None:
+        problems.append("--model is missing: give a folder or a Hub id; its configuration is all that is read")
+    if values.get("gpu") is not None and values.get("memory") is not None:
+        problems.append("--gpu and --memory both say what there is: give one of them")
+    sources = values.get("data") or []
+    if len(sources) > 1:
+        problems.append(f"{', '.join(sources)}: one source is planned for at a time: give the longest rows")
+    if problems:
+        raise ConfigurationError(problems)
+    own_names = {flag.name for flag in (*PLAN_FLAGS, *OWN_FLAGS)}
+    return Request(
+        values["model"],
+        sources[0] if sources else None,
+        {name: value for name, value in values.items() if name not in own_names},
+        {name: value for name, value in values.items() if name in own_names},
+    )
+
+
+def usage() -> str:
+    """What `sartor plan --help` prints."""
+    own = [flag for flag in OWN_FLAGS if flag.name in _USED_OWN]
+    lora = [flag for flag in OWN_FLAGS if flag.group == LORA]
+    fields = [flag for flag in FIELD_FLAGS if flag.name in _USED_FIELDS]
+    return help_text(_USAGE, [*PLAN_FLAGS, *own, *fields, *lora], _FOOTER)
