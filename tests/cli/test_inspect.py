@@ -130,6 +130,51 @@ def test_json_has_the_documented_keys_and_nothing_else_is_printed(
         assert all(f"`{key}`" in page for key in table), [key for key in table if f"`{key}`" not in page]
 
 
+def test_several_sources_are_inspected_and_then_their_mixture_counted_as_in_training(
+    model: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sartor.batching.packing import pack
+    from sartor.data.encoding.encode import prepare
+    from sartor.data.reading.mixture import prepare_mixture, read_parts
+    from sartor.records import DataSettings
+
+    chats = [row(f"What is {number} + 2?", f"It is {number + 2}.") for number in range(30)]
+    same = row("What is a fjord?", "An inlet of the sea.")
+    one, two = write(tmp_path / "one.jsonl", [*chats[:20], same]), write(tmp_path / "two.jsonl", [*chats[20:], same])
+    held_out = write(tmp_path / "held_out.jsonl", [chats[25]])
+    options = ("--model", model, "--max_length", "90", "--eval_data", held_out, "--json", "--out", tmp_path / "out")
+    assert inspect(f"{one}:0.7", f"{two}:0.3", *options) == 0
+    sets = json.loads(capsys.readouterr().out)["data"]
+    assert [one["name"] for one in sets] == [f"train ({one})", f"train ({two})", "train", "eval"]
+    (finding,) = [finding for finding in sets[1]["findings"] if finding["kind"] == "in_other_source"]
+    assert (finding["count"], finding["first"][0]["where"]) == (1, "two.jsonl, line 11")
+    assert "as one.jsonl, line 21" in finding["first"][0]["excerpt"]
+    (finding,) = [finding for finding in sets[3]["findings"] if finding["kind"] == "eval_in_train"]
+    assert "as two.jsonl, line 6" in finding["first"][0]["excerpt"]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    expected = prepare_mixture(
+        read_parts([(str(one), 0.7), (str(two), 0.3)]),
+        DataSettings(max_length=90, data_cache="none"),
+        "train",
+        lambda rows, settings, name: prepare(rows, tokenizer, settings, name=name, pack=pack),
+    ).summary
+    for name in ("num_rows", "num_examples", "num_tokens", "num_targets", "num_truncated_rows", "source_rows"):
+        assert sets[2]["summary"][name] == getattr(expected, name), name
+    assert any("weight 0.7" in note for note in sets[2]["summary"]["notes"])
+    page = (tmp_path / "out" / "inspection.html").read_text(encoding="utf-8")
+    assert all(f'<section id="data-{number}">' in page for number in range(4))
+
+
+def test_a_bad_row_of_one_source_is_told_and_gives_1(
+    model: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = write(tmp_path / "bad.jsonl", [row("Hi", "Yo"), "{nothing\n"])
+    assert inspect(rows, bad, "--model", model) == 1
+    told = capsys.readouterr()
+    assert "bad.jsonl, line 2" in told.out
+    assert told.err == ""
+
+
 def test_a_folder_gets_page_picture_and_json(model: Path, rows: Path, tmp_path: Path) -> None:
     folder = tmp_path / "a" / "b"
     assert inspect(rows, "--model", model, "--out", folder, "--rows", "1") == 0

@@ -739,6 +739,16 @@ ENCODING = (
         ("tests/data/inspection/test_examine.py::test_the_counts_are_those_of_a_training_run",),
     ),
     Mutant(
+        "only the first source compared with the evaluation",
+        "src/sartor/cli/inspect.py",
+        "[one for one, _ in train])]",
+        "[one for one, _ in train[:1]])]",
+        (
+            "tests/cli/test_inspect.py::"
+            "test_several_sources_are_inspected_and_then_their_mixture_counted_as_in_training",
+        ),
+    ),
+    Mutant(
         "large files kept in memory",
         f"{DATA}/reading/large.py",
         ">= entries.LARGE_BYTES",

@@ -40,7 +40,7 @@ def inspect(
         tokenizer, DataSettings(**options), "rows.jsonl", "tiny", pack=pack, context=context, num_samples=num_samples
     )
     dataset = Dataset.from_list(rows) if isinstance(rows, list) else rows
-    return Examination(dataset, given, "train" if train is None else "eval").run(train)
+    return Examination(dataset, given, "train" if train is None else "eval").run([] if train is None else [train])
 
 
 def found(inspection: Inspection, kind: str) -> Finding:

@@ -19,7 +19,14 @@ from sartor.data.encoding.counts import Counts
 from sartor.data.encoding.parts import Part
 from sartor.data.encoding.table import TokenRows
 from sartor.data.inspection.duplicates import DuplicateSearch
-from sartor.data.inspection.judge import judge_duplicates, judge_emptied, judge_lengths, judge_overlap
+from sartor.data.inspection.judge import (
+    EVALUATION,
+    SOURCES,
+    judge_duplicates,
+    judge_emptied,
+    judge_lengths,
+    judge_overlap,
+)
 from sartor.data.inspection.ledger import Ledger
 from sartor.data.inspection.lengths import LengthTally
 from sartor.data.inspection.reading import Batch, RowReader
@@ -63,8 +70,14 @@ class Given:
 class Examination:
     """One data set, row by row.  Usable rows are numbered from 0, in order."""
 
-    def __init__(self, dataset: datasets.Dataset | datasets.IterableDataset, given: Given, name: str = "train") -> None:
-        """Find out what the rows are.
+    def __init__(
+        self,
+        dataset: datasets.Dataset | datasets.IterableDataset,
+        given: Given,
+        name: str = "train",
+        notes: tuple[str, ...] = (),
+    ) -> None:
+        """Find out what the rows are; `notes` tell how they were found.
 
         Raises:
             DataError: there are no rows, or their columns mean nothing to us.
@@ -72,6 +85,7 @@ class Examination:
         """
         self._given = given
         self._name = name
+        self._notes = notes
         # Nothing is cut or packed here: what that would do is counted.
         whole = replace(given.settings, max_length=None, packing=False, shuffle_dataset=False)
         self._reader = RowReader(
@@ -94,8 +108,13 @@ class Examination:
         self._wanted = _spread(len(dataset) if hasattr(dataset, "__len__") else None, given.num_samples)
         self._samples: list[tuple[bool, Sample]] = []
 
-    def run(self, train: Examination | None = None) -> Inspection:
-        """Read all rows; what was found.  `train`: the training rows, where these are to evaluate on, already run."""
+    def run(self, train: Sequence[Examination] = (), before: Sequence[Examination] = ()) -> Inspection:
+        """Read all rows; what was found.
+
+        Args:
+            train: the sources of the training rows, where these are to evaluate on, already run.
+            before: the sources that stand before this one, where these are one of several to train on, already run.
+        """
         for batch in self._reader.batches(self._bad_row):
             self._look_at(batch)
         self._texts.finish()
@@ -106,13 +125,10 @@ class Examination:
         place = self._example_places.__getitem__
         judge_lengths(self._ledger, lengths, summary, settings, self._given.context, place)
         judge_duplicates(self._ledger, self._search, self._asked, self._places.__getitem__, self._excerpt)
-        if train is not None:
-            judge_overlap(
-                self._ledger,
-                (train._search, train._places.__getitem__),
-                (self._search, self._places.__getitem__),
-                self._excerpt,
-            )
+        own = (self._search, self._places.__getitem__)
+        for others, overlap in ((train, EVALUATION), (before, SOURCES)):
+            found = [(other._search, other._places.__getitem__) for other in others]
+            judge_overlap(self._ledger, overlap, found, own, self._excerpt)
         self._judge_whole(summary)
         findings = self._ledger.findings()
         return Inspection(
@@ -194,7 +210,7 @@ class Examination:
             how,
             self._counts.foreseen(lengths, how),
             num_rows=reader.num_rows,
-            notes=self._unusable(),
+            notes=(*self._notes, *self._unusable()),
         )
 
     def _unusable(self) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,26 +131,62 @@ def _sights(groups: Sequence[Group], row: Place, shown: Place) -> Iterator[tuple
         yield row(second), f"as {row(first)}{rest}: {shown(first)}"
 
 
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """What it means that rows stand elsewhere too."""
+
+    exact: str
+    """Kind of the finding."""
+    near: str
+    message: str
+    """Behind `Exactly ` or `Nearly `; `{rows}` is the number of rows that were compared."""
+    advice: str
+
+
+EVALUATION = Overlap(
+    "eval_in_train",
+    "eval_near_train",
+    "the same as a row that is trained on (of {rows} to evaluate on): the evaluation measures memory.",
+    "Remove them from the training rows, or from the evaluation.",
+)
+SOURCES = Overlap(
+    "in_other_source",
+    "near_other_source",
+    "the same as a row of another source (of {rows} here): what stands in several sources weighs more.",
+    "Leave them out of one source, unless their weight is meant.",
+)
+
+
 def judge_overlap(
-    ledger: Ledger, train: tuple[DuplicateSearch, Place], evaluation: tuple[DuplicateSearch, Place], shown: Place
+    ledger: Ledger,
+    overlap: Overlap,
+    others: Sequence[tuple[DuplicateSearch, Place]],
+    own: tuple[DuplicateSearch, Place],
+    shown: Place,
 ) -> None:
-    """Note evaluation rows that stand in the training rows too, exactly or nearly.
+    """Note rows that stand elsewhere too, exactly or nearly.
 
     Args:
-        train: the search and the places of the training rows.
-        evaluation: those of the evaluation rows.
-        shown: what to recognise an evaluation row by.
+        others: search and places of the rows there, for each source of them.
+        own: those of the rows here.
+        shown: what to recognise a row here by.
     """
-    search, row = evaluation
-    equal, near = train[0].overlap(search)
-    for kind, how, pairs in (("eval_in_train", "Exactly ", equal), ("eval_near_train", "Nearly ", near)):
-        if pairs:
+    search, row = own
+    equal: dict[int, str] = {}
+    near: dict[int, str] = {}
+    for other, place in others:
+        found = other.overlap(search)
+        for known, pairs in zip((equal, near), found, strict=True):
+            for there, here in pairs:
+                known.setdefault(here, place(there))
+    for kind, how, pairs_of in ((overlap.exact, "Exactly", equal), (overlap.near, "Nearly", near)):
+        named = {here: there for here, there in sorted(pairs_of.items()) if pairs_of is equal or here not in equal}
+        if named:
             ledger.say(
                 kind,
                 Severity.WARNING,
-                f"{how}the same as a row that is trained on (of {rows(search.num_rows)} to evaluate on): the "
-                "evaluation measures memory.",
-                "Remove them from the training rows, or from the evaluation.",
-                count=len(pairs),
-                sights=((row(there), f"as {train[1](here)}: {shown(there)}") for here, there in pairs),
+                f"{how} {overlap.message.format(rows=rows(search.num_rows))}",
+                overlap.advice,
+                count=len(named),
+                sights=((row(here), f"as {there}: {shown(here)}") for here, there in named.items()),
             )

@@ -30,7 +30,8 @@ def page(inspections: Sequence[Inspection]) -> str:
     style, script, template = (_file(f"page.{kind}") for kind in ("css", "js", "html.jinja"))
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     return environment.from_string(template).render(
-        data=[_data_set(inspection) for inspection in inspections],
+        data=[_data_set(inspection, f"data-{number}") for number, inspection in enumerate(inspections)],
+        title=next((visible(one.source) for one in inspections if one.name == "train"), visible(inspections[0].source)),
         options=list(inspections[0].options.items()),
         style=Markup(style),  # our own files: no row is in them
         script=Markup(script),
@@ -47,13 +48,15 @@ def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
 
 
-def _data_set(inspection: Inspection) -> dict[str, Any]:
-    """What the template shows of one data set."""
+def _data_set(inspection: Inspection, anchor: str) -> dict[str, Any]:
+    """What the template shows of one data set; `anchor` names it on the page."""
     lengths, summary = inspection.lengths, inspection.summary
-    anchors = {sample.where: f"{inspection.name}-{number}" for number, sample in enumerate(inspection.samples)}
+    anchors = {sample.where: f"{anchor}-{number}" for number, sample in enumerate(inspection.samples)}
     num_tokens, num_targets = int(lengths.tokens.sum()), int(lengths.targets.sum())
     return {
-        "name": inspection.name,
+        "name": visible(inspection.name),
+        "anchor": anchor,
+        "is_mixture": not inspection.searched,
         "source": visible(inspection.source),
         "model": visible(inspection.model),
         "format": summary.format,

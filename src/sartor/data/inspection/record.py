@@ -110,6 +110,11 @@ class Lengths:
     max_length: int | None = None
     """The one that was asked for."""
 
+    @classmethod
+    def none(cls) -> Lengths:
+        """Of no rows: a mixture's lengths are those of its sources."""
+        return cls(np.zeros(0, np.int64), np.zeros(0, np.int64))
+
     def quantiles(self, values: NDArray[np.int64]) -> Mapping[str, int]:
         """Least, median, 90 %, 99 % and greatest; each is a length that occurs."""
         if not len(values):

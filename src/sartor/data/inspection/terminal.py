@@ -43,6 +43,8 @@ def show(inspection: Inspection, console: Console, num_samples: int) -> None:
         console.print(_legend(has_colours(console)))
         for sample in samples:
             _show_sample(sample, console)
+    if not inspection.searched:
+        return  # a mixture: what is in its rows is told of its sources
     _heading(console, counts_of(inspection.findings))
     for finding in inspection.findings:
         _show_finding(finding, console)
