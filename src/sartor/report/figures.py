@@ -35,13 +35,13 @@ def plot_lengths(lengths: Sequence[int], path: Path | str | None = None, max_len
     Raises:
         RunFolderError: `path` cannot be written.
     """
-    figure, axes = _new()
+    figure, axes = new_figure()
     axes.set_title("Distribution of input_ids length")
     axes.set_xlabel("Length of input_ids (tokens)")
     axes.set_ylabel("Number of examples")
     if not lengths:
-        _say(axes, "no examples")
-        return _finished(figure, path)
+        say(axes, "no examples")
+        return finished(figure, path)
     low, high = min(lengths), max(lengths)
     # Bins narrower than a token would leave gaps between the bars that look like missing lengths.
     bins = min(_BINS, high - low + 1)
@@ -59,7 +59,7 @@ def plot_lengths(lengths: Sequence[int], path: Path | str | None = None, max_len
         else:  # drawing it would squeeze all bars into the left edge; the legend says it
             axes.plot([], [], linestyle="", label=f"{label} (off to the right)")
     axes.legend(frameon=False)
-    return _finished(figure, path)
+    return finished(figure, path)
 
 
 def plot_loss(log_history: Iterable[Mapping[str, Any]], path: Path | str | None = None) -> Figure:
@@ -69,7 +69,7 @@ def plot_loss(log_history: Iterable[Mapping[str, Any]], path: Path | str | None 
         RunFolderError: `path` cannot be written.
     """
     records = list(log_history)
-    figure, axes = _new()
+    figure, axes = new_figure()
     axes.set_title("Loss")
     axes.set_xlabel("Step")
     axes.set_ylabel("Loss per target token")
@@ -84,8 +84,8 @@ def plot_loss(log_history: Iterable[Mapping[str, Any]], path: Path | str | None 
         axes.set_xlim(left=0)
         axes.legend(frameon=False)
     else:
-        _say(axes, "no loss was logged")
-    return _finished(figure, path)
+        say(axes, "no loss was logged")
+    return finished(figure, path)
 
 
 def _curve(axes: Axes, records: Sequence[Mapping[str, Any]], key: str, label: str, colour: str, marker: str) -> None:
@@ -118,11 +118,12 @@ def _whole_numbers(axis: Axis) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
-def _new() -> tuple[Figure, Axes]:
+def new_figure(size_inches: tuple[float, float] = _SIZE_INCHES) -> tuple[Figure, Axes]:
+    """An empty figure that nobody else knows of, in the style that all share."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=_SIZE_INCHES, dpi=_DOTS_PER_INCH, layout="constrained")
+    figure = Figure(figsize=size_inches, dpi=_DOTS_PER_INCH, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
@@ -131,15 +132,17 @@ def _new() -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _say(axes: Axes, text: str) -> None:
+def say(axes: Axes, text: str) -> None:
+    """Text in place of a drawing."""
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color="#555555")
     axes.set_xticks([])
     axes.set_yticks([])
 
 
-def _finished(figure: Figure, path: Path | str | None) -> Figure:
+def finished(figure: Figure, path: Path | str | None) -> Figure:
+    """The figure, written where a path is given: as SVG where it ends so, else as PNG."""
     if path is not None:
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
+        figure.savefig(buffer, format="svg" if Path(path).suffix == ".svg" else "png")
         write_whole(Path(path), buffer.getvalue())
     return figure

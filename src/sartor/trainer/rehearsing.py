@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sartor.engine.step import Engine
+from sartor.errors import ConfigurationError
 from sartor.memory import imagine, rehearse, trace
+from sartor.memory.optimizers import MakeOptimizer
 from sartor.memory.prediction import Prediction
 from sartor.memory.simulate import Training, Work, marking_layers, simulate_model
 from sartor.memory.trace import Measured, Trace
@@ -55,7 +57,8 @@ def rehearse_run(trainer: SFTTrainer, engine: Engine, feed: Feed, updater: Updat
     if asked is False:
         return
     against = _impossible(trainer, feed)
-    ahead = None if against else _Ahead.of(trainer, engine, feed)
+    num_steps = trainer.state.max_steps
+    ahead = None if against else _Ahead.of(trainer, engine, feed, num_steps=num_steps, is_asked=bool(asked))
     if ahead is not None and not asked:
         if ahead.is_tiny():
             return
@@ -67,6 +70,22 @@ def rehearse_run(trainer: SFTTrainer, engine: Engine, feed: Feed, updater: Updat
     rehearsal = Rehearsal(trainer, engine, updater, ahead)
     trainer.memory = rehearsal.run()
     saving.write_json(os.path.join(trainer.args.output_dir, MEMORY_NAME), trainer.memory)
+
+
+def rehearse_now(
+    trainer: SFTTrainer, engine: Engine, feed: Feed, updater: Updater, *, num_steps: int
+) -> dict[str, Any]:
+    """Rehearse outside of a run, whatever it costs; returns what `memory.json` holds.
+
+    Raises:
+        ConfigurationError: there is nothing to rehearse; says why.
+        OutOfMemoryError: not even one document goes through.
+    """
+    against = _impossible(trainer, feed)
+    if against:
+        raise ConfigurationError(f"the memory of a step cannot be looked at beforehand: {against}.")
+    ahead = _Ahead.of(trainer, engine, feed, num_steps=num_steps, is_asked=True)
+    return Rehearsal(trainer, engine, updater, ahead).run()
 
 
 def _impossible(trainer: SFTTrainer, feed: Feed) -> str | None:
@@ -81,7 +100,8 @@ def _impossible(trainer: SFTTrainer, feed: Feed) -> str | None:
 class _Ahead:
     """The optimizer batches of a run that may hold its largest micro-batch."""
 
-    trainer: SFTTrainer
+    is_asked: bool
+    """Whatever it costs."""
     batches: list[tuple[tuple[int, ...], tuple[Example, ...]]]
     """Keys and examples of each."""
     num_steps: int
@@ -89,12 +109,11 @@ class _Ahead:
     parameters_bytes: int
 
     @classmethod
-    def of(cls, trainer: SFTTrainer, engine: Engine, feed: Feed) -> _Ahead:
-        """Look through the run's first epochs."""
-        num_steps = trainer.state.max_steps
+    def of(cls, trainer: SFTTrainer, engine: Engine, feed: Feed, *, num_steps: int, is_asked: bool) -> _Ahead:
+        """Look through the run's first epochs, unless it is tiny and nobody asked."""
         parameters_bytes = sum(parameter.nbytes for parameter in engine.model.parameters())
-        ahead = cls(trainer, [], num_steps, 0.0, parameters_bytes)
-        if feed.examples is None or (trainer.args.rehearse is None and ahead.is_tiny()):
+        ahead = cls(is_asked, [], num_steps, 0.0, parameters_bytes)
+        if feed.examples is None or (not is_asked and ahead.is_tiny()):
             return ahead
         groups: list[list[int]] = []
         for epoch in range(_EPOCHS):
@@ -147,7 +166,7 @@ class _Ahead:
         allowed = rehearse.LARGEST_SHARE * self.run_tokens - (chosen[0].micro.num_tokens if chosen else 0)
         kept = chosen[:1]
         for one in chosen[1:]:
-            if self.trainer.args.rehearse or one.micro.num_tokens <= allowed:
+            if self.is_asked or one.micro.num_tokens <= allowed:
                 kept.append(one)
                 allowed -= one.micro.num_tokens
         return kept
@@ -190,6 +209,7 @@ class Rehearsal:
                 self._undo()
             prediction, reason = foresee(trainer, engine, worst.micro, worst.num_micro_batches)
         found = trace.as_json(prediction, measured, about(engine, worst.micro), reason)
+        found["num_micro_batches"] = worst.num_micro_batches
         found["instrument"] = trace.instrument(engine.device)
         measured_bytes = found["measured"]["peak_bytes"]
         foreseen_bytes = None if prediction is None else prediction.peak_bytes
@@ -295,11 +315,8 @@ def foresee(
     for module in model.modules():  # the engine's own come again with the simulation's engine
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
-    kind = type(trainer.optimizer)
-    taken = inspect.signature(kind).parameters  # AdamW's defaults name one that only Adam's constructor takes
-    options = {name: value for name, value in trainer.optimizer.defaults.items() if name in taken}
     training = Training(
-        make_optimizer=lambda groups: kind(groups, **options),
+        make_optimizer=maker_of(trainer),
         update=lambda simulated: Update(simulated).step(),
         settings=trainer.settings.engine,
         balance_coefficient=engine.balance_coefficient,
@@ -311,6 +328,17 @@ def foresee(
         if is_out_of_memory(error):
             raise
         return None, (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def maker_of(trainer: SFTTrainer) -> MakeOptimizer:
+    """How to make an optimizer of the kind and with the options that the trainer's has."""
+    if trainer.optimizer is None:  # after a profile
+        kind, options = trainer.get_optimizer_cls_and_kwargs(trainer.args, trainer.model)
+        return lambda groups: kind(groups, **options)
+    kind = type(trainer.optimizer)
+    taken = inspect.signature(kind).parameters  # AdamW's defaults name one that only Adam's constructor takes
+    options = {name: value for name, value in trainer.optimizer.defaults.items() if name in taken}
+    return lambda groups: kind(groups, **options)
 
 
 def about(engine: Engine, micro: MicroBatch) -> dict[str, Any]:

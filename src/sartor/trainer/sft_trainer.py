@@ -7,6 +7,7 @@ A real subclass of `transformers.Trainer`, so that callbacks, integrations and `
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -18,13 +19,15 @@ from sartor.engine.precision import Masters
 from sartor.engine.step import Engine
 from sartor.errors import ConfigurationError, RunFolderError
 from sartor.records import Plan
+from sartor.report import figures, memory_figures
 from sartor.run.recover import Recovery
-from sartor.trainer import evaluating, hub, saving, training, voice
+from sartor.trainer import evaluating, hub, profiling, saving, training, voice
 from sartor.trainer.arguments import as_sft_config, take_old_arguments
 from sartor.trainer.checkpoints import Checkpoints
 from sartor.trainer.checks import Given
 from sartor.trainer.construction import TAGS, build
 from sartor.trainer.examples import default_collator
+from sartor.trainer.feed import Feed
 from sartor.trainer.journal import Journal
 from sartor.trainer.overrides import overrides_loss, refuse_overrides
 from sartor.trainer.padded import dft_loss
@@ -32,6 +35,7 @@ from sartor.trainer.sampling import SampleAnswers
 from sartor.trainer.weighted import refuse_with_own_loss
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from peft import PeftConfig, PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -272,6 +276,40 @@ class SFTTrainer(Trainer):
         super().log(logs, start_time)
         if self.journal is not None:
             self.journal.write(self.state.global_step, logs)
+
+    def profile(self) -> dict[str, Any]:
+        """Look at the memory of this training's worst micro-batch, foreseen and measured, without training.
+
+        Returns what `plot_memory` shows; see docs/memory.md.
+
+        Raises:
+            ConfigurationError: which rows come is not known beforehand, or an own loss decides.
+            OutOfMemoryError: not even one document goes through.
+        """
+        return profiling.profile(self)
+
+    def plot_memory(self, path: str | Path | None = None) -> Figure:
+        """Memory over one step, by component, foreseen and measured; written where a path is given (PNG, or .svg).
+
+        Raises:
+            ConfigurationError: nothing was rehearsed: call `profile()` first, or train with `rehearse=True`.
+        """
+        return memory_figures.plot_memory(profiling.memory_of(self), path)
+
+    def plot_lengths(self, path: str | Path | None = None) -> Figure:
+        """How long the prepared training rows are; written where a path is given.
+
+        Raises:
+            ConfigurationError: they are a stream.
+        """
+        examples = Feed(self).examples
+        if examples is None:
+            raise ConfigurationError("plot_lengths() needs rows that can be counted, and train_dataset is a stream.")
+        return figures.plot_lengths(examples.lengths.tolist(), path, self.args.max_length)
+
+    def plot_loss(self, path: str | Path | None = None) -> Figure:
+        """Training and evaluation loss by step; written where a path is given."""
+        return figures.plot_loss(self.state.log_history, path)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save model and tokenizer to a folder that `from_pretrained` loads, in the dtype the model arrived in.
