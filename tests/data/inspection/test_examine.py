@@ -225,6 +225,31 @@ def test_tokenized_rows_are_inspected_by_their_ids(tokenizer: Any) -> None:
     assert places(finding) == [2]
 
 
+def test_rows_of_which_nothing_is_trained_are_named(tokenizer: Any) -> None:
+    rows = [{"input_ids": [5, 6], "labels": [5, 6]}, {"input_ids": [7, 8], "labels": [-100, -100]}]
+    finding = found(inspect(rows, tokenizer), "untrained_rows")
+    assert (finding.count, places(finding)) == (1, [1])
+
+
+def test_the_end_of_a_short_row_is_its_own(tokenizer: Any) -> None:
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("one two", "ab", "cd")]
+    finding = found(inspect([{"input_ids": some, "labels": some} for some in ids], tokenizer), "no_end_trained")
+    assert [sight.excerpt for sight in finding.first] == [f"it ends with {text!r}" for text in ("one two", "ab", "cd")]
+
+
+def test_each_reason_for_which_a_template_refuses_rows_is_told(tokenizer: Any) -> None:
+    tokenizer.chat_template = (
+        "{% for message in messages %}{% if message.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "{% if message.content == 'Stop' %}{{ raise_exception('no stopping') }}{% endif %}"
+        "{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}{% endfor %}"
+    )
+    bad = [messages(("system", "A"), ("user", "B"), ("assistant", "C")), messages(("user", "Stop"), ("assistant", "C"))]
+    finding = found(inspect([*CLEAN, *bad], tokenizer), "bad_row")
+    assert (finding.count, places(finding)) == (2, [40, 41])
+    assert "no system" in finding.message
+    assert "no stopping" in finding.first[1].excerpt
+
+
 def test_nothing_trained_at_all_is_an_error(tokenizer: Any) -> None:
     inspection = inspect([{"input_ids": [5, 6], "labels": [-100, -100]}], tokenizer)
     assert found(inspection, "nothing_trained").severity is Severity.ERROR

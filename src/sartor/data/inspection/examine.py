@@ -36,7 +36,7 @@ from sartor.data.inspection.texts import TextChecks, row_text
 from sartor.data.inspection.token_checks import TokenChecks
 from sartor.data.inspection.written import WrittenChecks
 from sartor.data.reading.places import Places
-from sartor.data.reading.problems import ProblemLog
+from sartor.data.reading.problems import ProblemLog, excerpt
 from sartor.data.rows.detection import FormattingFunction
 from sartor.records import DataSettings, DataSummary
 
@@ -107,6 +107,7 @@ class Examination:
         self._excerpts: list[str] = []
         self._wanted = _spread(len(dataset) if hasattr(dataset, "__len__") else None, given.num_samples)
         self._samples: list[tuple[bool, Sample]] = []
+        self._bad_messages: dict[str, str] = {}
 
     def run(self, train: Sequence[Examination] = (), before: Sequence[Examination] = ()) -> Inspection:
         """Read all rows; what was found.
@@ -145,13 +146,16 @@ class Examination:
 
     def _bad_row(self, kind: str, where: str, message: str, row: Any) -> None:
         skips = self._given.settings.bad_rows == "skip"
+        first = self._bad_messages.setdefault(kind, message)
+        # What a template says when it refuses a row may be another thing for each.
+        shown = row if message == first else f"{message} {excerpt(row, EXCERPT_CHARACTERS)}"
         self._ledger.see(
             "bad_row",
             Severity.WARNING if skips else Severity.ERROR,
             f"{kind[:1].upper()}{kind[1:]}: {message}",
             "Training leaves these rows out." if skips else "Mend or remove these rows: training stops at them.",
             where=where,
-            shown=row,
+            shown=shown,
             variant=kind,
         )
 

@@ -1,4 +1,4 @@
-"""What is conspicuous in the tokens of examples: answers that never end, and texts that begin twice."""
+"""What is conspicuous in the tokens of examples: nothing trained, answers that never end, texts that begin twice."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import numpy as np
 from sartor.data.inspection.ledger import Ledger
 from sartor.data.inspection.reading import Batch
 from sartor.data.inspection.record import Severity
+
+SHOWN_TOKENS = 8
+"""Of the end of a row that has none."""
 
 
 class TokenChecks:
@@ -37,10 +40,20 @@ class TokenChecks:
                     where=places[number],
                     shown="",
                 )
+        for number in np.flatnonzero(encoded.targets_per_row == 0).tolist():
+            self._ledger.see(
+                "untrained_rows",
+                Severity.WARNING,
+                "No token of the row is trained, whatever its length.",
+                "Leave it out, unless you know why: look at its labels, its weights and the options of the loss.",
+                where=places[number],
+                shown="",
+            )
         if self._end_ids:
             ends = encoded.count(np.isin(encoded.labels, self._end_ids))
             for number in np.flatnonzero((ends == 0) & (encoded.targets_per_row > 0)).tolist():
-                last = encoded.input_ids[encoded.offsets[number + 1] - 8 : encoded.offsets[number + 1]].tolist()
+                start, end = encoded.offsets[number : number + 2].tolist()
+                last = encoded.input_ids[max(start, end - SHOWN_TOKENS) : end].tolist()
                 self._ledger.see(
                     "no_end_trained",
                     Severity.WARNING,
