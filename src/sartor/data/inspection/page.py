@@ -55,6 +55,7 @@ def _data_set(inspection: Inspection, anchor: str) -> dict[str, Any]:
     num_tokens, num_targets = int(lengths.tokens.sum()), int(lengths.targets.sum())
     return {
         "name": visible(inspection.name),
+        "heading": _heading(inspection),
         "anchor": anchor,
         "is_mixture": not inspection.searched,
         "source": visible(inspection.source),
@@ -88,6 +89,15 @@ def _data_set(inspection: Inspection, anchor: str) -> dict[str, Any]:
         "samples": [_sample(sample, anchors[sample.where]) for sample in inspection.samples],
         **_lengths(lengths),
     }
+
+
+def _heading(inspection: Inspection) -> str:
+    """What a data set is, where there are several."""
+    if not inspection.searched:
+        return f"{visible(inspection.name)}: these sources mixed"
+    if inspection.source in inspection.name:
+        return visible(inspection.name)
+    return visible(f"{inspection.name}: {inspection.source}")
 
 
 def _lengths(lengths: Lengths) -> dict[str, Any]:
