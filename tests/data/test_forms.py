@@ -8,9 +8,14 @@ from typing import Any
 
 import pytest
 
+from sartor.data.encoding.rendering import Rendering
+from sartor.data.encoding.template import render, render_marked
+from sartor.data.reading.problems import ProblemLog
+from sartor.data.rows.formats import TrainingRow
 from sartor.data.targets.provenance import forms
 from sartor.data.targets.prover import Prover, Unproven
 from tests.data.chat_templates import CHATML, HOSTILE, PUBLISHED, SPECIAL, chatml
+from tests.data.conftest import make_small_tokenizer
 from tests.data.test_trl_templates import FOLDER, NAMES, SUFFIX, end_tokens
 
 ATOMS = ["<|im_end|>", "<|im_start|>", "</s>"]
@@ -131,3 +136,60 @@ def test_most_conversations_are_proven_by_a_form(name: str, monkeypatch: pytest.
     for number in range(50):
         prover.prove([{"role": "user", "content": f"Q{number}"}, {"role": "assistant", "content": f"A{number}"}])
     assert len(calls) == 1
+
+
+def row_of(messages: list[dict[str, Any]], number: int) -> TrainingRow:
+    return TrainingRow(f"rows, row {number}", messages)
+
+
+def body(row: TrainingRow) -> list[dict[str, Any]]:
+    assert isinstance(row.body, list)
+    return row.body
+
+
+MARKED = {
+    "plain": chatml("{{ message.role }}{% generation %}{{ message.content }}{% endgeneration %}"),
+    "around a part": chatml("{{ message.role }}{% generation %}<a>{{ message.content|trim }}</a>{% endgeneration %}!"),
+    "in a macro": "{% macro turn(m) %}<{% generation %}{{ m.content }}{% endgeneration %}>{% endmacro %}"
+    + chatml("{{ message.role }}{{ turn(message) }}"),
+    "one in the other": chatml(
+        "{% generation %}a{% generation %}{{ message.content }}{% endgeneration %}b{% endgeneration %}"
+    ),
+    "by the text": chatml(
+        "{% if 'Hi' in message.content %}{% generation %}{{ message.content }}{% endgeneration %}{% endif %}!"
+    ),
+    "collected": "{% set all %}{% for m in messages %}.{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
+    "{% endset %}{{ all }}",
+}
+
+
+@pytest.mark.parametrize("name", sorted({*TEMPLATES, *MARKED}))
+def test_texts_and_marked_blocks_are_those_of_transformers(name: str) -> None:
+    tokenizer = make_small_tokenizer()
+    tokenizer.chat_template = MARKED[name] if name in MARKED else TEMPLATES[name][0]
+    rendering = Rendering(tokenizer)
+    chance = random.Random(name)
+    rows = [row_of(conversation(chance, {**PARTS, **SPOILED}), number) for number in range(40)]
+    for prompt in (False, True):
+        found, expected = ProblemLog(), ProblemLog()
+        assert rendering.texts(rows, body, found, add_generation_prompt=prompt) == render(
+            tokenizer, rows, body, expected, add_generation_prompt=prompt
+        )
+        assert found.to_json() == expected.to_json()
+    if "generation" in tokenizer.chat_template:
+        found, expected = ProblemLog(), ProblemLog()
+        assert rendering.marked(rows, body, found) == render_marked(tokenizer, rows, body, expected)
+        assert found.to_json() == expected.to_json()
+
+
+def test_rows_with_tools_or_keywords_of_their_own_are_not_mixed_up() -> None:
+    tokenizer = make_small_tokenizer()
+    tokenizer.chat_template = "{{ tools }}{{ shout }}" + chatml("{{ message.content }}")
+    rendering = Rendering(tokenizer)
+    rows = [
+        TrainingRow("rows, row 0", [{"role": "user", "content": f"Hi {number}"}], None, tools, keywords)
+        for number in range(5)
+        for tools in (None, [{"type": "function"}])
+        for keywords in ({}, {"shout": "!"}, {"shout": 1}, {"shout": True}, {"shout": ["?"]})
+    ]
+    assert rendering.texts(rows, body, ProblemLog()) == render(tokenizer, rows, body, ProblemLog())

@@ -159,7 +159,8 @@ def groups_of(rows: Sequence[TrainingRow]) -> Iterator[Sequence[TrainingRow]]:
 
 
 def _context(row: TrainingRow) -> tuple[Any, Any]:
-    return row.tools, row.template_keywords
+    # As text: 1 and True are equal, but are not written alike
+    return row.tools, repr(row.template_keywords) if row.template_keywords else ""
 
 
 def tools_of(row: TrainingRow) -> Any:

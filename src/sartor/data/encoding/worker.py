@@ -7,6 +7,7 @@ goes to standard error.
 
 from __future__ import annotations
 
+import gc
 import os
 import traceback
 from collections import Counter
@@ -26,7 +27,9 @@ def main() -> None:
         while True:
             head, table = receive(requests)
             try:
-                encode = encode or encoder_of(WorkOrder.from_json(order))
+                if encode is None:
+                    encode = encoder_of(WorkOrder.from_json(order))
+                    gc.freeze()  # what is there stays, and need not be walked through again and again
                 message, content = answer_message(encode(head["first"], table))
             except Exception as error:
                 message, content = error_message(error, traceback.format_exc()), b""

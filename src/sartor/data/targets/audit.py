@@ -23,6 +23,7 @@ from sartor.data.targets.provenance.spans import Span, kinds_of, spans_of
 from sartor.records import DataSettings
 
 FIELD_NAMES = {Kind.CONTENT: "the content", Kind.REASONING: "the reasoning", Kind.ARGUMENTS: "tool arguments"}
+_TEXT_FIELDS = REASONING | {"content"}
 PLACES_NAMED = 3
 """Rows that are named of each finding; of the others the number is said."""
 
@@ -44,7 +45,11 @@ class Audit:
 
     def check_contents(self, rows: Sequence[TrainingRow], tally: Counter[str]) -> None:
         """Count rows whose own text holds what the tokenizer takes for a special token."""
-        if self._special is None:
+        # In one go first: nearly always there is none, and a search for each text takes longer than the search itself.
+        end = self._tokenizer.eos_token
+        if self._special is None or not self._special.search(
+            "\0".join([text for row in rows for text in _texts_of(row, end)])
+        ):
             return
         for row in rows:
             found = next(filter(None, map(self._special.search, _texts_of(row, self._tokenizer.eos_token))), None)
@@ -66,7 +71,8 @@ class Audit:
                 continue  # the template refused the row, which is a problem of its own
             messages = messages_of(row)
             first = len(messages) - 1 if last_only else 0
-            if any(part.strip() not in text for message in messages[first:] for part in _fields_of(message)):
+            parts = [part for message in messages[first:] for part in _fields_of(message)]
+            if [part for part in parts if part not in text and part.strip() not in text]:
                 for kind in self._left_out(row, messages, first):
                     count_dropped(tally, kind)
 
@@ -197,23 +203,24 @@ def _named(tally: Counter[str], kind: str) -> str:
     return "first " + "; ".join([key.removeprefix(head) for key in tally if key.startswith(head)][:PLACES_NAMED])
 
 
-def _texts_of(row: TrainingRow, end: str | None) -> Iterator[str]:
+def _texts_of(row: TrainingRow, end: str | None) -> list[str]:
     """A row's own texts.  An end-of-text token that a text ends with is where it should be."""
+    texts = []
     if isinstance(row.body, str):
-        yield row.body.removesuffix(end) if end else row.body
+        texts.append(row.body.removesuffix(end) if end else row.body)
     if isinstance(row.prompt, str):
-        yield row.prompt
+        texts.append(row.prompt)
     for message in messages_of(row):
-        yield from _fields_of(message)
+        texts += _fields_of(message)
+    return texts
 
 
-def _fields_of(message: Mapping[str, Any]) -> Iterator[str]:
+def _fields_of(message: Mapping[str, Any]) -> list[str]:
     """The texts of a message: content, reasoning, arguments of its calls."""
-    for name in ("content", *REASONING):
-        if isinstance(text := message.get(name), str):
-            yield text
+    texts = [value for name, value in message.items() if name in _TEXT_FIELDS and isinstance(value, str)]
     for call in message.get("tool_calls") or ():
-        yield from _leaves((call.get("function") or call).get("arguments"))
+        texts += _leaves((call.get("function") or call).get("arguments"))
+    return texts
 
 
 def _leaves(value: Any) -> Iterator[str]:

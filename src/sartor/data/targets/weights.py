@@ -39,9 +39,10 @@ def message_weight(message: Mapping[str, Any]) -> float:
 
 def has_weights(row: TrainingRow) -> bool:
     """Whether some message of a conversation weighs other than 1."""
-    return any(
-        ("weight" in message or "train" in message) and message_weight(message) != 1 for message in _messages(row)
-    )
+    for message in _messages(row):
+        if ("weight" in message or "train" in message) and message_weight(message) != 1:
+            return True
+    return False
 
 
 class _Unplaced(Exception):

@@ -279,8 +279,9 @@ class Outliner:
         num_messages: int,
         *,
         prompt: bool = False,
+        with_marks: bool = False,
     ) -> Outline:
-        """What the template writes for the first messages, perhaps with the generation prompt.
+        """What the template writes for the first messages, perhaps with the generation prompt, and with marks.
 
         Raises:
             Unsettled: it does more with texts than is followed.
@@ -295,7 +296,7 @@ class Outliner:
         variables = renderer.variables(conversation, num_messages, prompt)
         context = self._template.new_context({**self._globals, **variables, "messages": blanks}, shared=True)
         pieces = [piece for part in self._template.root_render_func(context) for piece in pieces_of(part)]
-        return Outline.of(pieces)
+        return Outline.of(piece for piece in pieces if with_marks or not isinstance(piece, bool))
 
 
 def _blanks(message: Mapping[str, Any], given: Mapping[str, Any], number: int, book: Book) -> dict[str, Any]:
