@@ -45,11 +45,13 @@ def test_an_empty_run_has_no_candidates() -> None:
     assert rehearse.candidates(rehearse.Rows(empty, empty), rehearse.Batches.of([]), 100) == []
 
 
-def test_reasons_against_a_rehearsal() -> None:
-    fine = {"num_steps": 100, "parameters_bytes": 1 << 30, "rehearsed_tokens": 100, "run_tokens": 1e4}
-    assert rehearse.reason_against(**fine) is None  # type: ignore[arg-type]
-    for name, value in (("num_steps", 49), ("parameters_bytes", 1 << 20), ("rehearsed_tokens", 300)):
-        assert rehearse.reason_against(**{**fine, name: value})  # type: ignore[arg-type]
+def test_which_runs_are_rehearsed_unasked() -> None:
+    assert not rehearse.is_tiny(100, 500.0)
+    assert not rehearse.is_tiny(100, None)
+    assert rehearse.is_tiny(rehearse.SMALLEST_STEPS - 1, 500.0)
+    assert rehearse.is_tiny(100, rehearse.SMALLEST_RUN_S - 1)
+    assert rehearse.is_costly(160, 1e4)
+    assert not rehearse.is_costly(140, 1e4)
 
 
 def test_a_trace_sees_what_lived_only_within_a_stretch() -> None:

@@ -172,7 +172,7 @@ def test_tiny_runs_are_not_rehearsed_unasked(tmp_path: Path) -> None:
 
 
 def test_a_run_is_rehearsed_unasked_where_it_costs_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rehearse, "SMALLEST_PARAMETERS_BYTES", 0)
+    monkeypatch.setattr(rehearse, "SMALLEST_RUN_S", 0)
     assert run(tmp_path / "short").memory is None
     assert run(tmp_path / "long", max_steps=rehearse.SMALLEST_STEPS + 60).memory is not None
     monkeypatch.setattr(rehearse, "LARGEST_SHARE", 0.001)

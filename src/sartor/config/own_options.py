@@ -96,9 +96,11 @@ class OwnOptions:
     rehearse: bool | None = field(
         default=None,
         metadata={
-            "help": "Whether the run's largest micro-batch goes through forward and backward before the first step, and "
-            "the cut is made finer where memory ends. If not set: where the run has 50 steps, the model 64 MiB, and it "
-            "takes under 3 % of the run."
+            "help": "Whether the run's largest micro-batch goes through forward and backward before the first "
+            "step, and "
+            "the cut is made finer where memory ends. If not set: where the run has 50 steps and two minutes, of "
+            "which it "
+            "takes under 3 %."
         },
     )
     total_batch_size: int | None = field(

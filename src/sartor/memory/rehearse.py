@@ -19,8 +19,9 @@ LARGEST_SHARE = 0.015
 """Of a run's tokens that a rehearsal may take; with its update it stays under 3 % of the time."""
 SMALLEST_STEPS = 50
 """Optimizer steps below which a run has found out by itself before a rehearsal pays."""
-SMALLEST_PARAMETERS_BYTES = 64 << 20
-"""Of a model below which nothing is rehearsed unasked: its step fits anywhere, and is over in an instant."""
+SMALLEST_RUN_S = 120
+"""Of a run, at the device's rate of matrix products, below which nothing is rehearsed unasked: the forecast alone takes
+a second or two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +74,16 @@ def candidates(rows: Rows, batches: Batches, micro_batch_tokens: int) -> list[in
     return list(dict.fromkeys(found))
 
 
-def reason_against(*, num_steps: int, parameters_bytes: int, rehearsed_tokens: int, run_tokens: float) -> str | None:
-    """Why a run is not rehearsed unless that is asked for; None where it is."""
-    if parameters_bytes < SMALLEST_PARAMETERS_BYTES:
-        return f"the model has under {SMALLEST_PARAMETERS_BYTES >> 20} MiB"
-    if num_steps < SMALLEST_STEPS:
-        return f"the run has under {SMALLEST_STEPS} steps"
-    if rehearsed_tokens > LARGEST_SHARE * run_tokens:
-        return f"its largest micro-batch is over {LARGEST_SHARE:.1%} of the run"
-    return None
+def is_tiny(num_steps: int, run_s: float | None) -> bool:
+    """Whether a run is too short for a rehearsal unless that is asked for.
+
+    Args:
+        num_steps: optimizer steps.
+        run_s: what the run takes at the device's rate of matrix products; None where that is not known.
+    """
+    return num_steps < SMALLEST_STEPS or (run_s is not None and run_s < SMALLEST_RUN_S)
+
+
+def is_costly(rehearsed_tokens: int, run_tokens: float) -> bool:
+    """Whether the largest micro-batch alone is too much of a run for a rehearsal unless that is asked for."""
+    return rehearsed_tokens > LARGEST_SHARE * run_tokens

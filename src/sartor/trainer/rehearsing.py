@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sartor.engine.flops import step_flops
 from sartor.engine.step import Engine
 from sartor.errors import ConfigurationError
 from sartor.memory import imagine, rehearse, trace
@@ -37,6 +38,7 @@ from sartor.run.transaction import Update
 from sartor.trainer import saving
 from sartor.trainer.feed import Feed
 from sartor.trainer.recovering import freeze
+from sartor.trainer.setup import matrix_rate
 
 if TYPE_CHECKING:
     from sartor.trainer.sft_trainer import SFTTrainer
@@ -57,15 +59,16 @@ def rehearse_run(trainer: SFTTrainer, engine: Engine, feed: Feed, updater: Updat
     if asked is False:
         return
     against = _impossible(trainer, feed)
-    num_steps = trainer.state.max_steps
-    ahead = None if against else _Ahead.of(trainer, engine, feed, num_steps=num_steps, is_asked=bool(asked))
-    if ahead is not None and not asked:
-        if ahead.is_tiny():
-            return
-        against = ahead.reason_against(engine)
-    if ahead is None or against:
+    if against is not None:
         if asked:
             trainer.say(f"rehearse=True: there is no rehearsal: {against}.")
+        return
+    num_steps = trainer.state.max_steps
+    if not asked and rehearse.is_tiny(num_steps, _run_s(trainer, engine, feed, num_steps)):
+        return
+    ahead = _Ahead.of(engine, feed, num_steps=num_steps, is_asked=bool(asked))
+    worst = ahead.worst(engine)
+    if not worst or (not asked and rehearse.is_costly(worst[0].micro.num_tokens, ahead.run_tokens)):
         return
     rehearsal = Rehearsal(trainer, engine, updater, ahead)
     trainer.memory = rehearsal.run()
@@ -84,7 +87,7 @@ def rehearse_now(
     against = _impossible(trainer, feed)
     if against:
         raise ConfigurationError(f"the memory of a step cannot be looked at beforehand: {against}.")
-    ahead = _Ahead.of(trainer, engine, feed, num_steps=num_steps, is_asked=True)
+    ahead = _Ahead.of(engine, feed, num_steps=num_steps, is_asked=True)
     return Rehearsal(trainer, engine, updater, ahead).run()
 
 
@@ -96,6 +99,16 @@ def _impossible(trainer: SFTTrainer, feed: Feed) -> str | None:
     return None
 
 
+def _run_s(trainer: SFTTrainer, engine: Engine, feed: Feed, num_steps: int) -> float | None:
+    """What a run takes at the device's rate of matrix products; None where that is not known."""
+    rate = matrix_rate(engine.device, engine.compute_dtype)
+    if rate is None or feed.examples is None or not len(feed.examples):
+        return None
+    length = int(feed.examples.lengths.mean())
+    num_rows = num_steps * trainer._train_batch_size * trainer.args.gradient_accumulation_steps
+    return num_rows * step_flops(engine.traits, [length], length) / rate
+
+
 @dataclass(slots=True)
 class _Ahead:
     """The optimizer batches of a run that may hold its largest micro-batch."""
@@ -104,44 +117,24 @@ class _Ahead:
     """Whatever it costs."""
     batches: list[tuple[tuple[int, ...], tuple[Example, ...]]]
     """Keys and examples of each."""
-    num_steps: int
     run_tokens: float
-    parameters_bytes: int
 
     @classmethod
-    def of(cls, trainer: SFTTrainer, engine: Engine, feed: Feed, *, num_steps: int, is_asked: bool) -> _Ahead:
-        """Look through the run's first epochs, unless it is tiny and nobody asked."""
-        parameters_bytes = sum(parameter.nbytes for parameter in engine.model.parameters())
-        ahead = cls(is_asked, [], num_steps, 0.0, parameters_bytes)
-        if feed.examples is None or (not is_asked and ahead.is_tiny()):
-            return ahead
+    def of(cls, engine: Engine, feed: Feed, *, num_steps: int, is_asked: bool) -> _Ahead:
+        """Look through the run's first epochs."""
+        examples = feed.examples
+        assert examples is not None
         groups: list[list[int]] = []
         for epoch in range(_EPOCHS):
             left = num_steps - len(groups)
             found = [[row for batch in group for row in batch] for group in islice(feed.groups(epoch), left)]
             groups += [group for group in found if group]
-        rows = rehearse.Rows(feed.examples.lengths, feed.examples.num_targets())
+        rows = rehearse.Rows(examples.lengths, examples.num_targets())
         batches = rehearse.Batches.of(groups)
-        if groups:
-            ahead.run_tokens = float(rows.tokens[batches.rows].sum()) * num_steps / len(groups)
-        for number in rehearse.candidates(rows, batches, engine.plan.micro_batch_tokens):
-            keys = tuple(batches.keys(number))
-            ahead.batches.append((keys, tuple(feed.examples.take(keys))))
-        return ahead
-
-    def is_tiny(self) -> bool:
-        """Whether nothing needs to be looked at: nobody wants to hear of a rehearsal here."""
-        return self.parameters_bytes < rehearse.SMALLEST_PARAMETERS_BYTES or self.num_steps < rehearse.SMALLEST_STEPS
-
-    def reason_against(self, engine: Engine) -> str | None:
-        """See `memory.rehearse.reason_against`."""
-        worst = self.worst(engine)
-        return rehearse.reason_against(
-            num_steps=self.num_steps,
-            parameters_bytes=self.parameters_bytes,
-            rehearsed_tokens=worst[0].micro.num_tokens if worst else 0,
-            run_tokens=self.run_tokens,
-        )
+        run_tokens = float(rows.tokens[batches.rows].sum()) * num_steps / max(1, len(groups))
+        numbers = rehearse.candidates(rows, batches, engine.plan.micro_batch_tokens)
+        keys = [tuple(batches.keys(number)) for number in numbers]
+        return cls(is_asked, [(one, tuple(examples.take(one))) for one in keys], run_tokens)
 
     def worst(self, engine: Engine) -> list[_Worst]:
         """Under the plan as it is: the micro-batches with most tokens, longest document, most targets; each once.
