@@ -1,7 +1,9 @@
 """Ctrl-C waits while it is held back, counts twice, and leaves the program's own handler as it was."""
 
+import hashlib
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -48,6 +50,44 @@ def test_a_second_one_does_not_wait() -> None:
         press()
         done.append("second")
     assert done == ["first"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX'")
+@pytest.mark.parametrize("times", [1, 2])
+def test_two_within_one_long_operation_are_two(times: int) -> None:
+    """As in a backward pass of seconds, after which Python calls the handler once for both."""
+    pressing = f"for i in $(seq {times}); do kill -INT {os.getpid()}; sleep 0.1; done"
+    calls = 0
+
+    def hears(number: int, frame: Any) -> None:
+        nonlocal calls
+        calls += 1
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, hears)
+    with pytest.raises(KeyboardInterrupt), Interrupts() as interrupts:  # noqa: PT012
+        interrupts.hold()
+        with subprocess.Popen(["sh", "-c", pressing]):
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 1_500_000)  # a second, and more on a busy machine
+        interrupts.pause()
+    assert interrupts.is_urgent is (times == 2)
+    assert calls == 1
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_an_event_loops_notes_of_signals_are_left_to_it() -> None:
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    signal.set_wakeup_fd(write)
+    try:
+        with Interrupts() as interrupts:
+            interrupts.hold()
+            assert signal.set_wakeup_fd(write) == write
+        assert signal.set_wakeup_fd(-1) == write
+    finally:
+        signal.set_wakeup_fd(-1)
+        os.close(read)
+        os.close(write)
 
 
 def test_one_that_is_still_held_at_the_end_is_not_lost() -> None:

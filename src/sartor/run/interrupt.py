@@ -1,8 +1,10 @@
 """Signals that want a run to end, held back until it can be saved; and a closed terminal, which does not end it.
 
 In: SIGINT (Ctrl-C), SIGTERM or SIGHUP, at any moment.  Out: KeyboardInterrupt or `Terminated`, at a moment at which
-    weights,
-schedule and step count agree.
+weights, schedule and step count agree.
+
+Python calls a handler between two of its own instructions, once however often the signal came meanwhile, and a backward
+pass is one instruction that takes seconds.  So signals are counted where Python notes each as it comes, in a pipe.
 """
 
 from __future__ import annotations
@@ -40,12 +42,15 @@ class Interrupts:
         self._pending: int | None = None
         self._before: dict[int, Any] = {}
         self._terminals: list[int] = []
+        self._pipe: tuple[int, int] | None = None
+        """Of the numbers of signals: (to read, to write)."""
         self.is_urgent = False
         """Whether a second signal came: nothing is to be saved."""
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is not threading.main_thread():
             return self
+        self._open_pipe()
         self._take(signal.SIGINT, self._handle, default=False)
         self._take(signal.SIGTERM, self._handle, default=True)
         if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
@@ -58,6 +63,7 @@ class Interrupts:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        self._close_pipe()
         before, self._before = self._before, {}
         pending, self._pending = self._pending, None
         self._is_held = False
@@ -94,13 +100,46 @@ class Interrupts:
             self._before[number] = before
             signal.signal(number, handler)
 
+    def _open_pipe(self) -> None:
+        """Have signals noted, unless somebody else (an event loop) has that done already."""
+        if os.name == "nt":  # only sockets there
+            return
+        read, write = os.pipe()
+        for descriptor in (read, write):
+            os.set_blocking(descriptor, False)
+        before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        self._pipe = read, write
+        if before != -1:
+            signal.set_wakeup_fd(before)
+
+    def _close_pipe(self) -> None:
+        if self._pipe is None:
+            return
+        read, write = self._pipe
+        self._pipe = None
+        current = signal.set_wakeup_fd(-1)
+        if current not in (-1, write):  # somebody else's
+            signal.set_wakeup_fd(current)
+        os.close(read)
+        os.close(write)
+
+    def _num_came(self) -> int:
+        """How many signals that want an end have come since the last call; 0 where they are not noted."""
+        if self._pipe is None:
+            return 0
+        try:
+            noted = os.read(self._pipe[0], 4096)
+        except BlockingIOError:
+            return 0
+        return sum(number in (signal.SIGINT, signal.SIGTERM) for number in noted)
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._is_held and self._pending is None:
+        if self._is_held and self._pending is None and self._num_came() < 2:
             self._pending = number
             with contextlib.suppress(OSError):
                 os.write(2, _TOLD)  # print and logging may be what was interrupted
             return
-        self.is_urgent = self._pending is not None
+        self.is_urgent = self._is_held  # a second one: else this one would be waiting
         self._is_held, self._pending = False, None
         _deliver(self._before[number], number, frame)
 
