@@ -25,7 +25,7 @@ HELP = "show what would be trained on, and what is wrong with it"
 TERMINAL_ROWS, PAGE_ROWS = 3, 50
 
 
-class _Unusable(Exception):
+class Unusable(Exception):
     """There is nothing to show: no row can be used."""
 
 
@@ -39,7 +39,7 @@ def run(argv: Sequence[str]) -> int:
     with readers_may_leave():
         try:
             inspections = inspections_of(request)
-        except _Unusable as error:
+        except Unusable as error:
             print(f"sartor inspect: {error}", file=sys.stderr)
             return 1
         _write(inspections, files)
@@ -144,7 +144,7 @@ def _mixed(parts: Any, inspections: "Sequence[Inspection]", given: "Given") -> "
     except DataError as error:
         if any(inspection.has_errors for inspection in inspections):
             return []  # they say why
-        raise _Unusable(str(error)) from error
+        raise Unusable(str(error)) from error
     # Notes of each source stand with it.
     sources = [part.label for part in parts]
     notes = [note for note in summary.notes if not _repeats(note, inspections, sources)]
@@ -167,7 +167,7 @@ def _unusable() -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        raise _Unusable(str(error)) from error
+        raise Unusable(str(error)) from error
 
 
 def _given(request: Request, args: "SFTConfig", settings: "DataSettings") -> "Given":

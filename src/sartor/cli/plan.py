@@ -166,15 +166,17 @@ def _shape(request: Request, args: "SFTConfig") -> "tuple[Shape, str]":
     from sartor.cli import inspect, inspect_flags
 
     used = {flag.name for flag in inspect_flags.USED_FLAGS}
-    (inspection, *_) = inspect.inspections_of(
-        inspect_flags.Request(
-            request.model,
-            request.data,
-            {name: value for name, value in request.fields.items() if name in used},
-            {name: value for name, value in request.own.items() if name in used and not name.startswith("eval_")},
-            (),
-        )
+    asked = inspect_flags.Request(
+        request.model,
+        request.data,
+        {name: value for name, value in request.fields.items() if name in used},
+        {name: value for name, value in request.own.items() if name in used and not name.startswith("eval_")},
+        (),
     )
+    try:
+        (inspection, *_) = inspect.inspections_of(asked)
+    except inspect.Unusable as error:
+        raise ConfigurationError(f"{error}") from error
     lengths = inspection.lengths.tokens
     if args.max_length is not None:
         lengths = np.minimum(lengths, args.max_length)

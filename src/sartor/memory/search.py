@@ -5,8 +5,9 @@ setting to take.  What it keeps true: only what leaves the mathematics alone is 
 foreseen to fit; and few settings are simulated.
 
 How few: where the preferred setting fits, that one.  Else the corners of the box of all settings.  The peak is the
-largest of many moments, each affine in tokens, in recomputed layers and in rows of logits; so it is convex along each,
-and a value between corners lies on or under the line between them.  What fits by the line fits.
+largest of many moments, each affine in tokens and in recomputed layers, so what lies between corners is mostly on or
+under the line between them (not in rows of logits, of which there are no more than targets).  The line orders the
+settings; the one that is taken is simulated itself.
 
 Example: 1,024 tokens at once need 2.0 GB, 256 need 1.1 GB and 1.5 GB is free: by the line 512 need 1.4 GB, and are
     taken.
@@ -100,19 +101,32 @@ def search(
     if needed(free.leanest) > available_bytes:
         return free.leanest, False
     tokens = tuple(count for count in free.tokens if count <= preferred.micro_batch_tokens)
+    too_much: list[Setting] = []
     for rows in (free.rows[-1:], free.rows):  # fewer rows of logits only where all else does not suffice
         box = Freedom(tokens, free.layers, rows)
-        fitting = [s for s in _settings(box) if upper_bound(box, needed, s) <= available_bytes]
-        if fitting:
-            fastest = min(fitting, key=seconds)
-            alike = [
-                count
-                for count in tokens
-                if seconds(_with_tokens(fastest, count)) <= TOLERATED_SLOWNESS * seconds(fastest)
-                and count <= fastest.micro_batch_tokens
-            ]
-            return _with_tokens(fastest, alike[0]), True
+        promising = [s for s in _settings(box) if interpolated(box, needed, s) <= available_bytes]
+        for fast in sorted(promising, key=seconds):
+            setting = _fewest_tokens(tokens, fast, seconds)
+            if any(_needs_no_less(setting, other) for other in too_much):
+                continue
+            if needed(setting) <= available_bytes:
+                return setting, True
+            too_much.append(setting)
     return free.leanest, True
+
+
+def _fewest_tokens(tokens: Sequence[int], fast: Setting, seconds: Callable[[Setting], float]) -> Setting:
+    """The setting with the fewest tokens at once that is about as fast."""
+    fewer = (_with_tokens(fast, count) for count in tokens if count <= fast.micro_batch_tokens)
+    return next(setting for setting in fewer if seconds(setting) <= TOLERATED_SLOWNESS * seconds(fast))
+
+
+def _needs_no_less(setting: Setting, other: Setting) -> bool:
+    return (
+        setting.micro_batch_tokens >= other.micro_batch_tokens
+        and setting.recomputed_layers <= other.recomputed_layers
+        and setting.loss_chunk_rows >= other.loss_chunk_rows
+    )
 
 
 def _preferred(tokens: Sequence[int], layers: int, rows: int, seconds: Callable[[Setting], float]) -> Setting:
@@ -122,8 +136,8 @@ def _preferred(tokens: Sequence[int], layers: int, rows: int, seconds: Callable[
     return next(setting for setting in settings if seconds(setting) <= TOLERATED_SLOWNESS * best)
 
 
-def upper_bound(box: Freedom, needed: Callable[[Setting], int], setting: Setting) -> float:
-    """What a setting needs at most: interpolated between the corners of a box around it."""
+def interpolated(box: Freedom, needed: Callable[[Setting], int], setting: Setting) -> float:
+    """About what a setting needs: on the line between the corners of a box around it."""
     axes = (
         _ends(box.tokens, setting.micro_batch_tokens),
         _ends(box.layers, setting.recomputed_layers),

@@ -1,0 +1,177 @@
+"""The search: the fastest that fits, few settings simulated, what the user chose obeyed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sartor.errors import ConfigurationError
+from sartor.memory import rates
+from sartor.memory.foresight import Shape
+from sartor.memory.search import Freedom, Setting, freedom, interpolated, search
+from sartor.memory.speed import Batch, Sizes, step_seconds
+from sartor.records import Layout
+
+LAYERS = 8
+
+
+def all_free(longest: int = 300, most: int = 2_048) -> Freedom:
+    return freedom(
+        tokens=None,
+        layers=None,
+        rows=None,
+        smallest_tokens=longest,
+        largest_tokens=most,
+        num_layers=LAYERS,
+        largest_rows=1_024,
+    )
+
+
+def needs(setting: Setting) -> int:
+    """Convex along each: the larger of two moments."""
+    kept = LAYERS - setting.recomputed_layers
+    activations = 1_000 + setting.micro_batch_tokens * (kept * 20 + setting.recomputed_layers * 3)
+    at_the_loss = 5_000 + 100 * min(setting.loss_chunk_rows, setting.micro_batch_tokens)
+    return max(activations + 60 * setting.micro_batch_tokens, activations + at_the_loss)
+
+
+def takes(setting: Setting) -> float:
+    return (
+        (1 + setting.recomputed_layers / LAYERS / 3)
+        * (1 + 20 / setting.micro_batch_tokens)
+        * (1 + 5 / setting.loss_chunk_rows)
+    )
+
+
+def counted(function: Callable[[Setting], int]) -> tuple[Callable[[Setting], int], set[Setting]]:
+    asked: set[Setting] = set()
+
+    def ask(setting: Setting) -> int:
+        asked.add(setting)
+        return function(setting)
+
+    return ask, asked
+
+
+def test_where_everything_fits_one_setting_is_simulated_and_nothing_recomputed() -> None:
+    ask, asked = counted(needs)
+    setting, fits = search(all_free(), ask, takes, 10**9)
+    assert fits
+    assert setting.recomputed_layers == 0
+    assert takes(setting) <= 1.02 * takes(Setting(2_048, 0, 1_024))
+    assert setting.micro_batch_tokens == 768  # the fewest within 2 %: 1.026 of 1.010
+    assert asked == {setting}
+
+
+@given(st.integers(10_000, 500_000), st.sampled_from([100, 300, 700]))
+def test_what_is_chosen_fits_and_few_settings_are_simulated(available: int, longest: int) -> None:
+    free = all_free(longest)
+    ask, asked = counted(needs)
+    setting, fits = search(free, ask, takes, available)
+    assert fits == (needs(free.leanest) <= available)
+    assert len(asked) <= 16
+    if fits:
+        assert needs(setting) <= available
+    else:
+        assert setting == free.leanest
+
+
+@pytest.mark.parametrize("available", [70_000, 100_000, 150_000])
+def test_what_is_chosen_is_about_as_fast_as_the_fastest_that_fits(available: int) -> None:
+    free = all_free()
+    setting, _ = search(free, needs, takes, available)
+    fitting = [
+        candidate
+        for tokens in free.tokens
+        for layers in free.layers
+        for rows in free.rows
+        if needs(candidate := Setting(tokens, layers, rows)) <= available
+    ]
+    assert takes(setting) <= 1.1 * min(map(takes, fitting))
+
+
+def test_less_memory_takes_longer_and_some_layers_come_before_all() -> None:
+    found = [search(all_free(), needs, takes, available)[0] for available in range(40_000, 200_000, 2_000)]
+    times = [takes(setting) for setting in found]
+    assert all(later <= earlier * 1.1 for earlier, later in itertools.pairwise(times))
+    assert times[-1] < times[0]
+    assert any(0 < setting.recomputed_layers < LAYERS for setting in found)
+
+
+def test_a_value_between_corners_is_on_or_under_the_line_in_tokens_and_layers() -> None:
+    box = Freedom(all_free().tokens, all_free().layers, (64,))
+    for tokens in box.tokens:
+        for layers in box.layers:
+            setting = Setting(tokens, layers, 64)
+            assert needs(setting) <= interpolated(box, needs, setting) + 1e-6
+
+
+def test_what_the_user_chose_is_the_only_choice() -> None:
+    free = freedom(tokens=100, layers=LAYERS, rows=7, smallest_tokens=300, largest_tokens=2_048, num_layers=LAYERS,
+                   largest_rows=1_024)  # fmt: skip
+    assert search(free, needs, takes, 10**9)[0] == Setting(100, LAYERS, 7) == free.leanest
+
+
+def test_no_fewer_tokens_than_the_longest_document_are_tried() -> None:
+    assert min(all_free(longest=700).tokens) == 700
+    assert all_free(longest=5_000).tokens == (5_000,)
+
+
+# --- time ------------------------------------------------------------------------------------------------------------
+
+TABLE = Sizes(LAYERS, 20_060_000, 28_975_104, 49_000_000, 49_000_000, 576)
+"""The model of the table in docs/log.md."""
+
+
+def seconds(tokens: int, layers: int = 0, *, half: bool = False) -> float:
+    rate = rates.measured(2.5e11 if half else 1.6e11, "cpu", "float32")
+    return step_seconds(TABLE, Batch(3_300, 3_000, 170), rate, micro_batch_tokens=tokens, recomputed_layers=layers,
+                        loss_chunk_rows=1_024, is_cuda=False, is_half=half)  # fmt: skip
+
+
+def test_on_a_cpu_a_thousand_tokens_are_as_fast_as_two_in_float32_and_not_in_half_precision() -> None:
+    assert seconds(1_024) <= 1.02 * seconds(2_048)
+    assert seconds(512) > 1.03 * seconds(2_048)
+    assert seconds(1_024, half=True) > 1.1 * seconds(2_048, half=True)
+
+
+def test_recomputing_every_layer_costs_a_sixth_where_the_head_is_most_of_the_work() -> None:
+    assert 1.1 < seconds(2_048, LAYERS) / seconds(2_048) < 1.2  # measured: 452 / 385
+    assert seconds(2_048, LAYERS // 2) < seconds(2_048, LAYERS)
+
+
+# --- the data --------------------------------------------------------------------------------------------------------
+
+
+def test_the_worst_micro_batch_holds_the_longest_document_and_is_full() -> None:
+    shape = Shape(300, 5_000, 0.5, Batch(4_000, 2_000, 100))
+    work = shape.work(600, Layout.FLAT_DOCUMENTS)
+    assert work.document_lengths == (300, 150, 150)
+    assert (work.num_targets, work.num_micro_batches) == (300, 2)
+    assert shape.work(100, Layout.FLAT_DOCUMENTS).document_lengths == (300,)
+    assert shape.work(700, Layout.PADDED).document_lengths == (300, 300)
+    assert shape.work(9_000, Layout.FLAT_DOCUMENTS).num_micro_batches == 1
+
+
+# --- what is listed --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["T4", "rtx 4090", "NVIDIA-H100", "A100-80GB", "a100 40gb", "RTX4090", "H200", "L4"])
+def test_gpus_are_found_however_they_are_spelt(name: str) -> None:
+    card = rates.card(name)
+    assert 10e9 < card.memory_bytes < 160e9
+    assert rates.listed(card, "float32").flops_per_second < rates.listed(card, "bfloat16").flops_per_second
+    assert "listed" in rates.listed(card, "bfloat16").source
+
+
+def test_an_unknown_gpu_and_no_amount_of_memory_are_errors_that_say_what_to_give() -> None:
+    with pytest.raises(ConfigurationError, match=r"not listed; listed are T4, .*--memory 16GB"):
+        rates.card("Voodoo2")
+    with pytest.raises(ConfigurationError, match="write it as 16GB"):
+        rates.memory_bytes("much")
+    assert rates.memory_bytes("16GB") == 16_000_000_000
+    assert rates.memory_bytes("1.5 GiB") == 3 << 29
