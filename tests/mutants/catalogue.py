@@ -137,7 +137,7 @@ STEPPING = (
     Mutant(
         "an interrupt in the middle of a step",
         f"{RUN}/interrupt.py",
-        "        if self._is_held and self._pending is None:",
+        "        if self._is_held and self._pending is None and self._num_came() < 2:",
         "        if False:",
         ("tests/trainer/test_saving.py::test_ctrl_c_saves_whole_steps_and_is_raised_again",),
     ),
@@ -1119,6 +1119,46 @@ FORESIGHT = (
     ),
 )
 
+REHEARSED = "tests/trainer/test_rehearsal.py"
+
+REHEARSAL = (
+    Mutant(
+        "rehearsal leaves gradients",
+        f"{TRAINER}/rehearsing.py",
+        "        self._updater.discard()\n",
+        "        pass\n",
+        (f"{REHEARSED}::test_everything_is_put_back",),
+    ),
+    Mutant(
+        "rehearsal moves generators",
+        f"{TRAINER}/rehearsing.py",
+        "        restore_generators(generators)\n",
+        "",
+        (f"{REHEARSED}::test_weights_are_the_same_bit_for_bit_with_and_without",),
+    ),
+    Mutant(
+        "rehearsal keeps moments",
+        f"{RUN}/transaction.py",
+        "        self.optimizer.state.clear()\n",
+        "        pass\n",
+        (REHEARSED,),
+    ),
+    Mutant(
+        "rehearsal updates weights",
+        f"{RUN}/transaction.py",
+        "                copy.parameter.copy_(copy.data)\n        return True",
+        "                pass\n        return True",
+        (REHEARSED,),
+    ),
+    Mutant(
+        "rehearsal of an easy micro-batch",
+        f"{TRAINER}/rehearsing.py",
+        "best = max(found, key=measure)",
+        "best = min(found, key=measure)",
+        (f"{REHEARSED}::test_the_largest_micro_batch_of_the_run_is_taken",),
+    ),
+)
+
 MUTANTS: tuple[Mutant, ...] = (
     *WEIGHTING,
     *STEPPING,
@@ -1135,4 +1175,5 @@ MUTANTS: tuple[Mutant, ...] = (
     *RECOVERY,
     *CHECKPOINTS,
     *FORESIGHT,
+    *REHEARSAL,
 )

@@ -260,6 +260,16 @@ def test_a_stream_without_max_steps_is_an_error(tmp_path: Path) -> None:
         tiny.trainer(tmp_path, rows=tiny.stream(tiny.texts(3)))
 
 
+def test_an_optimizer_that_wants_the_loss_several_times_in_a_step_is_refused(tmp_path: Path) -> None:
+    import torch
+
+    model = tiny.make_model()
+    with pytest.raises(ConfigurationError, match="LBFGS computes the loss several times"):
+        tiny.trainer(tmp_path, model=model, optimizers=(torch.optim.LBFGS(model.parameters()), None))
+    with pytest.raises(ConfigurationError, match="LBFGS computes the loss several times"):
+        tiny.trainer(tmp_path, optimizer_cls_and_kwargs=(torch.optim.LBFGS, {}))
+
+
 def test_two_optimizers_are_an_error(tmp_path: Path) -> None:
     import torch
 

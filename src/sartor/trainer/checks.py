@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from sartor.config import SFTConfig
@@ -101,6 +102,12 @@ def _model_problems(args: SFTConfig, given: Given) -> list[str]:
     problems = []
     if given.optimizer_cls_and_kwargs is not None and given.optimizers[0] is not None:
         problems.append("optimizers and optimizer_cls_and_kwargs both name an optimizer: leave one of them out.")
+    chosen = given.optimizer_cls_and_kwargs[0] if given.optimizer_cls_and_kwargs else type(given.optimizers[0])
+    if isinstance(chosen, type) and issubclass(chosen, torch.optim.LBFGS):
+        problems.append(
+            "LBFGS computes the loss several times within its step, which no trainer's step does: choose another "
+            "optimizer (optim='adamw_torch_fused')."
+        )
     if given.compute_loss_func is not None and args.loss_type == "dft":
         problems.append("loss_type='dft' and compute_loss_func are two losses: leave one of them out.")
     if not isinstance(given.model, str):
