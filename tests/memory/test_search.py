@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sartor.errors import ConfigurationError
-from sartor.memory import rates
-from sartor.memory.foresight import Shape
+from sartor.memory import plan_text, rates
+from sartor.memory.decide import Decider, Proposal
+from sartor.memory.foresight import Foresight, Memory, Shape
+from sartor.memory.prediction import Component, Prediction, Stretch
 from sartor.memory.search import Freedom, Setting, freedom, interpolated, search
+from sartor.memory.simulate import Training
 from sartor.memory.speed import Batch, Sizes, step_seconds
-from sartor.records import Layout
+from sartor.records import Layout, Plan
 
 LAYERS = 8
 
@@ -175,3 +180,53 @@ def test_an_unknown_gpu_and_no_amount_of_memory_are_errors_that_say_what_to_give
         rates.memory_bytes("much")
     assert rates.memory_bytes("16GB") == 16_000_000_000
     assert rates.memory_bytes("1.5 GiB") == 3 << 29
+
+
+# --- what is compared with free memory -------------------------------------------------------------------------------
+
+
+def prediction(num_bytes: int, *, margin: int = 0, losses: float = 1.0) -> Prediction:
+    stretch = Stretch("update", None, {Component.PARAMETERS: num_bytes})
+    return Prediction((stretch,), margin, 0, int(num_bytes * losses))
+
+
+def deciding(available: int, needed: Callable[[Setting], int]) -> Decider:
+    """A decider whose predictions are given."""
+    plan = Plan(Layout.FLAT_DOCUMENTS, 1_024, False, 1_024, "sdpa", "float32", "float32", 1, "cpu")
+    shape = Shape(300, 5_000, 1.0, Batch(4_000, 4_000, 100), num_steps=10)
+    foresight = Foresight(torch.nn.Linear(1, 1), plan, shape, Training(), Memory(available, reserve_bytes=0))
+    foresight.prediction = lambda setting, num_layers: prediction(needed(setting))  # type: ignore[method-assign]
+    return Decider(foresight, all_free(), TABLE, rates.measured(1e11, "cpu", "float32"))
+
+
+def test_margin_losses_and_reserve_are_kept_free_and_what_is_held_counts_once() -> None:
+    foresight = deciding(0, needs)._foresight
+    foresight.memory = Memory(0, held_bytes=400, reserve_bytes=50)
+    assert foresight.needed_bytes(prediction(1_000, margin=20, losses=1.5)) == 600 * 1.5 + 20 + 50
+
+
+def test_what_does_not_fit_is_said_with_the_bytes_that_are_missing() -> None:
+    leanest = needs(all_free().leanest)
+    decision = deciding(leanest - 1_000, needs).decide(compares=True)
+    assert (decision.fits, decision.missing_bytes, decision.neighbours) == (False, 1_000, ())
+    enough = Proposal("LoRA", "--use_peft", "trains less", 12_000_000, 1.0, True)
+    short = Proposal("Adafactor", "--optim adafactor", "another optimizer", 2_500_000_000, 2.0, False)
+    lines = list(plan_text.proposal_lines(replace(decision, proposals=(enough, short))))
+    assert "any one of these makes it fit" in lines[0]
+    assert "12 MB" in lines[1]
+    assert "2.50 GB" in lines[2]
+    assert "not enough alone" in lines[2]
+    assert deciding(leanest, needs).decide(compares=False).missing_bytes == 0
+
+
+def test_a_decision_that_fits_says_what_neighbours_cost_and_how_long_the_run_takes() -> None:
+    decider = deciding(10**9, needs)
+    decider._other_optimizers = lambda chosen: []  # type: ignore[method-assign]
+    decision = decider.decide(compares=True)
+    assert decision.run_seconds == 10 * decision.chosen.seconds
+    labels = {option.label: option for option in decision.neighbours}
+    everything = labels["every layer recomputed"]
+    assert everything.needed_bytes < decision.chosen.needed_bytes
+    assert everything.seconds > decision.chosen.seconds
+    assert len(labels) >= 4
+    assert len(list(plan_text.neighbour_lines(decision))) == len(labels)
