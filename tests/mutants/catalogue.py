@@ -921,7 +921,7 @@ RECOVERY = (
         ("tests/run/test_interrupt.py::test_two_within_one_long_operation_are_two",),
     ),
     Mutant(
-        "tensors of one byte not written",
+        "the last byte of a tensor not written",
         f"{RUN}/tensor_file.py",
         "            for start in range(0, len(content), _PIECE_BYTES):",
         "            for start in range(0, len(content) - 1, _PIECE_BYTES):",
@@ -1159,6 +1159,48 @@ REHEARSAL = (
     ),
 )
 
+SEARCHED = "tests/memory/test_search.py"
+
+PLANNING = (
+    Mutant(
+        "plan ignores the limit",
+        "src/sartor/memory/search.py",
+        "            if needed(setting) <= available_bytes:\n",
+        "            if needed(setting) <= 2 * available_bytes:\n",
+        (SEARCHED,),
+    ),
+    Mutant(
+        "plan takes what it prefers",
+        "src/sartor/memory/search.py",
+        "    if needed(preferred) <= available_bytes:\n",
+        "    if needed(preferred) <= 8 * available_bytes:\n",
+        (SEARCHED,),
+    ),
+    Mutant(
+        "proposals without their bytes",
+        "src/sartor/memory/plan_text.py",
+        "{proposal.name}: {gigabytes(proposal.needed_bytes)}, a step",
+        "{proposal.name}: a step",
+        (SEARCHED,),
+    ),
+    Mutant(
+        "margin dropped",
+        "src/sartor/memory/foresight.py",
+        "prediction.overhead_bytes + prediction.margin_bytes + self.memory",
+        "prediction.overhead_bytes + self.memory",
+        (SEARCHED,),
+    ),
+    Mutant(
+        "some layers recomputed means all",
+        f"{ENGINE}/step.py",
+        "            layer.gradient_checkpointing = number < num_layers",
+        "            layer.gradient_checkpointing = True",
+        (
+            "tests/engine/test_step.py::test_the_first_layers_alone_can_be_recomputed_with_the_same_gradients_and_more_of_them_later",
+        ),
+    ),
+)
+
 MUTANTS: tuple[Mutant, ...] = (
     *WEIGHTING,
     *STEPPING,
@@ -1176,4 +1218,5 @@ MUTANTS: tuple[Mutant, ...] = (
     *CHECKPOINTS,
     *FORESIGHT,
     *REHEARSAL,
+    *PLANNING,
 )
