@@ -9,6 +9,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
 from sartor.data.encoding.layout import TokenBytes, located
+from sartor.data.encoding.table import TokenRows
 from sartor.data.encoding.tokenizing import run
 
 PARTS = [
@@ -117,3 +118,9 @@ def test_other_tokenizers_are_asked_for_offsets() -> None:
     metaspace = byte_level()
     metaspace.pre_tokenizer = pre_tokenizers.Metaspace()
     assert TokenBytes.of(metaspace) is None
+
+
+def test_a_target_may_be_of_a_message_of_any_number() -> None:
+    for number in (1, 255, 256, 70_000):
+        rows = TokenRows.from_targets([[5, 6, 7], [8]], [[0, number, 0], [number]])
+        assert rows.labels.tolist() == [-100, 6, -100, 8]

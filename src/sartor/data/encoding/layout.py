@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -92,15 +91,17 @@ class LaidText:
 class TokenBytes:
     """How many bytes of text each token of one tokenizer is."""
 
-    def __init__(self, vocabulary: Mapping[str, int], added: Mapping[int, bytes], *, is_normalized: bool) -> None:
-        """Tokens as the vocabulary has them, and the texts of those that stand beside it."""
+    def __init__(self, backend: Any, vocabulary: Mapping[str, int], added: Mapping[int, bytes]) -> None:
+        """`vocabulary`: tokens as the model has them; `added`: the texts of those that stand beside it."""
         lengths = np.zeros(max([*vocabulary.values(), *added], default=-1) + 1, np.int64)
         lengths[list(vocabulary.values())] = list(map(len, vocabulary))
         lengths[list(added)] = [len(text) for text in added.values()]
         self._lengths = lengths
-        self._vocabulary = vocabulary
         self._added = added
-        self._is_normalized = is_normalized
+        self._is_normalized = backend.normalizer is not None
+        self._backend = backend
+        self._letters = _letters()
+        self._texts: dict[int, bytes] = dict(added)
 
     @classmethod
     def of(cls, backend: Any) -> TokenBytes | None:
@@ -114,7 +115,7 @@ class TokenBytes:
         if model.unk_token and not all(letter in vocabulary for letter in _letters()):
             return None
         added = {number: token.content.encode() for number, token in backend.get_added_tokens_decoder().items()}
-        return cls(vocabulary, added, is_normalized=backend.normalizer is not None)
+        return cls(backend, vocabulary, added)
 
     def may_be_hidden(self, text: str, laid: LaidText, character: int) -> bool:
         """Whether the tokenizer's offsets may leave a character out: white space at the edge of its token."""
@@ -122,12 +123,6 @@ class TokenBytes:
             return False
         token = laid.char_to_token(character)
         return text[character] == " " or token is None or laid.ids[token] in self._added
-
-    @cached_property
-    def _texts(self) -> dict[int, bytes]:
-        letters = _letters()
-        known = {number: bytes(letters.get(c, 0) for c in token) for token, number in self._vocabulary.items()}
-        return known | dict(self._added)
 
     def lay_out(self, texts: Sequence[str], ids: Sequence[list[int]]) -> list[LaidText | None]:
         """Where the ids of each text are; None for a text whose ids do not add up to it.
@@ -151,6 +146,10 @@ class TokenBytes:
         return laid
 
     def _joined(self, ids: list[int]) -> bytes:
+        """The bytes of these tokens."""
+        for number in set(ids).difference(self._texts):
+            token = self._backend.id_to_token(number)
+            self._texts[number] = bytes(self._letters.get(letter, 0) for letter in token)
         return b"".join([self._texts[number] for number in ids])
 
 

@@ -67,10 +67,16 @@ class TokenRows:
     @classmethod
     def from_targets(cls, ids: Sequence[Sequence[int]], is_target: Sequence[Sequence[int]] | None) -> TokenRows:
         """Rows whose labels are their ids where `is_target`; everywhere where that is None."""
-        rows = cls.from_lists(ids, is_target)
+        rows = cls.from_lists(ids, None)
         if is_target is None:
             return rows
-        return cls(rows.input_ids, np.where(rows.labels != 0, rows.input_ids, np.int32(IGNORE_INDEX)), rows.offsets)
+        try:
+            flags: NDArray[Any] = np.frombuffer(
+                b"".join(map(bytes, is_target)), np.uint8
+            )  # three times as fast as numbers
+        except ValueError:  # a number over 255
+            flags = cls.from_lists(ids, is_target).labels
+        return cls(rows.input_ids, np.where(flags != 0, rows.input_ids, np.int32(IGNORE_INDEX)), rows.offsets)
 
     @classmethod
     def concatenate(cls, parts: Sequence[TokenRows]) -> TokenRows:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,6 @@ class Encoder:
         self._unrolls = settings.unroll
         self._appends_eos = not reading.is_conversational and reading.format is not RowFormat.TOKENIZED
         self.tokenize = BatchTokenizer(tokenizer)
-        self._token_bytes = TokenBytes.of(tokenizer.backend_tokenizer) if tokenizer.is_fast else None
         self._rendering = Rendering(tokenizer)
         self.tally: Counter[str] = Counter()
         self._weigher = Weigher(
@@ -88,6 +88,10 @@ class Encoder:
             raise ConfigurationError(
                 "The tokenizer has no end-of-text token to append to the rows. Set tokenizer.eos_token, or eos_token."
             )
+
+    @cached_property
+    def _token_bytes(self) -> TokenBytes | None:
+        return TokenBytes.of(self._tokenizer.backend_tokenizer) if self._tokenizer.is_fast else None
 
     def encode(self, rows: Sequence[Row], places: Sequence[str], problems: ProblemLog) -> TokenRows:
         """Tokens of these rows, all of them or, once there is a problem, none: then rows are only checked."""

@@ -22,6 +22,8 @@ from sartor.data.targets.unroll import is_trained
 from sartor.errors import ConfigurationError
 
 Ids = list[list[int]]
+_PROVEN = {rule: f"proven: {rule.name}" for rule in Rule}
+"""What turns are counted as."""
 
 
 class AssistantTargets:
@@ -126,17 +128,19 @@ class AssistantTargets:
 
     def _count(self, proof: Proof, first: int) -> None:
         for turn in proof.turns:
-            self._tally[f"proven: {turn.rule.name}"] += 1
-            self._tally["rewritten answers"] += turn.is_rewritten
-            self._tally["ends appended"] += turn.is_end_appended
-        self._tally["ends appended within"] += sum(turn.is_end_appended for turn in proof.turns[:-1])
+            self._tally[_PROVEN[turn.rule]] += 1
+            if turn.is_rewritten:
+                self._tally["rewritten answers"] += 1
+            if turn.is_end_appended:
+                self._tally["ends appended"] += 1
+                self._tally["ends appended within"] += turn is not proof.turns[-1]
         for number, kind in proof.dropped:
             if number >= first:
                 count_dropped(self._tally, kind)
 
     def notes(self) -> tuple[str, ...]:
         """What is worth saying aloud."""
-        num_turns = sum(self._tally[f"proven: {rule.name}"] for rule in Rule)
+        num_turns = sum(self._tally[_PROVEN[rule]] for rule in Rule)
         if not num_turns:
             return ()
         notes = [
@@ -170,7 +174,7 @@ class AssistantTargets:
 
     def _ways(self) -> str:
         """How many turns were proven in a weaker way than the whole text's beginning."""
-        counts = {rule: self._tally[f"proven: {rule.name}"] for rule in Rule}
+        counts = {rule: self._tally[_PROVEN[rule]] for rule in Rule}
         prefix = {Rule.EXACT, Rule.EXACT_START}
         ways = [f"{count:,} where {rule}" for rule, count in counts.items() if count and rule not in prefix]
         return f" ({'; '.join(ways)})" if ways else ""

@@ -14,6 +14,7 @@ generation sees.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from sartor.data.encoding.layout import TokenBytes, is_byte_level, located
@@ -39,11 +40,15 @@ class TurnTokenizer:
         self._batches = BatchTokenizer(tokenizer)
         self._special_ids = frozenset(tokenizer.all_special_ids)
         self._is_byte_level = is_byte_level(tokenizer.backend_tokenizer)
-        self._token_bytes = TokenBytes.of(tokenizer.backend_tokenizer)
         self._heads: dict[str, list[int]] = {}
+        self._end_ids: dict[str, int] = {}
         self._newline = self._ids("\n")
         self.num_cut_turns = 0
         """Turns at whose start the text was cut."""
+
+    @cached_property
+    def _token_bytes(self) -> TokenBytes | None:
+        return TokenBytes.of(self._tokenizer.backend_tokenizer)
 
     def batch(self, texts: Sequence[str]) -> TextBatch:
         """Texts whose tokens are to be found by their characters.  A template has written the special tokens."""
@@ -132,7 +137,7 @@ class TurnTokenizer:
             if start is None:
                 raise Unproven("tokens across a turn's start", _JOINED)
             end = encoding.char_to_token(turn.end - len(turn.end_token) - first)
-            if end is None or ids[end] != self._tokenizer.convert_tokens_to_ids(turn.end_token):
+            if end is None or ids[end] != self._id_of(turn.end_token):
                 raise Unproven(
                     "end token is no token",
                     f"the tokenizer joins {turn.end_token!r} with what is next to it, so the turn's end cannot be "
@@ -163,6 +168,12 @@ class TurnTokenizer:
         if ids[first:token] != head or (token and encoding.token_to_chars(token - 1)[1] > start):
             return None
         return token
+
+    def _id_of(self, token: str) -> int:
+        """The id of an end token."""
+        if token not in self._end_ids:
+            self._end_ids[token] = self._tokenizer.convert_tokens_to_ids(token)
+        return self._end_ids[token]
 
     def _head_ids(self, head: str) -> list[int]:
         """Ids of what stands before a turn."""
