@@ -16,7 +16,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from sartor.data.reading import sources
 from sartor.data.reading.places import Places
-from sartor.data.reading.tables import WHERE_COLUMN
+from sartor.data.reading.tables import ROWS_PER_CHUNK, WHERE_COLUMN
 from sartor.data.rows.detection import recognise
 from sartor.errors import ConfigurationError, DataError, HubError, SartorError
 from sartor.records import DataSettings, DataSummary, PreparedData, RowFormat
@@ -39,8 +39,6 @@ Prepare = Callable[[Any, DataSettings, str], PreparedData]
 
 _WEIGHT = re.compile(r"(.+):([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)", re.DOTALL)
 _NUMBER_COLUMN = "__number__"
-_STRIDE = 2**40
-"""More examples than any source has: a source's number times this, plus an example's, is one number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +154,8 @@ def prepare_mixture(parts: Sequence[Part], settings: DataSettings, name: str, pr
     if settings.packing:
         inner = replace(inner, max_length=None)
     prepared = _prepared(parts, inner, name, prepare)
-    mixed, taken = _mixed(parts, prepared, settings)
+    is_arranged = settings.packing or settings.shuffle_dataset
+    mixed, taken = _mixed(parts, prepared, settings, with_where=is_arranged)
     notes = _notes(parts, prepared, taken, settings)
     summary = _joined(name, [one.summary for one in prepared], notes)
 
@@ -174,12 +173,12 @@ def prepare_mixture(parts: Sequence[Part], settings: DataSettings, name: str, pr
             source_rows={source: sum(each.get(source, 0) for each in rows) for one in rows for source in one},
         )
 
-    if settings.packing or settings.shuffle_dataset:
+    if is_arranged:
         return _arranged(mixed, summary, counted, replace(settings, bad_rows="error"), name, prepare)
     if taken is None:
         return PreparedData(mixed, summary, counted=counted)
-    places = Places.of_texts(mixed[WHERE_COLUMN][:])
-    return PreparedData(mixed.remove_columns(WHERE_COLUMN), _counted(summary, mixed, places), places)
+    places = Places.concatenate([one.places for one in prepared]).take(taken)
+    return PreparedData(mixed, _counted(summary, mixed, places), places)
 
 
 def _prepared(parts: Sequence[Part], settings: DataSettings, name: str, prepare: Prepare) -> list[PreparedData]:
@@ -211,9 +210,13 @@ def _is_conversational(part: Part, settings: DataSettings) -> bool:
 
 
 def _mixed(
-    parts: Sequence[Part], prepared: Sequence[PreparedData], settings: DataSettings
-) -> tuple[Any, list[Counter[int]] | None]:
-    """The mixed examples, and for each source how often each of its examples was taken; None for streams."""
+    parts: Sequence[Part], prepared: Sequence[PreparedData], settings: DataSettings, *, with_where: bool
+) -> tuple[Any, NDArray[np.int64] | None]:
+    """The mixed examples, and which they are, numbered through all sources; None for streams.
+
+    Args:
+        with_where: whether the examples bring their places along, as text, to where they are packed or shuffled.
+    """
     import datasets
 
     sets = [one.dataset for one in prepared]
@@ -224,7 +227,8 @@ def _mixed(
             for dataset in sets
         ]
     else:
-        sets = [_numbered(one, number) for number, one in enumerate(prepared)]
+        firsts = _firsts(prepared)
+        sets = [_numbered(one, first, with_where=with_where) for one, first in zip(prepared, firsts, strict=False)]
     weights = [part.weight for part in parts]
     if None in weights:
         mixed = datasets.concatenate_datasets(sets)
@@ -238,19 +242,28 @@ def _mixed(
         )
     if is_stream:
         return mixed, None
-    numbers = np.asarray(mixed.with_format("numpy")[_NUMBER_COLUMN][:])
-    taken = [Counter((numbers[numbers // _STRIDE == number] % _STRIDE).tolist()) for number in range(len(parts))]
-    return mixed.remove_columns(_NUMBER_COLUMN), taken
+    taken = mixed.select_columns([_NUMBER_COLUMN]).with_format("numpy")[:][_NUMBER_COLUMN]
+    return mixed.remove_columns(_NUMBER_COLUMN), np.asarray(taken, np.int64)
 
 
-def _numbered(prepared: PreparedData, number: int) -> datasets.Dataset:
-    """A source's examples, each with its place, and with its source's and its own number in one."""
+def _firsts(prepared: Sequence[PreparedData]) -> NDArray[np.int64]:
+    """The number of each source's first example, and of the one behind the last."""
+    return np.cumsum([0, *(len(one.dataset) for one in prepared)], dtype=np.int64)
+
+
+def _numbered(prepared: PreparedData, first: int, *, with_where: bool) -> datasets.Dataset:
+    """A source's examples, each with its number, from `first` on, and perhaps with its place as text."""
     import pyarrow
 
-    where = pyarrow.array(prepared.places.first_rows(), "string")
-    numbers = pyarrow.array(number * _STRIDE + np.arange(len(prepared.dataset), dtype=np.int64))
-    dataset: datasets.Dataset = prepared.dataset.add_column(WHERE_COLUMN, where).add_column(_NUMBER_COLUMN, numbers)
-    return dataset
+    count = len(prepared.dataset)
+    dataset: datasets.Dataset = prepared.dataset.add_column(
+        _NUMBER_COLUMN, pyarrow.array(np.arange(first, first + count, dtype=np.int64))
+    )
+    if not with_where:
+        return dataset
+    parts = (np.arange(start, min(start + ROWS_PER_CHUNK, count)) for start in range(0, count, ROWS_PER_CHUNK))
+    texts = [pyarrow.array(prepared.places.take(part).first_rows(), "string") for part in parts]
+    return dataset.add_column(WHERE_COLUMN, pyarrow.chunked_array(texts, "string"))
 
 
 def _arranged(
@@ -315,14 +328,15 @@ def _joined(name: str, summaries: Sequence[DataSummary], notes: tuple[str, ...])
 
 def _counted(summary: DataSummary, mixed: datasets.Dataset, places: Places) -> DataSummary:
     """The summary with counts of the examples that the mixture has."""
-    lengths, num_targets = np.zeros(0, np.int64), 0
+    parts, num_targets = [np.zeros(0, np.int64)], 0
     for batch in mixed.select_columns(["input_ids", "labels"]).with_format("arrow").iter(10_000):
         import pyarrow.compute
 
         of_batch = pyarrow.compute.list_value_length(batch.column("input_ids"))
-        lengths = np.concatenate([lengths, np.asarray(of_batch).astype(np.int64)])
+        parts.append(np.asarray(of_batch).astype(np.int64))
         labels: NDArray[np.int64] = np.asarray(pyarrow.compute.list_flatten(batch.column("labels")))
         num_targets += int(np.count_nonzero(labels != -100))
+    lengths = np.concatenate(parts)
     return replace(
         summary,
         num_examples=len(mixed),
@@ -336,17 +350,18 @@ def _counted(summary: DataSummary, mixed: datasets.Dataset, places: Places) -> D
 def _notes(
     parts: Sequence[Part],
     prepared: Sequence[PreparedData],
-    taken: Sequence[Mapping[int, int]] | None,
+    taken: NDArray[np.int64] | None,
     settings: DataSettings,
 ) -> tuple[str, ...]:
     """What each source gave, and what it has to say itself."""
     notes: list[str] = []
-    total = None if taken is None else sum(sum(counts.values()) for counts in taken)
+    firsts = None if taken is None else _firsts(prepared)
     for number, (part, one) in enumerate(zip(parts, prepared, strict=True)):
         weight = "" if part.weight is None else f" (weight {part.weight:g})"
         said = f"{part.label}{weight}: {one.summary.format}"
-        if taken is not None and total:
-            num_taken, num_used = sum(taken[number].values()), len(taken[number])
+        if taken is not None and firsts is not None and len(taken):
+            own = taken[(taken >= firsts[number]) & (taken < firsts[number + 1])]
+            total, num_taken, num_used = len(taken), len(own), len(np.unique(own))
             num_left = len(one.dataset) - num_used
             said += f"; {num_taken:,} examples, {num_taken / total:.0%} of all"
             said += f", {num_taken - num_used:,} of them repeated" if num_taken > num_used else ""
