@@ -483,9 +483,7 @@ FORMS = (
         f"{DATA}/encoding/layout.py",
         "            if end - base == num_bytes and (",
         "            if (",
-        (
-            "tests/data/test_layout.py::test_tokens_that_take_the_spaces_beside_them_are_not_told_by_lengths_but_by_offsets",
-        ),
+        ("tests/data/test_layout.py::test_tokens_that_take_spaces_beside_them_are_told_by_offsets",),
     ),
     Mutant(
         "exchanged bytes told by their number",
@@ -980,13 +978,6 @@ RECOVERY = (
         " and self._num_came() < 2:",
         ":",
         ("tests/run/test_interrupt.py::test_two_within_one_long_operation_are_two",),
-    ),
-    Mutant(
-        "the last byte of a tensor not written",
-        f"{RUN}/tensor_file.py",
-        "            for start in range(0, len(content), _PIECE_BYTES):",
-        "            for start in range(0, len(content) - 1, _PIECE_BYTES):",
-        ("tests/run/test_checkpoint.py::test_tensors_of_every_kind_are_read_by_safetensors_as_they_were",),
     ),
     Mutant(
         "a piece of a failed step is not put back",

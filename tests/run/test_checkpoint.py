@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from sartor.errors import ConfigurationError
-from sartor.run import checkpoint, tensor_file
+from sartor.run import checkpoint
 
 STATE = {
     "optimizer": {"state": {0: {"exp_avg": torch.arange(40, dtype=torch.float32), "step": torch.tensor(3.0)}}},
@@ -90,34 +90,6 @@ def test_what_was_written_comes_back(tmp_path: Path) -> None:
     assert state["cursor"] == STATE["cursor"]
     assert torch.equal(state["optimizer"]["state"][0]["exp_avg"], torch.arange(40, dtype=torch.float32))
     assert not list(tmp_path.glob("_*"))
-
-
-def test_tensors_of_every_kind_are_read_by_safetensors_as_they_were(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from safetensors.torch import load_file
-
-    monkeypatch.setattr(tensor_file, "_PIECE_BYTES", 5)
-
-    base = torch.arange(24, dtype=torch.float32).reshape(4, 6)
-    tensors = {
-        "transposed": base.t(),
-        "a part": base[1:3, ::2],
-        "the same memory": base[1:3, ::2],
-        "a number": torch.tensor(3.5, dtype=torch.float64),
-        "nothing": torch.empty(0, 3),
-        'ünïcode/"': torch.tensor([True, False, True]),
-        "odd": torch.arange(6, dtype=torch.uint8),
-        **{str(dtype): base.to(dtype) for dtype in tensor_file._NAMES},
-    }
-    assert tensor_file.write(tmp_path / "x.safetensors", tensors) == sum(t.nbytes for t in tensors.values())
-    found = load_file(tmp_path / "x.safetensors")
-    assert found.keys() == tensors.keys()
-    for name, tensor in tensors.items():
-        assert found[name].dtype == tensor.dtype
-        assert torch.equal(found[name].double(), tensor.double()), name
-    with pytest.raises(ConfigurationError, match=r"strange is a tensor of torch\.complex64"):
-        tensor_file.write(tmp_path / "y.safetensors", {"strange": torch.zeros(1, dtype=torch.complex64)})
 
 
 @pytest.mark.parametrize("name", ALL_FILES)

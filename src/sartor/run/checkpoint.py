@@ -22,7 +22,6 @@ import torch
 
 from sartor.errors import RunFolderError
 from sartor.run import state as packing
-from sartor.run import tensor_file
 
 MANIFEST_NAME = "manifest.json"
 STATE_FOLDER = "run_state"
@@ -60,14 +59,23 @@ def write_state(folder: Path, state: Mapping[str, Any]) -> int:
 
     Raises:
         ConfigurationError: something in it can only be pickled; names it.
-        OSError: the disk is full, or refuses.
+        OSError, SafetensorError: the disk is full, or refuses.
     """
+    from safetensors.torch import save_file
+
     tree, tensors = packing.pack(dict(state), "the run")
     (folder / STATE_FOLDER).mkdir(exist_ok=True)
-    num_written = tensor_file.write(folder / STATE_FOLDER / _TENSORS_NAME, tensors)
+    plain: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        plain[name] = tensor.cpu().contiguous()
+        if plain[name].nbytes and plain[name].data_ptr() in seen:  # the format wants each tensor to have its own memory
+            plain[name] = plain[name].clone()
+        seen.add(plain[name].data_ptr())
+    save_file(plain, str(folder / STATE_FOLDER / _TENSORS_NAME))
     text = json.dumps(tree, ensure_ascii=False, allow_nan=False)
     (folder / STATE_FOLDER / _TREE_NAME).write_text(text, encoding="utf-8")
-    return num_written
+    return sum(tensor.nbytes for tensor in plain.values())
 
 
 def read_state(folder: Path) -> dict[str, Any]:
