@@ -6,6 +6,7 @@ and not measured, and the text says so.
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from pathlib import Path
 
@@ -33,7 +34,8 @@ def write() -> None:
             config.dtype = "bfloat16"  # as they are published
             config.save_pretrained(path)
             print(f"$ sartor plan --model {name} {' '.join(options)}\n", flush=True)
-            main(["plan", "--model", str(path), *options])
+            with contextlib.chdir(folder):
+                main(["plan", "--model", name, *options])
             print("\n", flush=True)
 
 

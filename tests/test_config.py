@@ -191,7 +191,7 @@ PROBLEMS: list[tuple[dict[str, Any], str]] = [
     ({"gradient_checkpointing": True, "activation_checkpointing": False}, "contradict each other"),
     ({"gradient_checkpointing_kwargs": {"selective": True}}, "selective cannot be set"),
     ({"dataset_kwargs": {"skip": True}}, "the only key is skip_prepare_dataset"),
-    ({"total_batch_size": 12, "per_device_train_batch_size": 8}, "is not a multiple"),
+    ({"total_batch_size": 12, "per_device_train_batch_size": 5}, "is not a multiple"),
     (
         {"total_batch_size": 16, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
         "means gradient_accumulation_steps=4",
@@ -326,6 +326,11 @@ def test_checkpointing_keeps_its_value_under_both_names_without_a_warning(value:
     assert args.activation_checkpointing is value
     assert config(activation_checkpointing=value).gradient_checkpointing is value
     assert resolve(args).engine.gradient_checkpointing is value
+
+
+def test_total_batch_size_alone_decides_both_parts() -> None:
+    args = config(total_batch_size=12)
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (6, 2)
 
 
 def test_total_batch_size_sets_accumulation() -> None:
