@@ -13,6 +13,7 @@ from sartor.data.encoding.template import render, render_marked
 from sartor.data.reading.problems import ProblemLog
 from sartor.data.rows.formats import TrainingRow
 from sartor.data.targets.provenance import forms
+from sartor.data.targets.provenance.outline import Outline
 from sartor.data.targets.prover import Prover, Unproven
 from tests.data.chat_templates import CHATML, HOSTILE, PUBLISHED, SPECIAL, chatml
 from tests.data.conftest import make_small_tokenizer
@@ -138,6 +139,17 @@ def test_most_conversations_are_proven_by_a_form(name: str, monkeypatch: pytest.
     assert len(calls) == 1
 
 
+def test_an_outline_begins_with_another_whatever_is_in_the_slots() -> None:
+    whole = Outline(("a", "bc", "d"), (0, 1))
+    assert whole.begins_with(Outline(("a", "b"), (0,)))
+    assert whole.begins_with(Outline(("a", ""), (0,)))
+    assert whole.begins_with(whole)
+    assert not whole.begins_with(Outline(("a", "bd"), (0,)))
+    assert not whole.begins_with(Outline(("a", "b"), (1,))), "the same text only where both slots hold the same"
+    assert not whole.begins_with(Outline(("", "b"), (0,))), "the same text only where the slot begins so"
+    assert not whole.begins_with(Outline(("a", "bc", "d", ""), (0, 1, 2)))
+
+
 def row_of(messages: list[dict[str, Any]], number: int) -> TrainingRow:
     return TrainingRow(f"rows, row {number}", messages)
 
@@ -180,6 +192,22 @@ def test_texts_and_marked_blocks_are_those_of_transformers(name: str) -> None:
         found, expected = ProblemLog(), ProblemLog()
         assert rendering.marked(rows, body, found) == render_marked(tokenizer, rows, body, expected)
         assert found.to_json() == expected.to_json()
+
+
+@pytest.mark.parametrize("name", ["around a part", "plain"])
+def test_most_texts_with_marks_are_filled_in(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = make_small_tokenizer()
+    tokenizer.chat_template = MARKED[name]
+    rendered: list[str] = []
+
+    def counted(tokenizer: Any, rows: Any, *others: Any) -> Any:
+        rendered.extend(row.where for row in rows)
+        return render_marked(tokenizer, rows, *others)
+
+    monkeypatch.setattr("sartor.data.encoding.rendering.render_marked", counted)
+    rows = [row_of([{"role": "user", "content": f" Hi {number} "}], number) for number in range(50)]
+    assert Rendering(tokenizer).marked(rows, body, ProblemLog()) == render_marked(tokenizer, rows, body, ProblemLog())
+    assert len(set(rendered)) <= 8
 
 
 def test_rows_with_tools_or_keywords_of_their_own_are_not_mixed_up() -> None:

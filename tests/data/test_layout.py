@@ -84,7 +84,7 @@ def test_a_text_whose_bytes_are_exchanged_for_as_many_others_is_not_told() -> No
     assert token_bytes.lay_out(["å!"], [ids]) != [None]
 
 
-def test_tokens_that_take_the_spaces_beside_them_are_not_told_by_lengths_but_by_offsets() -> None:
+def test_tokens_that_take_spaces_beside_them_are_told_by_offsets() -> None:
     tokenizer = byte_level()
     tokenizer.add_special_tokens([AddedToken("<wide>", special=True, lstrip=True, rstrip=True)])
     token_bytes = TokenBytes.of(tokenizer)

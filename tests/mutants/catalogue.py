@@ -460,9 +460,9 @@ FORMS = (
     Mutant(
         "a prompt that need not be how the text begins",
         f"{DATA}/targets/provenance/outline.py",
-        "            and self.literals[last].startswith(other.literals[last])\n",
+        "            and self.slots[:last] == other.slots\n",
         "",
-        ("tests/data/test_forms.py::test_a_form_proves_what_is_proven_alone",),
+        ("tests/data/test_forms.py::test_an_outline_begins_with_another_whatever_is_in_the_slots",),
     ),
     Mutant(
         "marks counted from a block's inside",
