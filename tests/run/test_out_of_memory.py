@@ -143,7 +143,7 @@ def test_a_failure_twice_at_every_micro_step_makes_the_cut_finer_and_keeps_the_g
     finer = 0
     for call in range(1, num_calls[phase] + 1):
         with failing(monkeypatch, phase, {call, call + 1}):
-            trainer = run(tmp_path / str(call))
+            trainer = run(tmp_path / str(call), sample_prompts=None, eval_strategy="no")
         assert difference(weights_of(trainer), weights_of(undisturbed)) < FINER, call
         assert len(trainer.plan.incidents) == 2
         finer += trainer.plan.micro_batch_tokens < 16
