@@ -16,7 +16,6 @@ from sartor.cli.main import main
 TUTORIAL = ("--max_length", "650", "--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "4")
 CASES = (
     ("SmolLM2-135M", (*TUTORIAL, "--gpu", "T4")),
-    ("SmolLM2-360M", (*TUTORIAL, "--gpu", "T4")),
     ("Llama-3.1-8B", ("--gpu", "RTX4090")),
     ("Llama-3.1-8B", ("--gpu", "H100")),
     ("Llama-3.1-8B", ("--use_peft", "--lora_target_modules", "all-linear", "--gpu", "RTX4090")),

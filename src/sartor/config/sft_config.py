@@ -241,7 +241,7 @@ class SFTConfig(OwnOptions, TrainingArguments, metaclass=OldNames):
         if self.per_device_train_batch_size == default and self.total_batch_size % default:
             # Left to us: the plan cuts by tokens, so it makes no difference to the step how it is written down.
             divisors = (size for size in range(default, 0, -1) if self.total_batch_size % size == 0)
-            self.per_device_train_batch_size = next(divisors)
+            object.__setattr__(self, "per_device_train_batch_size", next(divisors))
         total, size = self.total_batch_size, self.per_device_train_batch_size
         steps = self.gradient_accumulation_steps
         if total % size:

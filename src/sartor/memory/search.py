@@ -103,8 +103,9 @@ def search(
     tokens = tuple(count for count in free.tokens if count <= preferred.micro_batch_tokens)
     too_much: list[Setting] = []
     for rows in (free.rows[-1:], free.rows):  # fewer rows of logits only where all else does not suffice
-        box = Freedom(tokens, free.layers, rows)
-        promising = [s for s in _settings(box) if interpolated(box, needed, s) <= available_bytes]
+        # The most tokens may be a whole optimizer batch, which needs no gradients beside its forward pass: a jump.
+        boxes = [Freedom(part, free.layers, rows) for part in (tokens[:-1], tokens[-1:]) if part]
+        promising = [s for box in boxes for s in _settings(box) if interpolated(box, needed, s) <= available_bytes]
         for fast in sorted(promising, key=seconds):
             setting = _fewest_tokens(tokens, fast, seconds)
             if any(_needs_no_less(setting, other) for other in too_much):
