@@ -658,8 +658,8 @@ TARGET_OPTIONS = (
     Mutant(
         "untrained ends unsaid",
         f"{DATA}/targets/audit.py",
-        "np.flatnonzero((ends == 0) &",
-        "np.flatnonzero((ends < 0) &",
+        "np.flatnonzero((num_ends == 0) &",
+        "np.flatnonzero((num_ends < 0) &",
         ("tests/data/test_audit.py::test_an_end_that_is_not_trained_is_said",),
     ),
     Mutant(
@@ -682,8 +682,8 @@ TARGET_OPTIONS = (
     Mutant(
         "a doubled bos unsaid",
         f"{DATA}/targets/audit.py",
-        "np.flatnonzero(is_doubled &",
-        "np.flatnonzero(~is_doubled & is_doubled &",
+        "(encoded.input_ids[starts + 1] == bos)",
+        "(encoded.input_ids[starts + 1] != bos)",
         ("tests/data/test_audit.py::test_a_doubled_bos_is_said",),
     ),
 )

@@ -39,8 +39,7 @@ class Audit:
         self._tokenizer = tokenizer
         special = sorted(filter(None, tokenizer.all_special_tokens), key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, special))) if special else None
-        ends = [token for token in (tokenizer.eos_token, *end_tokens) if token]
-        self._end_ids = [tokenizer.convert_tokens_to_ids(token) for token in dict.fromkeys(ends)]
+        self._end_ids = end_ids(tokenizer, end_tokens)
         self._renderers: dict[str, Renderer] = {}
 
     def check_contents(self, rows: Sequence[TrainingRow], tally: Counter[str]) -> None:
@@ -92,18 +91,10 @@ class Audit:
 
     def check_tokens(self, encoded: TokenRows, places: Sequence[str], tally: Counter[str]) -> None:
         """Count rows that begin with two bos tokens, and rows of which no end token is trained."""
-        bos, starts = self._tokenizer.bos_token_id, encoded.offsets[:-1]
-        if bos is not None and encoded.num_tokens:
-            second = np.minimum(starts + 1, encoded.num_tokens - 1)
-            is_doubled = (encoded.input_ids[np.minimum(starts, encoded.num_tokens - 1)] == bos) & (
-                encoded.input_ids[second] == bos
-            )
-            for number in np.flatnonzero(is_doubled & (encoded.lengths > 1)).tolist():
-                count(tally, _DOUBLED, places[number])
-        if self._end_ids:
-            ends = encoded.count(np.isin(encoded.labels, self._end_ids))
-            for number in np.flatnonzero((ends == 0) & (encoded.targets_per_row > 0)).tolist():
-                count(tally, _ENDLESS, places[number])
+        for number in rows_with_two_bos(encoded, self._tokenizer.bos_token_id):
+            count(tally, _DOUBLED, places[number])
+        for number in rows_without_end(encoded, self._end_ids):
+            count(tally, _ENDLESS, places[number])
 
     def notes(self, tally: Counter[str]) -> list[str]:
         """What is worth saying about the rows that are in the tally."""
@@ -127,6 +118,31 @@ class Audit:
                 "template, and put it between the {% generation %} marks where there are marks."
             )
         return notes
+
+
+def end_ids(tokenizer: Any, end_tokens: Sequence[str]) -> list[int]:
+    """Tokens at which generation stops: the tokenizer's end-of-text token, and others by their texts."""
+    ends = [token for token in (tokenizer.eos_token, *end_tokens) if token]
+    return [tokenizer.convert_tokens_to_ids(token) for token in dict.fromkeys(ends)]
+
+
+def rows_with_two_bos(encoded: TokenRows, bos: int | None) -> list[int]:
+    """Numbers of the rows that begin with the bos token twice."""
+    if bos is None:
+        return []
+    long = np.flatnonzero(encoded.lengths > 1)
+    starts = encoded.offsets[:-1][long]
+    found: list[int] = long[(encoded.input_ids[starts] == bos) & (encoded.input_ids[starts + 1] == bos)].tolist()
+    return found
+
+
+def rows_without_end(encoded: TokenRows, ends: Sequence[int]) -> list[int]:
+    """Numbers of the rows of which tokens are trained, but none at which generation stops."""
+    if not ends:
+        return []
+    num_ends = encoded.count(np.isin(encoded.labels, ends))
+    found: list[int] = np.flatnonzero((num_ends == 0) & (encoded.targets_per_row > 0)).tolist()
+    return found
 
 
 def count_dropped(tally: Counter[str], kind: Kind) -> None:
