@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-CANDIDATES = 16
+CANDIDATES = 64
 """Optimizer batches that are cut to find the largest micro-batch, for each kind of largest."""
 LARGEST_SHARE = 0.015
 """Of a run's tokens that a rehearsal may take; with its update it stays under 3 % of the time."""
