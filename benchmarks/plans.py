@@ -18,8 +18,6 @@ CASES = (
     ("SmolLM2-135M", (*TUTORIAL, "--gpu", "T4")),
     ("Llama-3.1-8B", ("--gpu", "RTX4090")),
     ("Llama-3.1-8B", ("--gpu", "H100")),
-    ("Llama-3.1-8B", ("--use_peft", "--lora_target_modules", "all-linear", "--gpu", "RTX4090")),
-    ("Llama-3.1-8B", ("--use_peft", "--lora_target_modules", "all-linear", "--gpu", "H100")),
 )
 """(model, options)."""
 
