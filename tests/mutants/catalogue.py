@@ -191,8 +191,8 @@ ISOLATION = (
     Mutant(
         "the probe sees no leak",
         f"{ENGINE}/layout.py",
-        "if _difference(moved_TH[first:], found_TH[first:]) > tolerance:",
-        "if _difference(found_TH[first:], found_TH[first:]) > tolerance:",
+        "if _largest_difference(moved_TH[first:], found_TH[first:]) >",
+        "if _largest_difference(found_TH[first:], found_TH[first:]) >",
         ("tests/engine/test_layout.py::test_probe_tells_leaks_and_wrong_results_from_right_ones",),
     ),
     Mutant(
@@ -1165,8 +1165,8 @@ FORESIGHT = (
     Mutant(
         "layers extrapolated without a proof",
         f"{MEMORY_ROOM}/simulate.py",
-        "if found is None or not imagine.are_alike(list(found[2])):",
-        "if found is None:",
+        "is_uniform = found is not None and imagine.are_alike(list(found[2]))",
+        "is_uniform = found is not None",
         (f"{FORESEEN}::test_layers_that_differ_are_simulated_in_full",),
     ),
 )
