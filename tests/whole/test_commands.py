@@ -206,7 +206,7 @@ def test_too_small_a_disk_is_told_before_training_and_on_request_trained_on_with
         done = commands(*command, "--on_full_disk", "continue", "--resume", "if_any")
         assert done.code == 0, done.stderr
         assert "no space left on the disk" in done.stderr
-        assert [path.name for path in folder.iterdir() if path.is_dir()] == ["checkpoint-1"]
+        assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-1"]
         AutoModelForCausalLM.from_pretrained(folder / "checkpoint-1")
         AutoModelForCausalLM.from_pretrained(folder)
 

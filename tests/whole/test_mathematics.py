@@ -211,6 +211,7 @@ def test_models_are_handed_back_and_saved_in_the_dtype_they_arrived_in(dtype: to
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_rows(tmp_path: Path) -> None:
     model = make_model()
     found = trainer(tmp_path, model=model, max_steps=5, learning_rate=1e30, max_grad_norm=0.0, optim="sgd")
-    with pytest.raises(NonFiniteError, match=r"the loss of step [23] is (nan|inf): rows \d+, \d+ "):
+    rows = r"train data, row \d+; train data, row \d+"
+    with pytest.raises(NonFiniteError, match=rf"the loss of step [23] is (nan|inf): {rows}"):
         found.train()
     assert len([record for record in found.state.log_history if "loss" in record]) in (1, 2)
