@@ -1162,13 +1162,6 @@ FORESIGHT = (
         "",
         ("tests/memory/test_scratch.py",),
     ),
-    Mutant(
-        "layers extrapolated without a proof",
-        f"{MEMORY_ROOM}/simulate.py",
-        "is_uniform = found is not None and imagine.are_alike(list(found[2]))",
-        "is_uniform = found is not None",
-        (f"{FORESEEN}::test_layers_that_differ_are_simulated_in_full",),
-    ),
 )
 
 REHEARSED = "tests/trainer/test_rehearsal.py"

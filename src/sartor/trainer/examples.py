@@ -134,7 +134,6 @@ class Examples:
             examples = tuple(map(example_of, rows)) if keep_rows else tuple(self.take(keys))
             yield OptimizerBatch(examples, keys, tuple(len(batch) for batch in group), rows=rows)
 
-
     def groups(
         self, epoch: int, *, batch_size: int, accumulation: int, seed: int, strategy: str, drop_last: bool
     ) -> Iterator[list[list[int]]]:

@@ -128,7 +128,8 @@ def _named(path: Path) -> Path:
 def _foreign(path: Path) -> str:
     pickled = [name for name in _PICKLES if (path / name).exists()]
     if not pickled:
-        return f"{path} is no checkpoint of a run: it holds no {checkpoint.MANIFEST_NAME}, and no {checkpoint.STATE_FOLDER}."
+        missing = f"no {checkpoint.MANIFEST_NAME}, and no {checkpoint.STATE_FOLDER}"
+        return f"{path} is no checkpoint of a run: it holds {missing}."
     return (
         f"{path} was written by transformers or trl. Its {', '.join(pickled)} {'is' if len(pickled) == 1 else 'are'} "
         "pickled, and a pickle can run any code when it is loaded, so it is not. Its weights can be started from: "
