@@ -81,16 +81,7 @@ def read(argv: Sequence[str]) -> Request:
     """
     givens, rest = tokens(argv, FLAGS)
     problems: list[str] = []
-    from_files: list[Given] = []
-    for given in givens:
-        if given.key == "config" and len(given.texts) == 1:
-            try:
-                from_files += option_file.read(given.texts[0], FLAGS)
-            except ConfigurationError as error:
-                problems += error.problems
-        elif given.key == "config":
-            problems.append("--config needs a file")
-    options = [*from_files, *(given for given in givens if given.key != "config")]
+    options = option_file.with_files(givens, FLAGS, problems)
     if rest:
         options.append(Given("data", tuple(rest)))
         if any(given.key.replace("-", "_") in ("data", "dataset_name") for given in givens):

@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,25 @@ from sartor.cli.flags import Flag, Given, keys_of
 from sartor.errors import ConfigurationError
 
 _SUFFIXES = {".yaml": "yaml", ".yml": "yaml", ".json": "yaml", ".toml": "toml"}
+
+
+def with_files(givens: Sequence[Given], flags: tuple[Flag, ...], problems: list[str]) -> list[Given]:
+    """A command line's options with those of the files that its `--config` names before them; the last one wins.
+
+    What is wrong with a file is added to `problems`.
+    """
+    from_files: list[Given] = []
+    for given in givens:
+        if given.key != "config":
+            continue
+        if len(given.texts) != 1:
+            problems.append("--config needs a file")
+            continue
+        try:
+            from_files += read(given.texts[0], flags)
+        except ConfigurationError as error:
+            problems += error.problems
+    return [*from_files, *(given for given in givens if given.key != "config")]
 
 
 def read(path: str, flags: tuple[Flag, ...]) -> list[Given]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from sartor.cli import option_file
 from sartor.cli.field_flags import FIELD_FLAGS
-from sartor.cli.flags import Flag, Given, help_text, parse, tokens
+from sartor.cli.flags import Flag, help_text, parse, tokens
 from sartor.cli.own_flags import LORA, OWN_FLAGS
 from sartor.errors import ConfigurationError
 
@@ -75,16 +75,7 @@ def read(argv: Sequence[str]) -> Request:
     """
     givens, rest = tokens(argv, FLAGS)
     problems = [f"{text!r} belongs to no option" for text in rest]
-    from_files: list[Given] = []
-    for given in givens:
-        if given.key == "config" and len(given.texts) == 1:
-            try:
-                from_files += option_file.read(given.texts[0], FLAGS)
-            except ConfigurationError as error:
-                problems += error.problems
-        elif given.key == "config":
-            problems.append("--config needs a file")
-    values, unreadable = parse([*from_files, *(given for given in givens if given.key != "config")], FLAGS)
+    values, unreadable = parse(option_file.with_files(givens, FLAGS, problems), FLAGS)
     problems += [text.replace("sartor train --help", "sartor plan --help") for text in unreadable]
     if values.get("model") is None:
         problems.append("--model is missing: give a folder or a Hub id; its configuration is all that is read")

@@ -46,18 +46,7 @@ def read(argv: Sequence[str]) -> Request:
     """
     givens, rest = tokens(argv, FLAGS)
     problems = [f"{text!r} belongs to no option" for text in rest]
-    from_files: list[Given] = []
-    for given in givens:
-        if given.key != "config":
-            continue
-        if len(given.texts) != 1:
-            problems.append("--config needs a file")
-            continue
-        try:
-            from_files += option_file.read(given.texts[0], FLAGS)
-        except ConfigurationError as error:
-            problems += error.problems
-    options = [*from_files, *(given for given in givens if given.key != "config")]
+    options = option_file.with_files(givens, FLAGS, problems)
     values, unreadable = parse(options, FLAGS)
     problems += [*unreadable, *_own_problems(values, options), *_evaluation_problems(values)]
     own_names = {flag.name for flag in OWN_FLAGS}
