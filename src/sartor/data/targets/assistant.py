@@ -16,7 +16,7 @@ from sartor.data.encoding.tokenizing import BatchTokenizer, Tokenization, run
 from sartor.data.reading.problems import ProblemLog
 from sartor.data.rows.formats import Message, TrainingRow
 from sartor.data.targets.audit import count_dropped, messages_of
-from sartor.data.targets.prover import Proof, Prover, Rule, Start, Unproven
+from sartor.data.targets.prover import Proof, Provers, Rule, Start, Unproven
 from sartor.data.targets.turn_tokens import TurnTokenizer
 from sartor.data.targets.unroll import is_trained
 from sartor.errors import ConfigurationError
@@ -62,11 +62,11 @@ class AssistantTargets:
         self._tokenizer = tokenizer
         self._end_tokens = _end_tokens(tokenizer, end_tokens)
         self._completion_only = completion_only
-        self._start = start
-        self._append_eot = append_eot
         self._last_only = last_only
         self._turn_tokenizer = TurnTokenizer(tokenizer)
-        self._provers: dict[str, Prover] = {}
+        self._provers = Provers(
+            tokenizer, self._end_tokens, tokenizer.all_special_tokens, start=start, append_eot=append_eot
+        )
         self._tally: Counter[str] = Counter() if tally is None else tally
 
     def encode(self, rows: Sequence[TrainingRow], problems: ProblemLog) -> tuple[Ids, Ids]:
@@ -106,25 +106,12 @@ class AssistantTargets:
         trained = [number for number, message in enumerate(messages) if number >= first and is_trained(message)]
         try:
             tools = tools_of(row)
-            return self._prover(tools).prove(messages, tools, row.template_keywords, trained)
+            return self._provers.of(tools).prove(messages, tools, row.template_keywords, trained)
         except Unproven as error:
             problems.add(error.kind, row.where, str(error), messages)
         except Exception as error:
             note_refusal(problems, row, error)
         return None
-
-    def _prover(self, tools: Any) -> Prover:
-        template = self._tokenizer.get_chat_template(None, tools)
-        if template not in self._provers:
-            self._provers[template] = Prover(
-                template,
-                self._tokenizer.special_tokens_map,
-                self._end_tokens,
-                self._tokenizer.all_special_tokens,
-                start=self._start,
-                append_eot=self._append_eot,
-            )
-        return self._provers[template]
 
     def _count(self, proof: Proof, first: int) -> None:
         for turn in proof.turns:

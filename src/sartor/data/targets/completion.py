@@ -20,7 +20,7 @@ from sartor.data.encoding.template import note_refusal, tools_of
 from sartor.data.reading.problems import ProblemLog
 from sartor.data.rows.formats import TrainingRow
 from sartor.data.targets.audit import messages_of
-from sartor.data.targets.prover import Prover, Start, Unproven
+from sartor.data.targets.prover import Provers, Start, Unproven
 from sartor.data.targets.turn_tokens import TurnTokenizer
 
 
@@ -29,12 +29,11 @@ class CompletionStarts:
 
     def __init__(self, tokenizer: Any, end_tokens: Sequence[str], start: Start, tally: Counter[str]) -> None:
         """`start`: how well the prompt must agree with what stands before the answer."""
-        self._tokenizer = tokenizer
         self._end_tokens = list(dict.fromkeys(token for token in (tokenizer.eos_token, *end_tokens) if token))
-        self._start = start
         self._tally = tally
         self._turn_tokenizer = TurnTokenizer(tokenizer)
-        self._provers: dict[str, Prover] = {}
+        # A start may be proven where the template writes no end; that is said elsewhere.
+        self._provers = Provers(tokenizer, self._end_tokens, start=start, append_eot=True)
 
     def can_prove(self, row: TrainingRow) -> bool:
         """Whether the completion begins with an answer; what a user or a tool says is asked for by no prompt."""
@@ -45,7 +44,7 @@ class CompletionStarts:
         messages, tools = messages_of(row), tools_of(row)
         number = len(messages) - len(row.body)
         try:
-            proof = self._prover(tools).prove(messages, tools, row.template_keywords, [number])
+            proof = self._provers.of(tools).prove(messages, tools, row.template_keywords, [number])
             ids, num_prompt_tokens, is_cut = self._turn_tokenizer.split(proof.unended, proof.turns[0].start)
         except Unproven as error:
             problems.add(error.kind, row.where, str(error), messages)
@@ -56,18 +55,6 @@ class CompletionStarts:
         self._tally["completions proven"] += 1
         self._tally["completions cut"] += is_cut
         return ids, num_prompt_tokens
-
-    def _prover(self, tools: Any) -> Prover:
-        template = self._tokenizer.get_chat_template(None, tools)
-        if template not in self._provers:
-            self._provers[template] = Prover(
-                template,
-                self._tokenizer.special_tokens_map,
-                self._end_tokens,
-                start=self._start,
-                append_eot=True,  # a start may be proven where the template writes no end; that is said elsewhere
-            )
-        return self._provers[template]
 
     def notes(self) -> list[str]:
         """What is worth saying about the rows that are in the tally."""

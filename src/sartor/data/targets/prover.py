@@ -30,7 +30,7 @@ from sartor.data.targets.provenance.forms import Forms, Messages, shape_of
 from sartor.data.targets.provenance.outline import Outline, Outliner
 from sartor.data.targets.provenance.render import Renderer, TraceError
 
-__all__ = ["Proof", "Prover", "Rule", "Start", "Turn", "Unproven"]
+__all__ = ["Proof", "Prover", "Provers", "Rule", "Start", "Turn", "Unproven"]
 
 
 class Prover:
@@ -122,6 +122,35 @@ class Prover:
 
         prompt_end = self._prompts.probe(conversation).prompt_end
         return form_of(proof, book, outline_of, messages, self._rules.atoms, prompt_end)
+
+
+class Provers:
+    """A tokenizer's provers: one for each of its templates, made when it is first asked for."""
+
+    def __init__(
+        self, tokenizer: Any, end_tokens: Sequence[str], atoms: Collection[str] = (), *, start: Start, append_eot: bool
+    ) -> None:
+        """The arguments are `Prover`'s; special tokens are the tokenizer's."""
+        self._tokenizer = tokenizer
+        self._end_tokens = end_tokens
+        self._atoms = atoms
+        self._start = start
+        self._append_eot = append_eot
+        self._made: dict[str, Prover] = {}
+
+    def of(self, tools: Any) -> Prover:
+        """The prover of the template that rows with these tools are rendered with."""
+        template = self._tokenizer.get_chat_template(None, tools)
+        if template not in self._made:
+            self._made[template] = Prover(
+                template,
+                self._tokenizer.special_tokens_map,
+                self._end_tokens,
+                self._atoms,
+                start=self._start,
+                append_eot=self._append_eot,
+            )
+        return self._made[template]
 
 
 def _with_ends(text: str, turns: Sequence[Turn]) -> tuple[str, tuple[Turn, ...]]:
