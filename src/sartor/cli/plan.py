@@ -74,12 +74,11 @@ def _decide(
 
     from sartor.cli.train import peft_config
     from sartor.engine.traits import read_traits
-    from sartor.memory.decide import Decider, Decision
+    from sartor.memory.decide import Decider
     from sartor.memory.foresight import PROCESS_BYTES, Foresight, Memory
-    from sartor.memory.proposals import Case, proposals
-    from sartor.memory.search import Freedom, Setting
+    from sartor.memory.proposals import with_proposals
     from sartor.memory.simulate import Training, imagined
-    from sartor.memory.speed import Sizes, sizes_of
+    from sartor.memory.speed import sizes_of
     from sartor.run.transaction import Update
     from sartor.trainer.planning import freedom_of
 
@@ -99,27 +98,12 @@ def _decide(
     base = _base_plan(traits, engine, device, compute, compute_reason, shape, available)
     shape = replace(shape, document_limit=traits.rope_switch_tokens)
     memory = Memory(available, reserve_bytes=reserve)
-    parameters = list(model.parameters())
-    sizes = sizes_of(
-        traits,
-        trained_weights=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
-        all_weights=sum(parameter.numel() for parameter in parameters),
-    )
+    sizes = sizes_of(traits, model)
     speed = _rates(card, device, compute)
     foresight = Foresight(model, base, shape, training, memory)
     free = freedom_of(model, traits, engine, base, shape)
-    decision: Decision = Decider(foresight, free, sizes, speed).decide(compares=True)
-    if not decision.fits:
-
-        def seconds(changed: Sizes, setting: Setting, changed_shape: "Shape") -> float:
-            one = Freedom((setting.micro_batch_tokens,), (setting.recomputed_layers,), (setting.loss_chunk_rows,))
-            return Decider(Foresight(model, base, changed_shape, training, memory), one, changed, speed).seconds(
-                setting
-            )
-
-        case = Case(config, base, shape, training, sizes, memory, decision.chosen.setting,
-                    decision.chosen.needed_bytes, seconds)  # fmt: skip
-        decision = replace(decision, proposals=proposals(case))
+    decision = Decider(foresight, free, sizes, speed).decide(compares=True)
+    decision = with_proposals(decision, config, foresight, sizes)
     if decision.num_steps is None and args.max_steps > 0:
         decision = replace(decision, num_steps=args.max_steps)
     layout = f"layout assumed: {base.layout.value}; a run tries it first"

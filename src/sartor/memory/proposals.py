@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sartor.errors import SartorError
-from sartor.memory.decide import Proposal
+from sartor.memory.decide import Decider, Decision, Proposal
 from sartor.memory.foresight import Foresight, Memory, Shape
-from sartor.memory.search import Setting
+from sartor.memory.search import Freedom, Setting
 from sartor.memory.simulate import Training, imagined
 from sartor.memory.speed import Batch, Sizes
 from sartor.records import Plan
@@ -39,6 +39,30 @@ class Case:
     """Under it."""
     seconds: Callable[[Sizes, Setting, Shape], float]
     """Of a step."""
+
+
+def with_proposals(decision: Decision, config: Any, foresight: Foresight, sizes: Sizes) -> Decision:
+    """The decision; where nothing fits, with what would make it fit."""
+    if decision.fits:
+        return decision
+
+    def seconds(changed: Sizes, setting: Setting, shape: Shape) -> float:
+        other = Foresight(foresight.model, foresight.plan, shape, foresight.training, foresight.memory)
+        one = Freedom((setting.micro_batch_tokens,), (setting.recomputed_layers,), (setting.loss_chunk_rows,))
+        return Decider(other, one, changed, decision.rates).seconds(setting)
+
+    case = Case(
+        config,
+        foresight.plan,
+        foresight.shape,
+        foresight.training,
+        sizes,
+        foresight.memory,
+        decision.chosen.setting,
+        decision.chosen.needed_bytes,
+        seconds,
+    )
+    return replace(decision, proposals=proposals(case))
 
 
 def proposals(case: Case) -> tuple[Proposal, ...]:

@@ -12,9 +12,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sartor.engine.traits import ModelTraits
 from sartor.memory.rates import Rates
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _CPU_FLOAT32_BYTES, _CPU_HALF_BYTES, _CUDA_BYTES = 32, 80, 20
 """Bytes per weight that one more micro-batch moves: weights read twice, perhaps cast, gradients read and written; on a
@@ -54,14 +58,15 @@ class Sizes:
         return self.trained_weights / max(1, self.all_weights)
 
 
-def sizes_of(traits: ModelTraits, *, trained_weights: int, all_weights: int) -> Sizes:
-    """From what is known of a model."""
+def sizes_of(traits: ModelTraits, model: nn.Module) -> Sizes:
+    """Of a model, which may be one without memory."""
+    weights = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     return Sizes(
         traits.num_layers,
         traits.num_non_embedding_parameters,
         traits.hidden_size * traits.vocabulary_size,
-        trained_weights,
-        all_weights,
+        sum(count for count, is_trained in weights if is_trained),
+        sum(count for count, _ in weights),
         traits.num_attention_features,
     )
 

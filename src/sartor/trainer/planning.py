@@ -21,10 +21,10 @@ from sartor.memory import imagine, plan_text, rates
 from sartor.memory.decide import Decider, Decision, recomputation
 from sartor.memory.foresight import Foresight, Memory, Shape
 from sartor.memory.plan import ACTIVATION_VALUES_PER_HIDDEN, most_tokens
-from sartor.memory.proposals import Case, proposals
-from sartor.memory.search import Freedom, Setting, freedom
+from sartor.memory.proposals import with_proposals
+from sartor.memory.search import Freedom, freedom
 from sartor.memory.simulate import Training
-from sartor.memory.speed import Batch, Sizes, sizes_of
+from sartor.memory.speed import Batch, sizes_of
 from sartor.records import EngineSettings, Plan
 from sartor.run.transaction import Update
 
@@ -108,11 +108,7 @@ def _searched(
     shape = replace(shape_of(trainer, feed), document_limit=traits.rope_switch_tokens)
     memory = Memory(available_bytes, _held_bytes(trainer.model))
     free = freedom_of(trainer.model, traits, settings, base, shape)
-    sizes = sizes_of(
-        traits,
-        trained_weights=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
-        all_weights=sum(p.numel() for p in trainer.model.parameters()),
-    )
+    sizes = sizes_of(traits, trainer.model)
     device = base.device.partition(":")[0]
     rate = matrix_rate()
     speed = (
@@ -121,10 +117,8 @@ def _searched(
         else rates.measured(rate, device, base.compute_dtype)
     )
     foresight = Foresight(model, base, shape, training, memory)
-    decider = Decider(foresight, free, sizes, speed)
-    decision = decider.decide(compares=False)
-    if not decision.fits:
-        decision = replace(decision, proposals=_proposed(trainer, base, shape, training, sizes, memory, decision))
+    decision = Decider(foresight, free, sizes, speed).decide(compares=False)
+    decision = with_proposals(decision, base_model(trainer.model).config, foresight, sizes)
     for line in plan_text.run_lines(decision):
         trainer.say(line)
     return plan_with(foresight, decision, settings, traits.num_layers)
@@ -233,34 +227,3 @@ def _held_bytes(model: Any) -> int:
         if isinstance(tensor, torch.Tensor)
     }
     return sum(storages.values())
-
-
-def _proposed(
-    trainer: SFTTrainer,
-    base: Plan,
-    shape: Shape,
-    training: Training,
-    sizes: Sizes,
-    memory: Memory,
-    decision: Decision,
-) -> Any:
-    model = base_model(trainer.model)
-
-    def seconds(changed: Sizes, setting: Setting, shape: Shape) -> float:
-        foresight = Foresight(trainer.model, base, shape, training, memory)
-        free = Freedom((setting.micro_batch_tokens,), (setting.recomputed_layers,), (setting.loss_chunk_rows,))
-        return Decider(foresight, free, changed, decision.rates).seconds(setting)
-
-    return proposals(
-        Case(
-            model.config,
-            base,
-            shape,
-            training,
-            sizes,
-            memory,
-            decision.chosen.setting,
-            decision.chosen.needed_bytes,
-            seconds,
-        )
-    )
