@@ -11,12 +11,11 @@ micro-batch uses some thirty shapes, in every layer the same ones, and the next 
 
 from __future__ import annotations
 
-import ctypes
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import lru_cache
+
+from sartor.memory import glibc
 
 # malloc.h
 _M_TRIM_THRESHOLD = -1
@@ -29,28 +28,13 @@ _KERNELS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 KERNELS_KEPT = 128
 
 
-@lru_cache(maxsize=1)
-def _glibc() -> ctypes.CDLL | None:
-    """The C library, where it is glibc and still does the allocating (a preloaded allocator ignores mallopt)."""
-    if sys.platform != "linux":
-        return None
-    try:
-        library = ctypes.CDLL(None)
-        library.gnu_get_libc_version  # noqa: B018 - musl has none
-        library.mallopt.argtypes = (ctypes.c_int, ctypes.c_int)
-        library.malloc_trim.argtypes = (ctypes.c_size_t,)
-    except (OSError, AttributeError):
-        return None
-    return library
-
-
 @contextmanager
 def retaining(*, wanted: bool = True) -> Iterator[bool]:
     """Within the block, freed memory stays with the process; yields whether that could be arranged.
 
     Elsewhere than on Linux with glibc, or where `wanted` is False, nothing happens.
     """
-    library = _glibc() if wanted else None
+    library = glibc.library() if wanted else None
     with _few_kernels() if wanted else nullcontext():
         if library is None:
             yield False

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from sartor.memory import glibc
+
 _NO_LIMIT = 1 << 60
 """Control groups of version 1 without a limit say 2**63 - 4096."""
 
@@ -181,28 +183,16 @@ class _MallInfo(ctypes.Structure):
 
 def heap_account() -> Heap | None:
     """What glibc's heap uses and keeps; None elsewhere, or before glibc 2.33."""
-    library = _glibc()
-    if library is None:
+    library = glibc.library()
+    if library is None or not hasattr(library, "mallinfo2"):
         return None
+    library.mallinfo2.restype = _MallInfo
     info = library.mallinfo2()
     return Heap(int(info.uordblks) + int(info.hblkhd), int(info.fordblks))
 
 
-@lru_cache(maxsize=1)
-def _glibc() -> ctypes.CDLL | None:
-    if sys.platform != "linux":
-        return None
-    try:
-        library = ctypes.CDLL(None)
-        library.mallinfo2.restype = _MallInfo
-        library.malloc_trim.argtypes = (ctypes.c_size_t,)
-    except (OSError, AttributeError):
-        return None
-    return library
-
-
 def give_back() -> None:
     """Give the heap's unused pages back to the system."""
-    library = _glibc()
+    library = glibc.library()
     if library is not None:
         library.malloc_trim(0)
