@@ -313,7 +313,9 @@ class Plan:
     evaluation_tokens: int | None = None
     """Tokens at once in passes without gradients; None: as in training."""
     recomputed_layers: int | None = None
-    """With `gradient_checkpointing`: the first so many layers are recomputed; None: every layer."""
+    """With `gradient_checkpointing`: the first so many layers are recomputed whole; None: every layer."""
+    recomputes_cheap: bool = False
+    """With `gradient_checkpointing`: of layers that are not recomputed whole, cheap operations are: all but products."""
     predicted_bytes: Mapping[str, int] = field(default_factory=dict)
     """What the worst moment of a step was foreseen to need, by component, and "peak"; empty: it was not simulated."""
     measured_bytes: int | None = None

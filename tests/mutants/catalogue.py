@@ -1237,9 +1237,9 @@ PLANNING = (
     ),
     Mutant(
         "some layers recomputed means all",
-        f"{ENGINE}/step.py",
-        "            layer.gradient_checkpointing = number < num_layers",
-        "            layer.gradient_checkpointing = True",
+        f"{ENGINE}/recompute.py",
+        "layer.gradient_checkpointing = number < num_whole or plan",
+        "layer.gradient_checkpointing = True or plan",
         ("tests/engine/test_step.py::test_the_first_layers_alone_can_be_recomputed",),
     ),
 )

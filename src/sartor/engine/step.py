@@ -18,6 +18,7 @@ from sartor.engine import attention, layout, noise
 from sartor.engine.embedding import rows_added_directly
 from sartor.engine.loss import LogitsBuffer, LossForm, linear_cross_entropy, no_sums
 from sartor.engine.precision import autocast
+from sartor.engine.recompute import recomputation, recomputed, set_recomputation
 from sartor.engine.traits import ModelTraits, base_model, decoder, evaluating, output_head
 from sartor.errors import ModelError
 from sartor.records import EngineSettings, Layout, LossSums, MicroBatch, Plan
@@ -63,7 +64,7 @@ class Engine:
         inner = base_model(self.model)
         attention.register()
         with ExitStack() as undo:
-            undo.enter_context(_recomputation(inner, self.plan))
+            undo.enter_context(recomputation(inner, self.plan))
             undo.enter_context(rows_added_directly(inner.get_input_embeddings(), self.device))
             if self.settings.neftune_noise_alpha:
                 handle = inner.get_input_embeddings().register_forward_hook(self._noise_hook)
@@ -86,8 +87,8 @@ class Engine:
 
         Call it inside `running()`.
         """
-        if _recomputed(plan) != _recomputed(self.plan):
-            _set_recomputation(base_model(self.model), plan.gradient_checkpointing, plan.recomputed_layers)
+        if recomputed(plan) != recomputed(self.plan):
+            set_recomputation(base_model(self.model), plan)
         self.plan = plan
 
     def backward(
@@ -269,42 +270,3 @@ def _check_rotary(traits: ModelTraits, longest_tokens: int) -> None:
             f"longer than {limit} tokens; the longest here has {longest_tokens}. Set max_length={limit} or less, or "
             "micro_batch_tokens=1 without packing, which takes one document at a time."
         )
-
-
-def _recomputed(plan: Plan) -> tuple[bool, int | None]:
-    return plan.gradient_checkpointing, plan.recomputed_layers
-
-
-@contextmanager
-def _recomputation(inner: Any, plan: Plan) -> Iterator[None]:
-    """Activation checkpointing as planned, and as it was afterwards."""
-    was_on = bool(inner.is_activation_checkpointing)
-    wanted = plan.gradient_checkpointing
-    if wanted and not inner.supports_gradient_checkpointing:
-        raise ModelError(
-            f"{type(inner).__name__} cannot recompute activations; set gradient_checkpointing=False "
-            "(more memory is needed then)."
-        )
-    _set_recomputation(inner, wanted, plan.recomputed_layers)
-    try:
-        yield
-    finally:
-        _set_recomputation(inner, was_on)
-
-
-def _set_recomputation(inner: Any, wanted: bool, num_layers: int | None = None) -> None:
-    """Recompute the first `num_layers` layers, which are the last that backward comes to; None: every layer."""
-    if not wanted:
-        if inner.is_activation_checkpointing:
-            inner.activation_checkpointing_disable()
-        return
-    inner.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    # transformers also makes the embeddings' output require gradients, which only reentrant checkpointing needs: with
-    # an adapter it would cost a backward pass through the first layers, and the hook would outlive the run.
-    inner.disable_input_require_grads()
-    if num_layers is not None:
-        from transformers.modeling_layers import GradientCheckpointingLayer
-
-        layers = (module for module in inner.modules() if isinstance(module, GradientCheckpointingLayer))
-        for number, layer in enumerate(layers):
-            layer.gradient_checkpointing = number < num_layers
