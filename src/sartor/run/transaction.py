@@ -5,10 +5,10 @@ their states are either stepped on or as they were, and the next `step()` goes o
 
 Two ways. *In place*: a fused step whose states exist allocates nothing, so it cannot run out of memory; it is called
 once, as anywhere.  *In pieces*: else (states that the first step allocates, temporaries of a step that is not fused)
-the step is called for some parameters at a time, the others' gradients put aside; a copy of the piece and its states is
-put back where it fails.  A parameter's step does not depend on other parameters, so the result is the same, bit for
-bit. That holds for torch's optimizers, but for LBFGS; others are called once, in place, and a failure inside ends the
-run.
+the step is called for some parameters at a time, the others left out of its groups; a copy of the piece and its
+states is put back where it fails.  A parameter's step does not depend on other parameters, so the result is the same,
+bit for bit. That holds for torch's optimizers, but for LBFGS; others are called once, in place, and a failure inside
+ends the run.
 """
 
 from __future__ import annotations
@@ -117,14 +117,9 @@ class Update:
         """Step on these parameters alone; a failure leaves them as they were.  Returns what they were."""
         before = [_Copy.of(parameter, self.optimizer.state) for parameter in piece]
         own = set(piece)
-        aside = [
-            (parameter, parameter.grad)
-            for group in self.param_groups
-            for parameter in group["params"]
-            if parameter.grad is not None and parameter not in own
-        ]
-        for parameter, _ in aside:
-            parameter.grad = None
+        groups = [(group, group["params"]) for group in self.param_groups]
+        for group, parameters in groups:
+            group["params"] = [parameter for parameter in parameters if parameter in own]
         try:
             self.optimizer.step()
         except BaseException:
@@ -132,8 +127,8 @@ class Update:
                 copy.put_back(self.optimizer.state)
             raise
         finally:
-            for parameter, gradient in aside:
-                parameter.grad = gradient
+            for group, parameters in groups:
+                group["params"] = parameters
         return before
 
     def _at_once(self) -> None:
