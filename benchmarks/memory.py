@@ -46,7 +46,8 @@ class Cell:
 
     architecture: str
     precision: str
-    recomputes: bool
+    recomputes: bool | str
+    """False, True, or "cheap": only cheap operations."""
     is_lora: bool
     optimizer: str
 
@@ -57,7 +58,7 @@ class Cell:
             (
                 self.architecture,
                 self.precision,
-                "recomputed" if self.recomputes else "kept",
+                {False: "kept", True: "recomputed"}.get(self.recomputes, f"{self.recomputes} recomputed"),
                 "LoRA" if self.is_lora else "full",
                 self.optimizer,
             )
@@ -66,7 +67,8 @@ class Cell:
 
 def cells(architecture: str, names: Sequence[str]) -> Iterator[Cell]:
     """Every combination with these optimizers."""
-    for precision, recomputes, is_lora, optimizer in itertools.product(PRECISIONS, (False, True), (False, True), names):
+    kinds = (False, "cheap", True)
+    for precision, recomputes, is_lora, optimizer in itertools.product(PRECISIONS, kinds, (False, True), names):
         yield Cell(architecture, precision, recomputes, is_lora, optimizer)
 
 
@@ -113,7 +115,7 @@ def measured(cell: Cell, config: Any, work: Work, weights: str | None = None) ->
         plan = Plan(
             layout=choice.layout,
             micro_batch_tokens=1 << 20,
-            gradient_checkpointing=cell.recomputes,
+            **recomputation(cell.recomputes),
             loss_chunk_rows=256,
             attention=choice.attention,
             parameter_dtype="float32",
@@ -154,12 +156,19 @@ def compare(cell: Cell, config: Any | None = None, work: Work = WORK, weights: s
     }
 
 
-def plan_of(config: Any, *, tokens: int, compute: str, recomputes: bool, device: str = "cpu") -> Plan:
+def recomputation(recomputes: bool | str) -> dict[str, Any]:
+    """The fields of a plan for what a cell says."""
+    if recomputes == "cheap":
+        return {"gradient_checkpointing": True, "recomputed_layers": 0, "recomputes_cheap": True}
+    return {"gradient_checkpointing": bool(recomputes)}
+
+
+def plan_of(config: Any, *, tokens: int, compute: str, recomputes: bool | str, device: str = "cpu") -> Plan:
     """A plan for a configuration whose model exists nowhere: attention per document, 1,024 rows of logits."""
     return Plan(
         layout=Layout.FLAT_DOCUMENTS,
         micro_batch_tokens=tokens,
-        gradient_checkpointing=recomputes,
+        **recomputation(recomputes),
         loss_chunk_rows=max(64, min(4_096, (1 << 28) // (4 * config.vocab_size))),
         attention=attention.NAME,
         parameter_dtype="float32",
