@@ -56,8 +56,44 @@ class StatesByRule(torch.optim.Optimizer):
         state[f"absmax{number}"] = parameter.new_zeros(-(-parameter.numel() // _BLOCK), dtype=torch.float32)
 
 
-def _adamw(groups: list[dict[str, Any]], **options: Any) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, lr=1e-5, **options)
+IMPLEMENTATIONS = ("fused", "foreach", "for-loop")
+"""Of the same update, equal up to rounding: one kernel per parameter; one list of kernels for all of them, with
+temporaries as large; one parameter after the other."""
+
+_FUSED = {
+    "adamw_torch_fused": ("cpu", "cuda"),
+    "sgd": ("cpu", "cuda"),
+    "adagrad": ("cpu",),
+}
+"""Devices for which torch has a fused kernel; optim="adamw_torch" is the name of AdamW without it."""
+_STATE_BYTES = {"adamw_torch": 8, "adamw_torch_fused": 8, "sgd": 0, "adagrad": 4, "rmsprop": 4}
+"""For each trained value, in float32.  torch's optimizers, whose updates take each parameter by itself."""
+
+
+def implementations(name: str, device_type: str) -> tuple[str, ...]:
+    """Those of an optimizer on a device, the fastest first; empty where it has no others.
+
+    On a CPU torch's `foreach` goes over parameters one by one too, and is left out.
+
+    Args:
+        name: `SFTConfig.optim`.
+        device_type: "cpu" or "cuda".
+    """
+    if name not in _STATE_BYTES:
+        return ()
+    if device_type in _FUSED.get(name, ()):
+        return ("fused",)
+    return ("for-loop",) if device_type == "cpu" else ("foreach", "for-loop")
+
+
+def state_bytes(name: str) -> int | None:
+    """What torch's own optimizers keep for each trained value; None for others, whose states stay on the device."""
+    return _STATE_BYTES.get(name)
+
+
+def flags(implementation: str) -> dict[str, bool]:
+    """torch's arguments for an implementation."""
+    return {"fused": implementation == "fused", "foreach": implementation == "foreach"}
 
 
 def _adafactor(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -84,24 +120,27 @@ RULED: dict[str, tuple[int, bool]] = {
 """bitsandbytes' optimizers: (states per parameter, whether they are 8-bit).  By rule, unmeasured."""
 
 
-def maker(name: str, *, is_cuda: bool) -> MakeOptimizer:
+def maker(name: str, *, is_cuda: bool, implementation: str | None = None) -> MakeOptimizer:
     """How to make an optimizer by transformers' name.
 
     Args:
         name: `SFTConfig.optim`.
         is_cuda: torch takes its `foreach` implementations by itself there, and one parameter at a time on a CPU.
+        implementation: one of `IMPLEMENTATIONS`; None: what the name says, else torch's own choice.
 
     Raises:
         ConfigurationError: no rule for this name.
     """
     if name in RULED:
         return _ruled(*RULED[name])
+    how: dict[str, Any] = {"foreach": is_cuda} if implementation is None else flags(implementation)
+    fused = {"fused": True} if implementation is None else how
     makers: dict[str, MakeOptimizer] = {
-        "adamw_torch": lambda groups: _adamw(groups, foreach=is_cuda),
-        "adamw_torch_fused": lambda groups: _adamw(groups, fused=True),
-        "sgd": lambda groups: torch.optim.SGD(groups, lr=1e-5, foreach=is_cuda),
-        "adagrad": lambda groups: torch.optim.Adagrad(groups, lr=1e-5, foreach=is_cuda),
-        "rmsprop": lambda groups: torch.optim.RMSprop(groups, lr=1e-5, foreach=is_cuda),
+        "adamw_torch": lambda groups: torch.optim.AdamW(groups, lr=1e-5, **how),
+        "adamw_torch_fused": lambda groups: torch.optim.AdamW(groups, lr=1e-5, **fused),
+        "sgd": lambda groups: torch.optim.SGD(groups, lr=1e-5, **how),
+        "adagrad": lambda groups: torch.optim.Adagrad(groups, lr=1e-5, **how),
+        "rmsprop": lambda groups: torch.optim.RMSprop(groups, lr=1e-5, foreach=how["foreach"]),
         "adafactor": _adafactor,
     }
     if name not in makers:

@@ -22,6 +22,8 @@ CPU_BYTES_PER_SECOND = 1e10
 """Of a step's reads and writes of weights and gradients on a CPU of two cores; from the table in docs/log.md."""
 
 _GIB = 1 << 30
+_PCIE_3, _PCIE_5 = 1.2e10, 5.0e10
+"""Bytes per second that 16 lanes reach, of 15.8 and 63 GB/s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +37,15 @@ class Card:
     float32_rate: float
     bytes_per_second: float
     has_bf16: bool = True
+    host_bytes_per_second: float = 2.5e10
+    """Between its memory and the host's: what PCI Express 4.0 with 16 lanes reaches of its 31.5 GB/s."""
 
 
 CARDS = {
     card.name.lower(): card
     for card in (
-        Card("T4", int(14.75 * _GIB), 65e12, 8.1e12, 0.32e12, has_bf16=False),
-        Card("V100", int(15.77 * _GIB), 125e12, 15.7e12, 0.90e12, has_bf16=False),
+        Card("T4", int(14.75 * _GIB), 65e12, 8.1e12, 0.32e12, has_bf16=False, host_bytes_per_second=_PCIE_3),
+        Card("V100", int(15.77 * _GIB), 125e12, 15.7e12, 0.90e12, has_bf16=False, host_bytes_per_second=_PCIE_3),
         Card("L4", int(22.05 * _GIB), 121e12, 30.3e12, 0.30e12),
         Card("A10", int(22.06 * _GIB), 125e12, 31.2e12, 0.60e12),
         Card("RTX3090", int(23.56 * _GIB), 71e12, 35.6e12, 0.936e12),
@@ -49,8 +53,8 @@ CARDS = {
         Card("L40S", int(44.4 * _GIB), 362e12, 91.6e12, 0.864e12),
         Card("A100-40GB", int(39.4 * _GIB), 312e12, 19.5e12, 1.555e12),
         Card("A100", int(79.1 * _GIB), 312e12, 19.5e12, 2.039e12),
-        Card("H100", int(79.1 * _GIB), 989e12, 67e12, 3.35e12),
-        Card("H200", int(139.8 * _GIB), 989e12, 67e12, 4.8e12),
+        Card("H100", int(79.1 * _GIB), 989e12, 67e12, 3.35e12, host_bytes_per_second=_PCIE_5),
+        Card("H200", int(139.8 * _GIB), 989e12, 67e12, 4.8e12, host_bytes_per_second=_PCIE_5),
     )
 }
 """By name in small letters.  A100 and H100 are those of 80 GB."""
@@ -65,6 +69,8 @@ class Rates:
     bytes_per_second: float
     source: str
     """"listed" or "measured", and what of."""
+    host_bytes_per_second: float = _PCIE_3
+    """Between the device's memory and the host's; always listed."""
 
 
 def card(name: str) -> Card:
@@ -91,6 +97,7 @@ def listed(card: Card, compute_dtype: str) -> Rates:
         card.bytes_per_second,
         f"listed: {rate / 1e12:,.0f} TFLOP/s in {compute_dtype} for a {card.name}, of which {REACHED_SHARE:.0%} is "
         "assumed to be reached",
+        card.host_bytes_per_second,
     )
 
 

@@ -7,7 +7,8 @@ foreseen to fit; and few settings are simulated.
 How few: where the preferred setting fits, that one.  Else the corners of the box of all settings.  The peak is the
 largest of many moments, each affine in tokens and in recomputed layers, so what lies between corners is mostly on or
 under the line between them (not in rows of logits, of which there are no more than targets).  The line orders the
-settings; the one that is taken is simulated itself.
+settings; the one that is taken is simulated itself.  Of the ways to compute the same, recomputing only what is cheap
+has corners of its own; what the optimizer's part spares is counted, as it is the same everywhere.
 
 Example: 1,024 tokens at once need 2.0 GB, 256 need 1.1 GB and 1.5 GB is free: by the line 512 need 1.4 GB, and are
     taken.
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 TOLERATED_SLOWNESS = 1.02
 """Among settings this close to the fastest, the one with fewer tokens at once is taken: it needs less."""
@@ -28,6 +29,18 @@ _TOKENS = tuple(base << power for power in range(5, 18) for base in (2, 3))
 
 
 @dataclass(frozen=True, slots=True)
+class Way:
+    """How the same is computed: what is chosen and is no number."""
+
+    recomputes_cheap: bool = False
+    """In layers that are not recomputed whole, cheap operations are."""
+    implementation: str | None = None
+    """Of the optimizer's step: "fused", "foreach" or "for-loop"; None: the optimizer has no others."""
+    states: str = "device"
+    """Where the optimizer's states live between updates: "device" or "host"."""
+
+
+@dataclass(frozen=True, slots=True)
 class Setting:
     """What may be chosen freely."""
 
@@ -35,6 +48,7 @@ class Setting:
     recomputed_layers: int
     """The first so many layers' activations are computed again in the backward pass."""
     loss_chunk_rows: int
+    way: Way = Way()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +59,13 @@ class Freedom:
     """Ascending, as the others."""
     layers: tuple[int, ...]
     rows: tuple[int, ...]
+    ways: tuple[Way, ...] = (Way(),)
+    """The fastest first, the leanest last."""
 
     @property
     def leanest(self) -> Setting:
         """The setting that needs least."""
-        return Setting(self.tokens[0], self.layers[-1], self.rows[0])
+        return Setting(self.tokens[0], self.layers[-1], self.rows[0], self.ways[-1])
 
 
 def freedom(
@@ -61,6 +77,7 @@ def freedom(
     largest_tokens: int,
     num_layers: int,
     largest_rows: int,
+    ways: tuple[Way, ...] = (Way(),),
 ) -> Freedom:
     """What is left to choose.
 
@@ -72,6 +89,7 @@ def freedom(
         largest_tokens: worth trying.
         num_layers: of the model.
         largest_rows: worth trying.
+        ways: that are possible and that the user has left open, the fastest first.
     """
     at_once = {smallest_tokens, max(smallest_tokens, largest_tokens)}
     at_once |= {count for count in _TOKENS if smallest_tokens < count < largest_tokens}
@@ -81,11 +99,16 @@ def freedom(
         (tokens,) if tokens is not None else tuple(sorted(at_once)),
         (layers,) if layers is not None else tuple(sorted(recomputed)),
         (rows,) if rows is not None else tuple(sorted({largest_rows, *(n for n in halves if n <= largest_rows)})),
+        ways,
     )
 
 
 def search(
-    free: Freedom, needed: Callable[[Setting], int], seconds: Callable[[Setting], float], available_bytes: int
+    free: Freedom,
+    needed: Callable[[Setting], int],
+    seconds: Callable[[Setting], float],
+    available_bytes: int,
+    saved: Callable[[Way], int] = lambda way: 0,
 ) -> tuple[Setting, bool]:
     """The setting to take, and whether it fits; where nothing does, the one that needs least.
 
@@ -94,8 +117,9 @@ def search(
         needed: bytes of a setting; simulates, and should remember.
         seconds: of a step.
         available_bytes: that it may need.
+        saved: at most so many bytes are spared by the optimizer's part of a way, whatever else is chosen.
     """
-    preferred = _preferred(free.tokens, free.layers[0], free.rows[-1], seconds)
+    preferred = _preferred(free.tokens, Setting(free.tokens[0], free.layers[0], free.rows[-1], free.ways[0]), seconds)
     if needed(preferred) <= available_bytes:
         return preferred, True
     if needed(free.leanest) > available_bytes:
@@ -104,8 +128,8 @@ def search(
     too_much: list[Setting] = []
     for rows in (free.rows[-1:], free.rows):  # fewer rows of logits only where all else does not suffice
         # The most tokens may be a whole optimizer batch, which needs no gradients beside its forward pass: a jump.
-        boxes = [Freedom(part, free.layers, rows) for part in (tokens[:-1], tokens[-1:]) if part]
-        promising = [s for box in boxes for s in _settings(box) if interpolated(box, needed, s) <= available_bytes]
+        boxes = [Freedom(part, free.layers, rows, free.ways) for part in (tokens[:-1], tokens[-1:]) if part]
+        promising = [s for box in boxes for s in _settings(box) if _about(box, needed, saved, s) <= available_bytes]
         for fast in sorted(promising, key=seconds):
             setting = _fewest_tokens(tokens, fast, seconds)
             if any(_needs_no_less(setting, other) for other in too_much):
@@ -124,17 +148,24 @@ def _fewest_tokens(tokens: Sequence[int], fast: Setting, seconds: Callable[[Sett
 
 def _needs_no_less(setting: Setting, other: Setting) -> bool:
     return (
-        setting.micro_batch_tokens >= other.micro_batch_tokens
+        setting.way == other.way
+        and setting.micro_batch_tokens >= other.micro_batch_tokens
         and setting.recomputed_layers <= other.recomputed_layers
         and setting.loss_chunk_rows >= other.loss_chunk_rows
     )
 
 
-def _preferred(tokens: Sequence[int], layers: int, rows: int, seconds: Callable[[Setting], float]) -> Setting:
+def _preferred(tokens: Sequence[int], like: Setting, seconds: Callable[[Setting], float]) -> Setting:
     """The fewest tokens at once that are about as fast as any."""
-    settings = [Setting(count, layers, rows) for count in tokens]
+    settings = [_with_tokens(like, count) for count in tokens]
     best = min(map(seconds, settings))
     return next(setting for setting in settings if seconds(setting) <= TOLERATED_SLOWNESS * best)
+
+
+def _about(box: Freedom, needed: Callable[[Setting], int], saved: Callable[[Way], int], setting: Setting) -> float:
+    """About what a setting needs, in ways whose optimizer's part is not simulated at the corners."""
+    plain = replace(box.ways[0], recomputes_cheap=setting.way.recomputes_cheap)
+    return interpolated(box, needed, replace(setting, way=plain)) - saved(setting.way) + saved(plain)
 
 
 def interpolated(box: Freedom, needed: Callable[[Setting], int], setting: Setting) -> float:
@@ -146,7 +177,7 @@ def interpolated(box: Freedom, needed: Callable[[Setting], int], setting: Settin
     )
     total = 0.0
     for (tokens, a), (layers, b), (rows, c) in itertools.product(*axes):
-        total += a * b * c * needed(Setting(tokens, layers, rows))
+        total += a * b * c * needed(Setting(tokens, layers, rows, setting.way))
     return total
 
 
@@ -158,8 +189,8 @@ def _ends(values: Sequence[int], at: int) -> list[tuple[int, float]]:
 
 
 def _settings(box: Freedom) -> Iterable[Setting]:
-    return (Setting(*values) for values in itertools.product(box.tokens, box.layers, box.rows))
+    return (Setting(*values) for values in itertools.product(box.tokens, box.layers, box.rows, box.ways))
 
 
 def _with_tokens(setting: Setting, tokens: int) -> Setting:
-    return Setting(tokens, setting.recomputed_layers, setting.loss_chunk_rows)
+    return replace(setting, micro_batch_tokens=tokens)

@@ -27,6 +27,11 @@ _CHUNK_BYTES = 12
 """Per weight of the head and chunk of the loss: the weight read, its gradient read and written."""
 _UPDATE_BYTES = 28
 """Per trained weight: parameter and two states read and written, gradient read."""
+_CHEAP_VALUES = 40
+"""That recomputing a layer's cheap operations reads and writes, for each token and unit of its width.  From a Llama of
+8 layers on a CPU (docs/log.md, "Only cheap operations")."""
+_CHEAP_LAUNCHES = 0.5
+"""More kernels that a layer then launches; and each passes through Python.  An assumption."""
 _CUDA_LAYER_S = 1e-3
 """Launching the kernels of one layer, forward and backward."""
 
@@ -81,6 +86,9 @@ def step_seconds(
     loss_chunk_rows: int,
     is_cuda: bool,
     is_half: bool,
+    recomputes_cheap: bool = False,
+    streamed_bytes: int = 0,
+    num_update_passes: int = 1,
 ) -> float:
     """Seconds of one optimizer step.
 
@@ -93,6 +101,9 @@ def step_seconds(
         loss_chunk_rows: rows of logits at a time.
         is_cuda: whose overheads count.
         is_half: whether products are in 16 bits.
+        recomputes_cheap: cheap operations of the other layers are taken twice.
+        streamed_bytes: of optimizer states that come from the host and go back there, once each.
+        num_update_passes: how often an update goes over its numbers: 1 where it is fused.
     """
     passes = 4 + 2 * min(1.0, sizes.trained_share)  # forward, gradients of activations; those of weights if trained
     again = 2 * recomputed_layers / max(1, sizes.num_layers)
@@ -101,12 +112,23 @@ def step_seconds(
     flops += passes * sizes.head_weights * batch.num_targets
     num_micro_batches = max(1, math.ceil(batch.num_tokens / micro_batch_tokens))
     chunks = num_micro_batches * math.ceil(batch.num_targets / num_micro_batches / loss_chunk_rows)
-    moved = chunks * _CHUNK_BYTES * sizes.head_weights + _UPDATE_BYTES * sizes.trained_weights
+    moved: float = (
+        chunks * _CHUNK_BYTES * sizes.head_weights + num_update_passes * _UPDATE_BYTES * sizes.trained_weights
+    )
+    if recomputes_cheap:
+        num_cheap = sizes.num_layers - recomputed_layers
+        size = 2 if is_half else 4
+        moved += num_cheap * batch.num_tokens * sizes.attention_features * _CHEAP_VALUES * size
     if is_cuda:
         moved += num_micro_batches * _CUDA_BYTES * sizes.all_weights
     elif is_half:
         moved += num_micro_batches * _CPU_HALF_BYTES * sizes.all_weights
     else:
         moved += num_micro_batches * _CPU_FLOAT32_BYTES * sizes.layer_weights
-    launches = num_micro_batches * sizes.num_layers * _CUDA_LAYER_S if is_cuda else 0.0
-    return flops / rates.flops_per_second + moved / rates.bytes_per_second + launches
+    launches = 0.0
+    if is_cuda:
+        launches = num_micro_batches * sizes.num_layers * _CUDA_LAYER_S
+        if recomputes_cheap:
+            launches *= 1 + _CHEAP_LAUNCHES
+    streamed = 2 * streamed_bytes / rates.host_bytes_per_second
+    return flops / rates.flops_per_second + moved / rates.bytes_per_second + launches + streamed
