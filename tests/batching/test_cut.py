@@ -16,11 +16,12 @@ TOKENS = st.integers(1, 100)
 
 
 @given(LENGTHS, TOKENS)
-def test_flat_cut_keeps_every_example_once_and_in_order(lengths: list[int], tokens: int) -> None:
+def test_flat_cut_keeps_every_example_once_and_order_within_groups(lengths: list[int], tokens: int) -> None:
     groups = cut_flat(lengths, tokens)
 
-    assert [index for group in groups for index in group] == list(range(len(lengths)))
+    assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
     assert all(groups)
+    assert groups == sorted(map(sorted, groups))
 
 
 @given(LENGTHS, TOKENS)
@@ -40,23 +41,34 @@ def test_no_group_is_larger_than_asked_but_a_single_long_example(lengths: list[i
 
 
 @given(LENGTHS, TOKENS)
-def test_evening_out_needs_no_more_groups_than_filling_up(lengths: list[int], tokens: int) -> None:
+def test_no_more_groups_than_filling_up_in_order(lengths: list[int], tokens: int) -> None:
     filled, room = 0, 0
     for length in lengths:
         if not filled or length > room:
             filled, room = filled + 1, tokens
         room -= length
 
-    assert len(cut_flat(lengths, tokens)) == filled
+    assert len(cut_flat(lengths, tokens)) <= filled
+
+
+@given(st.integers(1, 10), st.integers(1, 40), st.integers(10, 100))
+def test_groups_of_equal_examples_are_even_and_as_few_as_can_be(length: int, count: int, tokens: int) -> None:
+    sizes = [len(group) for group in cut_flat([length] * count, tokens)]
+
+    assert len(sizes) == -(-count // (tokens // length))
+    assert max(sizes) - min(sizes) <= 1
 
 
 @pytest.mark.parametrize(
     ("lengths", "tokens", "expected"),
     [
-        ([5, 5, 5, 5], 16, [[0, 1], [2, 3]]),
+        ([5, 5, 5, 5], 16, [[0, 2], [1, 3]]),
         ([20, 1, 1], 16, [[0], [1, 2]]),
         ([], 16, []),
         ([4, 4, 4], 12, [[0, 1, 2]]),
+        ([9, 9, 7, 7], 16, [[0, 2], [1, 3]]),
+        ([3, 30, 3], 16, [[0, 2], [1]]),
+        ([6, 6, 4, 4, 4], 12, [[0, 1], [2, 3, 4]]),
     ],
 )
 def test_flat_cut_by_hand(lengths: list[int], tokens: int, expected: list[list[int]]) -> None:

@@ -6,6 +6,7 @@ micro-batch itself.  The cut is free: the loss is a sum over the whole optimizer
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 
 import torch
@@ -16,34 +17,62 @@ from sartor.records import IGNORE_INDEX, Example, MicroBatch
 # Distinguishes the documents of one example in their keys; more documents than this in one example cannot occur, since
 # an example has fewer tokens.
 _DOCUMENTS_PER_EXAMPLE = 1 << 24
+_TRIES = 4
+"""Numbers of groups that are tried below what filling them up gives."""
 
 
 def cut_flat(lengths: Sequence[int], micro_batch_tokens: int) -> list[list[int]]:
-    """Cut for flat rows: consecutive examples of at most `micro_batch_tokens` tokens together, in even shares.
+    """Cut for flat rows: as few groups of at most `micro_batch_tokens` tokens as can be found, of even sizes.
 
-    A longer example gets a micro-batch of its own.  The number of micro-batches is what filling up greedily needs;
-    their sizes are then evened out, since the largest decides the memory.
+    A longer example gets a micro-batch of its own.  Fewer groups are faster, since each reads all weights; even ones
+    need less memory, which the largest decides.  No more groups come out than filling them up one after another gives.
 
-    Example: lengths [5, 5, 5, 5] with 16 gives [[0, 1], [2, 3]], not [[0, 1, 2], [3]].
+    Example: lengths [5, 5, 5, 5] with 16 gives [[0, 2], [1, 3]], not [[0, 1, 2], [3]]; [9, 9, 7, 7] with 16 gives
+    [[0, 2], [1, 3]], where filling up in order would take three.
     """
-    greedy = _greedy(lengths, micro_batch_tokens)
-    even = -(-sum(lengths) // max(1, len(greedy)))
-    for share in range(even, micro_batch_tokens + 1, max(1, micro_batch_tokens // 64)):
-        cut = _greedy(lengths, share)
-        if len(cut) == len(greedy):
-            return cut
-    return greedy
+    too_long = [[index] for index, length in enumerate(lengths) if length > micro_batch_tokens]
+    rest = [index for index, length in enumerate(lengths) if length <= micro_batch_tokens]
+    rest.sort(key=lambda index: -lengths[index])
+    groups = _even_groups(rest, lengths, micro_batch_tokens) if rest else []
+    return sorted([*too_long, *map(sorted, groups)])
 
 
-def _greedy(lengths: Sequence[int], micro_batch_tokens: int) -> list[list[int]]:
+def _even_groups(descending: Sequence[int], lengths: Sequence[int], most_tokens: int) -> list[list[int]]:
+    """Groups of examples, none of which is too long, in no order."""
+    filled = min(
+        (_filled_up(order, lengths, most_tokens) for order in (descending, sorted(descending))),
+        key=len,
+    )
+    fewest = -(-sum(lengths[index] for index in descending) // most_tokens)
+    for count in sorted({*range(fewest, min(fewest + _TRIES, len(filled))), len(filled)}):
+        groups = _shared_out(descending, lengths, count)
+        if max(sum(lengths[index] for index in group) for group in groups) <= most_tokens:
+            return groups
+    return filled
+
+
+def _filled_up(order: Sequence[int], lengths: Sequence[int], most_tokens: int) -> list[list[int]]:
+    """Each example into the first group that has room for it."""
     groups: list[list[int]] = []
-    room = 0
-    for index, length in enumerate(lengths):
-        if not groups or length > room:
+    rooms: list[int] = []
+    for index in order:
+        number = next((number for number, room in enumerate(rooms) if room >= lengths[index]), len(groups))
+        if number == len(groups):
             groups.append([])
-            room = micro_batch_tokens
-        groups[-1].append(index)
-        room -= length
+            rooms.append(most_tokens)
+        groups[number].append(index)
+        rooms[number] -= lengths[index]
+    return groups
+
+
+def _shared_out(descending: Sequence[int], lengths: Sequence[int], count: int) -> list[list[int]]:
+    """The longest examples first, each into the group that holds least (Graham 1969, doi:10.1137/0117039)."""
+    groups: list[list[int]] = [[] for _ in range(count)]
+    heap = [(0, number) for number in range(count)]
+    for index in descending:
+        tokens, number = heap[0]
+        groups[number].append(index)
+        heapq.heapreplace(heap, (tokens + lengths[index], number))
     return groups
 
 
