@@ -288,6 +288,12 @@ class EngineSettings:
     gradient_checkpointing: bool | None = None
     micro_batch_tokens: int | None = None
     loss_chunk_rows: int | None = None
+    recomputed_operations: str | None = None
+    """"all", or "cheap": not matrix products and attention."""
+    optimizer_implementation: str | None = None
+    """"fused", "foreach" or "for-loop"."""
+    optimizer_states: str | None = None
+    """"device" or "host"."""
     attn_implementation: str | None = None
     bf16: bool = False
     fp16: bool = False
@@ -316,10 +322,18 @@ class Plan:
     """With `gradient_checkpointing`: the first so many layers are recomputed whole; None: every layer."""
     recomputes_cheap: bool = False
     """With `gradient_checkpointing`: of layers that are not recomputed whole, cheap operations are: all but products."""
+    optimizer_implementation: str | None = None
+    """"fused", "foreach" or "for-loop": equal up to rounding; None: the optimizer's own."""
+    optimizer_states: str = "device"
+    """Where they live between updates: "device" or "host"."""
     predicted_bytes: Mapping[str, int] = field(default_factory=dict)
     """What the worst moment of a step was foreseen to need, by component, and "peak"; empty: it was not simulated."""
     measured_bytes: int | None = None
     """The most that the rehearsal used; None: there was none."""
+    pass_bytes: int | None = None
+    """What a micro-batch of `pass_tokens` tokens was foreseen to need beside weights, gradients and optimizer states;
+    None: it was not simulated, or holds no longer."""
+    pass_tokens: int | None = None
     incidents: tuple[str, ...] = ()
     """What happened when memory ran out: one sentence for each time that the plan was made to need less."""
     reasons: Mapping[str, str] = field(default_factory=dict)

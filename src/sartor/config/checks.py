@@ -25,12 +25,21 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "target_start": ("proven", "variant", "partial"),
     "no_targets": ("drop", "error"),
     "on_non_finite": ("stop", "skip"),
+    "recomputed_operations": ("all", "cheap"),
+    "optimizer_implementation": ("fused", "foreach", "for-loop"),
+    "optimizer_states": ("device", "host"),
     "loss_type": ("nll", "dft"),
     "train_sampling_strategy": ("random", "sequential", "group_by_length"),
     "include_num_input_tokens_seen": ("no", "all", "non_padding"),
     "log_level": ("passive", "detail", "debug", "info", "warning", "error", "critical"),
 }
 """Options whose type is str but whose values are few."""
+
+_TORCH_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
+"""Whose step has several implementations, and takes each parameter by itself."""
+
+_OPEN = frozenset({"recomputed_operations", "optimizer_implementation", "optimizer_states"})
+"""Of these, those that may be None: the plan chooses."""
 
 _MINIMUM: dict[str, float] = {
     "per_device_train_batch_size": 1,
@@ -164,7 +173,7 @@ def unknown_names(args: Any, enumerations: Mapping[str, type[Enum]]) -> dict[str
     problems: dict[str, str] = {}
     for name, values in allowed.items():
         value = _name(getattr(args, name))
-        if value in values:
+        if value in values or (value is None and name in _OPEN):
             continue
         near = difflib.get_close_matches(str(value), values, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"it must be one of {', '.join(values)}"
@@ -228,6 +237,7 @@ def contradictions(args: Any) -> dict[str, str]:
         problems["unroll"] = (
             "unroll=True trains the last answer of each row, so completion_only_loss=False cannot apply: leave one out"
         )
+    problems |= _plan_contradictions(args)
     # Both names hold the same value once a configuration is constructed.
     unknown = sorted(set(_mapping(args.gradient_checkpointing_kwargs)) - {"use_reentrant"})
     if unknown:
@@ -244,6 +254,29 @@ def contradictions(args: Any) -> dict[str, str]:
     if prompts is not None and (isinstance(prompts, str) or not all(isinstance(one, str) and one for one in prompts)):
         problems["sample_prompts"] = f"sample_prompts={_shown(prompts)} must be a list of texts"
     return problems | _mapping_problems(args.map)
+
+
+def _plan_contradictions(args: Any) -> dict[str, str]:
+    """What is asked of the plan and cannot be."""
+    problems: dict[str, str] = {}
+    if args.recomputed_operations is not None and args.gradient_checkpointing is False:
+        problems["recomputed_operations"] = (
+            f"recomputed_operations={args.recomputed_operations!r} and gradient_checkpointing=False contradict each "
+            "other: leave one of them out"
+        )
+    optim = str(_name(args.optim))
+    for name in ("optimizer_implementation", "optimizer_states"):
+        value = getattr(args, name)
+        if value not in (None, "device") and optim not in _TORCH_OPTIMIZERS:
+            problems[name] = (
+                f"{name}={value!r} is for torch's own optimizers ({', '.join(_TORCH_OPTIMIZERS)}), and "
+                f"optim={optim!r} is none: leave it out"
+            )
+    if args.optimizer_implementation == "fused" and optim == "rmsprop":
+        problems["optimizer_implementation"] = (
+            "optimizer_implementation='fused': torch has no fused RMSprop; use 'foreach' or 'for-loop'"
+        )
+    return problems
 
 
 def parse_mapping(entries: Sequence[str] | None) -> tuple[tuple[str, str], ...]:

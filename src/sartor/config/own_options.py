@@ -109,6 +109,29 @@ class OwnOptions:
     loss_chunk_rows: int | None = field(
         default=None, metadata={"help": "Target tokens the output head takes at once. If not set, the plan chooses."}
     )
+    recomputed_operations: str | None = field(
+        default=None,
+        metadata={
+            "help": "What is recomputed in the backward pass: 'all' of a layer, or what is 'cheap': norms, activation "
+            "functions, casts, and not matrix products and attention. If not set, the plan chooses; with "
+            "gradient_checkpointing=True, all."
+        },
+    )
+    optimizer_implementation: str | None = field(
+        default=None,
+        metadata={
+            "help": "How torch's optimizers take the same step: 'fused', 'foreach' (needs temporaries as large as the "
+            "parameters) or 'for-loop'. If not set: what optim names, else fused where there is one, else the plan "
+            "chooses."
+        },
+    )
+    optimizer_states: str | None = field(
+        default=None,
+        metadata={
+            "help": "Where the states of torch's optimizers live between updates: on the 'device', or in the 'host's "
+            "memory, from which each update streams them in pieces. If not set, the plan chooses."
+        },
+    )
     on_non_finite: str = field(
         default="stop",
         metadata={

@@ -79,6 +79,9 @@ MEMORY = frozenset(
         "micro_batch_tokens",
         "rehearse",
         "loss_chunk_rows",
+        "recomputed_operations",
+        "optimizer_implementation",
+        "optimizer_states",
     ]
 )
 """What the plan decides: a resumed run keeps the plan of its checkpoint, whatever these say."""

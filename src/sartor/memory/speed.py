@@ -27,7 +27,7 @@ _CHUNK_BYTES = 12
 """Per weight of the head and chunk of the loss: the weight read, its gradient read and written."""
 _UPDATE_BYTES = 28
 """Per trained weight: parameter and two states read and written, gradient read."""
-_CHEAP_VALUES = 40
+_CHEAP_VALUES = 20
 """That recomputing a layer's cheap operations reads and writes, for each token and unit of its width.  From a Llama of
 8 layers on a CPU (docs/log.md, "Only cheap operations")."""
 _CHEAP_LAUNCHES = 0.5
