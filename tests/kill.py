@@ -192,7 +192,7 @@ def count_operations(plan: Plan) -> Callable[[], int]:
 
         return wrapped
 
-    for name in ("write_state", "seal", "publish", "delete", "_digest", "_to_disk"):
+    for name in ("write_state", "seal", "publish", "delete", "_checksums", "_to_disk"):
         setattr(checkpoint, name, counted(getattr(checkpoint, name)))
     return lambda: done
 

@@ -6,7 +6,6 @@ Any damage is noticed, the one before is used, and a manifest stands beside noth
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import pytest
 import torch
 
 from sartor.errors import ConfigurationError
-from sartor.run import checkpoint
+from sartor.run import background, checkpoint, tensor_file
 
 STATE = {
     "optimizer": {"state": {0: {"exp_avg": torch.arange(40, dtype=torch.float32), "step": torch.tensor(3.0)}}},
@@ -32,7 +31,7 @@ def make(run_folder: Path, step: int, *, state: dict[str, Any] | None = None) ->
     (partial / "model.safetensors").write_bytes(os.urandom(500))
     (partial / "adapter" / "adapter_config.json").write_text("{}", encoding="utf-8")
     (partial / "trainer_state.json").write_text(json.dumps({"global_step": step}), encoding="utf-8")
-    checkpoint.write_state(partial, {**STATE, "step": step} if state is None else state)
+    checkpoint.write_state(partial, checkpoint.pack_state({**STATE, "step": step} if state is None else state))
     checkpoint.seal(partial)
     checkpoint.publish(partial, target)
     return target
@@ -256,46 +255,39 @@ def test_tensors_that_share_memory_are_written(tmp_path: Path) -> None:
     assert torch.equal(state["b"], table)
 
 
-def test_a_snapshot_is_not_moved_by_training() -> None:
-    parameter = torch.nn.Parameter(torch.zeros(3))
-    value = {"list": [parameter, (1, torch.zeros(2))], 3: "text"}
-    copy = checkpoint.snapshot(value)
-    with torch.no_grad():
-        parameter += 1
-        value["list"][1][1].add_(1)
-    assert torch.equal(copy["list"][0], torch.zeros(3))
-    assert torch.equal(copy["list"][1][1], torch.zeros(2))
-    assert copy[3] == "text"
-    assert checkpoint.num_bytes(value) == 3 * 4 + 2 * 4
+def test_what_is_written_is_a_file_of_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every dtype and shape, in pieces that end anywhere; numbers lie where their words are aligned."""
+    from safetensors import safe_open
+
+    monkeypatch.setattr(tensor_file, "PIECE_BYTES", 20)
+    tensors = {
+        **{f"{dtype}": torch.arange(13).to(dtype) for dtype in tensor_file._NAMES},
+        "none": torch.empty(0, 4),
+        "one": torch.tensor(2.5),
+        "turned": torch.arange(12, dtype=torch.float32).reshape(3, 4).T,
+        'ä "quoted"': torch.ones(2, 1, 3, dtype=torch.bfloat16),
+    }
+    tensor_file.write(tmp_path / "file", background.Loan(tensors))
+    with safe_open(tmp_path / "file", "pt") as file:
+        assert set(file.keys()) == set(tensors)
+        for name, tensor in tensors.items():
+            found = file.get_tensor(name)
+            assert found.dtype == tensor.dtype
+            assert torch.equal(found, tensor), name
+    content = (tmp_path / "file").read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    for name, entry in json.loads(content[8 : 8 + length]).items():
+        assert (8 + length + entry["data_offsets"][0]) % tensors[name].element_size() == 0
 
 
-def test_an_error_in_the_background_is_raised_at_the_next_question_and_once() -> None:
-    writer = checkpoint.Writer()
-
-    def fails() -> None:
-        raise OSError(28, "full")
-
-    writer.start(fails)
-    while writer.is_busy:
-        time.sleep(0.001)
-    with pytest.raises(OSError, match="full"):
-        writer.check()
-    writer.check()
-    writer.start(fails)
-    with pytest.raises(OSError, match="full"):
-        writer.start(lambda: None)
-    writer.wait()
-
-
-def test_one_job_waits_for_the_other() -> None:
-    done: list[int] = []
-    writer = checkpoint.Writer()
-    writer.start(lambda: (time.sleep(0.05), done.append(1)))
-    writer.start(lambda: done.append(2))
-    writer.wait()
-    assert done == [1, 2]
+def test_where_a_large_file_is_damaged_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "_BLOCK_BYTES", 100)
+    folder = make(tmp_path, 4)
+    flip(folder / "model.safetensors", 250)
+    with pytest.raises(checkpoint.DamagedError, match=r"first between the bytes 200 and 300$"):
+        checkpoint.verify(folder)
 
 
 def test_what_only_pickle_could_write_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="/optimizer/hook"):
-        checkpoint.write_state(tmp_path, {"optimizer": {"hook": print}})
+        checkpoint.write_state(tmp_path, checkpoint.pack_state({"optimizer": {"hook": print}}))

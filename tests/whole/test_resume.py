@@ -5,6 +5,7 @@ Weights, optimizer, records, bit for bit; or it says why not.
 
 import json
 import os
+import re
 import shutil
 import signal
 import threading
@@ -21,7 +22,8 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from sartor import SFTTrainer
 from sartor.errors import ConfigurationError, DataError, DiskFullError, ModelError, RunFolderError
 from sartor.memory import device
-from sartor.run import checkpoint, state
+from sartor.run import background, checkpoint, state, tensor_file
+from sartor.trainer import saving
 from tests import kill
 from tests.trainer import tiny
 
@@ -624,24 +626,61 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
     monkeypatch.undo()
     options = {**EVERY, "save_in_background": False}
     tiny.trainer(tmp_path / "two", model=dropping(), **options, max_steps=3).train()
-    one, two = (checkpoint.read_state(tmp_path / name / "checkpoint-2") for name in ("one", "two"))
-    for content in (one, two):
+    states_equal(tmp_path / "one" / "checkpoint-2", tmp_path / "two" / "checkpoint-2")
+
+
+def states_equal(one: Path, other: Path) -> None:
+    """Assert that two checkpoints hold the same run, but for when it was."""
+    contents = [checkpoint.read_state(folder) for folder in (one, other)]
+    for content in contents:
         content["drive"]["seconds"] = content["journal"] = content["settings"] = None
         content["metrics_bytes"] = content["plan"] = None
-    packed = [state.pack(content, "run") for content in (one, two)]
+    packed = [state.pack(content, "run") for content in contents]
     assert packed[0][0] == packed[1][0]
     assert all(torch.equal(packed[0][1][name], packed[1][1][name]) for name in packed[0][1])
+    for path in one.glob("*.safetensors"):
+        assert path.read_bytes() == (other / path.name).read_bytes()
 
 
-def test_without_memory_for_a_copy_it_is_written_at_once_and_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("memory", ["enough", "none"])
+@pytest.mark.parametrize("slow", ["model", "state"])
+def test_an_update_waits_for_what_is_written_from_the_live_tensors(
+    slow: str, memory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sartor.trainer.checkpoints.available_bytes", lambda which: 10)
-    trainer = tiny.trainer(tmp_path, **EVERY, max_steps=4)
+    """Where the thread is slower than a step, with and without memory for a copy: the bits of the step are written."""
+    monkeypatch.setattr(background, "SMALL_BYTES", 0)
+    place, name = (saving, "save_model_alone") if slow == "model" else (tensor_file, "_write_all")
+    action = getattr(place, name)
+    monkeypatch.setattr(place, name, lambda *given: (time.sleep(0.003), action(*given)))
+    if memory == "none":
+        monkeypatch.setattr("sartor.trainer.checkpoints.available_bytes", lambda which: 10)
+    trainer = tiny.trainer(tmp_path / "one", model=dropping(), **EVERY, max_steps=6)
     told = heard(trainer)
     trainer.train()
-    assert sum("checkpoints are written while training waits" in line for line in told) == 1
-    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
+    monkeypatch.undo()
+    options = {**EVERY, "save_in_background": False}
+    tiny.trainer(tmp_path / "two", model=dropping(), **options, max_steps=6).train()
+    for step in (2, 4, 6):
+        states_equal(tmp_path / "one" / f"checkpoint-{step}", tmp_path / "two" / f"checkpoint-{step}")
+    waits = sum("training waits for a checkpoint to be written" in line for line in told)
+    assert waits == 1 if (memory, slow) == ("none", "state") else waits <= (memory == "none")
+    assert re.search(r"checkpoints saved: 3; training has waited \d\.\d\d s for them, \d\.\d\d s of it", told[-1])
+    lines = [json.loads(line) for line in (tmp_path / "one" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert sum("saving_runtime" in line for line in lines) >= 1
+
+
+def test_a_callback_may_change_weights_between_two_steps(tmp_path: Path) -> None:
+    """Then a copy is taken before it is called, and what is saved is what the step before it left."""
+
+    class Shrinks(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **given: Any) -> None:
+            for parameter in model.parameters():
+                parameter.data.mul_(0.9)
+
+    for name, background_too in (("one", True), ("two", False)):
+        options = {**EVERY, "save_in_background": background_too, "max_steps": 4}
+        tiny.trainer(tmp_path / name, model=dropping(), callbacks=[Shrinks()], **options).train()
+    states_equal(tmp_path / "one" / "checkpoint-2", tmp_path / "two" / "checkpoint-2")
 
 
 def test_a_callback_that_looks_at_a_checkpoint_finds_it_whole(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ FIELD_FLAGS = (
     Flag('save_total_limit', 'int', None, 'How many checkpoints to keep, the newest. If not set, all.', 'saving', optional=True),
     Flag('save_only_model', 'bool', False, 'Save checkpoints that can be used, but not gone on from.', 'saving'),
     Flag('on_full_disk', 'str', 'stop', "What becomes of the run when a checkpoint does not fit on the disk: 'stop', or 'continue' without it. Those that were saved before stay in any case.", 'saving', choices=('stop', 'continue')),
-    Flag('save_in_background', 'bool', True, 'Write checkpoints while training goes on; costs a copy of the state in memory, and is left out where that does not fit.', 'saving'),
+    Flag('save_in_background', 'bool', True, 'Write checkpoints while training goes on. What is not written when the next optimizer step comes is copied, or waited for where memory has no room.', 'saving'),
     Flag('accept_changes', 'list', None, 'Names of what may differ from the checkpoint that a run is resumed from: options, or data, eval_data, tokenizer, template, model, adapter, loss, device.', 'saving', optional=True),
     Flag('push_to_hub', 'bool', False, 'Upload the model to the Hugging Face Hub.', 'Hub'),
     Flag('hub_model_id', 'str', None, 'Repository to upload to. If not set, the name of output_dir.', 'Hub', optional=True),

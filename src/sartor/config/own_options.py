@@ -154,8 +154,8 @@ class OwnOptions:
     save_in_background: bool = field(
         default=True,
         metadata={
-            "help": "Write checkpoints while training goes on; costs a copy of the state in memory, and is left out "
-            "where that does not fit."
+            "help": "Write checkpoints while training goes on. What is not written when the next optimizer step comes "
+            "is copied, or waited for where memory has no room."
         },
     )
     accept_changes: list[str] | None = field(

@@ -102,6 +102,11 @@ class Masters:
         """The dtype that a parameter is saved in: the one it had before it was widened, if it was."""
         return self._arrival.get(parameter, parameter.dtype)
 
+    @property
+    def is_rounding(self) -> bool:
+        """Whether `rounded` has anything to round now."""
+        return any(parameter.dtype != dtype for parameter, dtype in self._arrival.items())
+
     def widen(self, compute_dtype: torch.dtype) -> None:
         """Give float32 data to what is trained, and, where float32 is computed in, to what is frozen too.
 

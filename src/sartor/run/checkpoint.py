@@ -12,8 +12,8 @@ import json
 import os
 import re
 import shutil
-import threading
-from collections.abc import Callable, Iterator, Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,15 @@ import torch
 
 from sartor.errors import RunFolderError
 from sartor.run import state as packing
+from sartor.run import tensor_file
+from sartor.run.background import Loan
 
 MANIFEST_NAME = "manifest.json"
 STATE_FOLDER = "run_state"
 _TENSORS_NAME = "state.safetensors"
 _TREE_NAME = "state.json"
-_FORMAT = 1
-_BLOCK_BYTES = 1 << 22
+_FORMAT = 2
+_BLOCK_BYTES = 1 << 24
 _NAME = re.compile(r"checkpoint-(\d+)")
 _ASIDE = re.compile(r"_checkpoint-\d+\.(partial|deleted)")
 
@@ -54,28 +56,36 @@ def partial_path(target: Path) -> Path:
     return target.with_name(f"_{target.name}.partial")
 
 
-def write_state(folder: Path, state: Mapping[str, Any]) -> int:
-    """Write the state of a run into a checkpoint that is being made; returns the bytes of its tensors.
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """The state of a run at one moment, ready to be written."""
+
+    tree: dict[str, Any]
+    """What JSON holds; nothing of it is shared with the run."""
+    tensors: Loan
+
+
+def pack_state(state: Mapping[str, Any], *, model_is_due: bool = False) -> Packed:
+    """Take the state of a run apart; its large tensors are lent, not copied.
 
     Raises:
         ConfigurationError: something in it can only be pickled; names it.
-        OSError, SafetensorError: the disk is full, or refuses.
     """
-    from safetensors.torch import save_file
-
     tree, tensors = packing.pack(dict(state), "the run")
+    return Packed(tree, Loan(tensors, model_is_due=model_is_due))
+
+
+def write_state(folder: Path, packed: Packed) -> None:
+    """Write the state of a run into a checkpoint that is being made.
+
+    Raises:
+        ConfigurationError: a tensor has a dtype that cannot be written.
+        OSError: the disk is full, or refuses.
+    """
     (folder / STATE_FOLDER).mkdir(exist_ok=True)
-    plain: dict[str, torch.Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in tensors.items():
-        plain[name] = tensor.cpu().contiguous()
-        if plain[name].nbytes and plain[name].data_ptr() in seen:  # the format wants each tensor to have its own memory
-            plain[name] = plain[name].clone()
-        seen.add(plain[name].data_ptr())
-    save_file(plain, str(folder / STATE_FOLDER / _TENSORS_NAME))
-    text = json.dumps(tree, ensure_ascii=False, allow_nan=False)
+    tensor_file.write(folder / STATE_FOLDER / _TENSORS_NAME, packed.tensors)
+    text = json.dumps(packed.tree, ensure_ascii=False, allow_nan=False)
     (folder / STATE_FOLDER / _TREE_NAME).write_text(text, encoding="utf-8")
-    return sum(tensor.nbytes for tensor in plain.values())
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -100,7 +110,7 @@ def seal(folder: Path) -> None:
             folders.add(path)
         elif path.name != MANIFEST_NAME or path.parent != folder:
             _to_disk(path)
-            files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "blake2b": _digest(path)}
+            files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "crc32": _checksums(path)}
     for inner in sorted(folders):
         _to_disk(inner)
     content = {"format": _FORMAT, "files": files}
@@ -185,8 +195,8 @@ def verify(folder: Path) -> None:
             size_bytes = path.stat().st_size
             if size_bytes != expected["bytes"]:
                 raise DamagedError(f"{name} has {size_bytes} bytes in place of {expected['bytes']}")
-            if _digest(path) != expected["blake2b"]:
-                raise DamagedError(f"the content of {name} was changed since it was written")
+            if (found := _checksums(path)) != expected["crc32"]:
+                raise DamagedError(f"the content of {name} was changed since it was written{_where(found, expected)}")
         except FileNotFoundError:
             raise DamagedError(f"{name} is missing") from None
         except DamagedError:
@@ -249,12 +259,26 @@ def _folders(run_folder: Path) -> Iterator[Path]:
     return (path for path in run_folder.iterdir() if path.is_dir()) if run_folder.is_dir() else iter(())
 
 
-def _digest(path: Path) -> str:
-    checksum = hashlib.blake2b(digest_size=32)
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            checksum.update(block)
-    return checksum.hexdigest()
+def _checksums(path: Path) -> list[int]:
+    """Of each block of a file.  A cryptographic digest would cost a run as much as all the rest of a save.
+
+    CRC-32 sees every flipped bit and every burst of up to 32 of them; of other damage it misses one in 4e9, per block.
+    """
+    checksums = []
+    block = memoryview(bytearray(min(_BLOCK_BYTES, max(1, path.stat().st_size))))
+    with path.open("rb") as file:  # buffered: a raw file may give less than was asked for
+        while length := file.readinto(block):
+            checksums.append(zlib.crc32(block[:length]))
+    return checksums
+
+
+def _where(found: list[int], expected: Mapping[str, Any]) -> str:
+    """For messages: the first block that differs."""
+    pairs = enumerate(zip(found, expected["crc32"], strict=False))
+    number = next((number for number, (one, other) in pairs if one != other), 0)
+    if expected["bytes"] <= _BLOCK_BYTES:
+        return ""
+    return f", first between the bytes {number * _BLOCK_BYTES:,} and {(number + 1) * _BLOCK_BYTES:,}"
 
 
 def _digest_of(content: Mapping[str, Any]) -> str:
@@ -270,75 +294,6 @@ def _to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-# --- in the background ---------------------------------------------------------------------------------------------
-
-
-class Writer:
-    """Does one thing at a time in a thread of its own; what goes wrong there is raised at the next question."""
-
-    def __init__(self) -> None:
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether a job is under way."""
-        return self._thread is not None and self._thread.is_alive()
-
-    def start(self, job: Callable[[], None]) -> None:
-        """Begin `job`, after the one before it.
-
-        Raises:
-            Exception: what the one before it raised.
-        """
-        self.wait()
-        self._thread = threading.Thread(target=self._work, args=(job,), name="sartor-checkpoint")
-        self._thread.start()
-
-    def wait(self) -> None:
-        """Until the job is done.
-
-        Raises:
-            Exception: what it raised.
-        """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        self._raise()
-
-    def check(self) -> None:
-        """Without waiting.
-
-        Raises:
-            Exception: what a job that has ended raised.
-        """
-        if not self.is_busy:
-            self.wait()
-
-    def _work(self, job: Callable[[], None]) -> None:
-        try:
-            job()
-        except BaseException as error:
-            self._error = error
-
-    def _raise(self) -> None:
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
-
-
-def snapshot(value: Any) -> Any:
-    """A copy of a nested value whose tensors are on the CPU and nobody else's, so that training can go on."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().cpu() if value.device.type != "cpu" else value.detach().clone()
-    if isinstance(value, dict):
-        copied = {key: snapshot(part) for key, part in value.items()}
-        return copied if type(value) is dict else type(value)(copied)
-    if isinstance(value, list | tuple):
-        return type(value)(snapshot(part) for part in value)
-    return value
 
 
 def num_bytes(value: Any) -> int:

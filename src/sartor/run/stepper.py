@@ -185,6 +185,8 @@ class Updater:
         """Batches that were not stepped on because their loss or gradient was not finite."""
         self.pause: Callable[[], None] = lambda: None
         """Called between micro-batches: where an interrupt that has waited may be raised."""
+        self.before_step: Callable[[], None] = lambda: None
+        """Called before parameters and the optimizer's states change."""
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs of it besides optimizer and schedule."""
@@ -267,6 +269,7 @@ class Updater:
         if self._skips:
             self._skips, self._was_skipped = False, True
         else:
+            self.before_step()
             self.recovery.survive(
                 "the optimizer's step",
                 self._apply,

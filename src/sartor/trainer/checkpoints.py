@@ -1,18 +1,20 @@
 """The checkpoints of one `train()`: what is in them, and writing them while training goes on.
 
-The model's folder is written at once, through `trainer.save_model`, which users may override.  Masters, optimizer and
-all other state are copied, and written, checksummed and brought to the disk by a thread, unless that copy does not
-fit.
+A thread writes it from the live tensors, which nobody changes before the next optimizer step; whoever steps says so
+before (`secure`), and what was not read by then is copied, or waited for.  The model's own files are the thread's too,
+unless they are rounded to another dtype (a copy that training has no room for), are an adapter's (which are small), or
+are saved in a way of the user's own: then they are written at once.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +27,9 @@ from sartor.engine.step import Engine
 from sartor.errors import DiskFullError, RunFolderError
 from sartor.memory.device import available_bytes
 from sartor.run import checkpoint, state
+from sartor.run.background import Loan, Writer
 from sartor.run.stepper import Updater
-from sartor.trainer import saving
+from sartor.trainer import disk, saving
 from sartor.trainer.fingerprints import fingerprints, versions
 
 if TYPE_CHECKING:
@@ -34,8 +37,11 @@ if TYPE_CHECKING:
 
 _COPY_MARGIN = 1.25
 """Free memory for each byte of a copy; training must not run out because of it."""
-_ADAM_BYTES = 8
-"""Of optimizer state for each trained parameter, where it is not known yet: two float32 moments."""
+_BETWEEN_STEPS = (
+    "on_epoch_begin", "on_step_begin", "on_substep_end", "on_pre_optimizer_step", "on_epoch_end", "on_evaluate",
+    "on_prediction_step",
+)  # fmt: skip
+"""Events after a save and before the next optimizer step."""
 
 
 class Checkpoints:
@@ -46,11 +52,18 @@ class Checkpoints:
         self._engine = engine
         self._updater = updater
         self._drive_state = drive_state
-        self._writer = checkpoint.Writer()
+        self._writer = Writer()
+        self._lent: Loan | None = None
         self._fingerprints: dict[str, str] | None = None
-        self._said_foreground = False
+        self._has_said_room = False
         self.num_failed = 0
         """Checkpoints that did not fit on the disk, where the run goes on without them."""
+        self.num_saved = 0
+        self.waited_s = 0.0
+        """That training has waited for checkpoints, all together."""
+        self.waited_in_steps_s = 0.0
+        """Of it, before optimizer steps."""
+        updater.before_step = self.secure
 
     def save(self) -> str:
         """Write `checkpoint-N`, whole or not at all; returns its path, which may still be on its way to the disk.
@@ -59,25 +72,51 @@ class Checkpoints:
             RunFolderError: it cannot be written; checkpoints that were there before are as they were.
             ConfigurationError: the state of optimizer or schedule cannot be written without pickle.
         """
+        with self._waiting():
+            self._writer.wait()
+            path = self._save()
+        self.num_saved += 1
+        return path
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """Training waits while the block lasts."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._count_waited(time.perf_counter() - started)
+
+    def _count_waited(self, seconds: float) -> None:
+        self.waited_s += seconds
+        if self._trainer.journal is not None:
+            self._trainer.journal.saving_waited(seconds)
+
+    def _save(self) -> str:
         trainer = self._trainer
         args, run = trainer.args, trainer.state
-        self._writer.wait()
         target = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{run.global_step}"
         partial = checkpoint.partial_path(target)
         shutil.rmtree(partial, ignore_errors=True)
         trainer.store_flos()
         best_before = run.best_model_checkpoint
+        lends = args.save_in_background and not _somebody_may_change(trainer)
+        model_later = lends and saving.is_saved_as_it_is(trainer)
+        packed: checkpoint.Packed | None = None
         try:
             with saving.explained(target):
                 content = None if args.save_only_model else self._content()
-                self._require_space(target, content)
-                trainer.save_model(str(partial), _internal_call=True)
+                disk.require_room(trainer, target, content)
+                if content is not None or model_later:
+                    packed = checkpoint.pack_state(content or {}, model_is_due=model_later)
+                has_state = content is not None
+                if model_later:
+                    saving.save_tokenizer(trainer, partial)
+                else:
+                    trainer.save_model(str(partial), _internal_call=True)
                 _note_best(trainer, target)
                 _export_callbacks(trainer)
                 run.save_to_json(str(partial / saving.STATE_NAME))
-            in_background = args.save_in_background and self._fits(content)
-            if in_background and content is not None:
-                content = checkpoint.snapshot(content)
         except BaseException:  # an interrupt too: nothing half-written is left
             run.best_model_checkpoint = best_before
             shutil.rmtree(partial, ignore_errors=True)
@@ -87,19 +126,30 @@ class Checkpoints:
         def finish() -> None:
             try:
                 with saving.explained(target):
-                    if content is not None:
-                        checkpoint.write_state(partial, _without_saved(content, partial))
+                    if model_later:
+                        assert packed is not None
+                        with packed.tensors.reading_all():
+                            saving.save_model_alone(trainer, partial)
+                    if packed is not None and has_state:
+                        _leave_out_saved(packed, partial)
+                        checkpoint.write_state(partial, packed)
                     checkpoint.seal(partial)
                     checkpoint.publish(partial, target)
             except BaseException:
                 run.best_model_checkpoint = best_before
                 shutil.rmtree(partial, ignore_errors=True)
                 raise
+            finally:
+                if packed is not None:
+                    packed.tensors.end()
             for folder in checkpoint.superfluous(target.parent, args.save_total_limit, Path(best) if best else None):
                 checkpoint.delete(folder)
 
-        if in_background:
+        self._lent = None if packed is None else packed.tensors
+        if args.save_in_background:
             self._writer.start(finish)
+            if not lends:
+                self._secure()
         else:
             finish()
         if args.push_to_hub or _somebody_listens(trainer):
@@ -108,13 +158,35 @@ class Checkpoints:
             trainer._push_from_checkpoint(str(target))
         return str(target)
 
+    def secure(self) -> None:
+        """Before parameters or the optimizer's states change: see that no checkpoint needs them as they are."""
+        waited = self._secure()
+        self._count_waited(waited)
+        self.waited_in_steps_s += waited
+
+    def _secure(self) -> float:
+        if self._lent is None:
+            return 0.0
+        waited = self._lent.secure(self._has_room)
+        self._lent = None
+        return waited
+
     def check(self) -> None:
         """Raise what went wrong in the background, if anything did."""
         self._writer.check()
 
     def wait(self) -> None:
         """Until what was begun is on the disk; raises what went wrong."""
-        self._writer.wait()
+        with self._waiting():
+            self._writer.wait()
+
+    def tell(self) -> None:
+        """At the end of a run: what saving has cost it."""
+        if self.num_saved:
+            self._trainer.say(
+                f"checkpoints saved: {self.num_saved}; training has waited {self.waited_s:.2f} s for them, "
+                f"{self.waited_in_steps_s:.2f} s of it before optimizer steps."
+            )
 
     def settle(self) -> None:
         """Until what was begun is done, when a run ends in whatever way; what goes wrong is said."""
@@ -134,20 +206,7 @@ class Checkpoints:
             return
         if not args.save_only_model:
             self._fingerprints = fingerprints(trainer)
-        each = self._foreseen_bytes()
-        count = _num_kept(args, trainer.state)
-        free = shutil.disk_usage(args.output_dir).free
-        if each * count <= free:
-            return
-        text = (
-            f"the checkpoints of this run need about {_gigabytes(each * count)} ({count} of {_gigabytes(each)} at "
-            "a time), "
-            f"and the disk of {args.output_dir} has {_gigabytes(free)}: set save_total_limit, save less often, set "
-            "save_only_model=True, or choose another output_dir"
-        )
-        if args.on_full_disk == "stop":
-            raise DiskFullError(f"{text}; on_full_disk='continue' trains on when it is full.")
-        trainer.say(f"{text}. The run goes on without the checkpoints that do not fit (on_full_disk='continue').")
+        disk.require_room_for_run(trainer)
 
     def check_state(self) -> None:
         """After the first step, when an optimizer has its state: see that it can be written.
@@ -189,59 +248,20 @@ class Checkpoints:
             "versions": versions(),
         }
 
-    def _fits(self, content: Mapping[str, Any] | None) -> bool:
-        """Whether memory has room for a copy."""
-        needed = checkpoint.num_bytes(content) * _COPY_MARGIN
+    def _has_room(self, lent_bytes: int) -> bool:
+        """Whether memory has room for a copy of what the thread has not read yet."""
+        needed = lent_bytes * _COPY_MARGIN
         free = available_bytes(torch.device("cpu"))
         if needed <= free:
             return True
-        if not self._said_foreground:
-            self._said_foreground = True
+        if not self._has_said_room:
+            self._has_said_room = True
             self._trainer.say(
-                f"checkpoints are written while training waits: a copy of the state needs {_gigabytes(needed)}, and "
-                f"{_gigabytes(free)} of memory are free."
+                "training waits for a checkpoint to be written: a copy of the rest needs "
+                f"{disk.gigabytes(needed)}, and "
+                f"{disk.gigabytes(free)} of memory are free."
             )
         return False
-
-    def _require_space(self, target: Path, content: Mapping[str, Any] | None) -> None:
-        needed = self._weights_bytes() + checkpoint.num_bytes(content)
-        if content is not None and all(dtype == torch.float32 for dtype in self._saved_dtypes()):
-            needed -= checkpoint.num_bytes(content["parameters"])  # saved with the weights
-        free = shutil.disk_usage(target.parent).free
-        if needed > free:
-            raise DiskFullError(
-                f"no space left on the disk: {target} cannot be written. It needs {_gigabytes(needed)}, and "
-                f"{_gigabytes(free)} are free. {saving.MAKE_ROOM}"
-            )
-
-    def _foreseen_bytes(self) -> int:
-        """Of one checkpoint, before the optimizer has any state."""
-        weights = self._weights_bytes()
-        if self._trainer.args.save_only_model:
-            return weights
-        trained = [parameter for parameter in self._trainer.model.parameters() if parameter.requires_grad]
-        masters = sum(parameter.nbytes for parameter in trained if self._saved_dtype(parameter) != parameter.dtype)
-        known = checkpoint.num_bytes(self._trainer.optimizer.state_dict())
-        moments = 0 if isinstance(self._trainer.optimizer, torch.optim.SGD) else _ADAM_BYTES
-        return weights + masters + (known or moments * sum(parameter.numel() for parameter in trained))
-
-    def _weights_bytes(self) -> int:
-        """Of the model's folder: adapters alone where there is one."""
-        from peft import PeftModel
-
-        model = self._trainer.model
-        alone = isinstance(model, PeftModel)
-        return sum(
-            parameter.numel() * self._saved_dtype(parameter).itemsize
-            for parameter in model.parameters()
-            if parameter.requires_grad or not alone
-        )
-
-    def _saved_dtype(self, parameter: torch.nn.Parameter) -> torch.dtype:
-        return self._trainer.masters.arrival_dtype(parameter)
-
-    def _saved_dtypes(self) -> set[torch.dtype]:
-        return {self._saved_dtype(p) for p in self._trainer.model.parameters() if p.requires_grad}
 
 
 def saved_tensors(folder: Path) -> dict[str, Path]:
@@ -255,30 +275,51 @@ def saved_tensors(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _without_saved(content: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """`content` without the parameters that the model's own files hold, bit for bit and under the same name."""
+def _leave_out_saved(packed: checkpoint.Packed, folder: Path) -> None:
+    """Return the parameters that the model's own files hold, bit for bit and under the same name."""
     from safetensors import safe_open
 
     places = saved_tensors(folder)
-    left = dict(content["parameters"])
-    for path in set(places.values()):
+    left: dict[str, Any] = packed.tree["parameters"]
+    saved = []
+    for path in sorted(set(places.values())):
         with safe_open(path, "pt") as file:
             for name in [name for name in left if places.get(name) == path]:
-                if _same_bits(file.get_tensor(name), left[name]):
+                with packed.tensors.reading(f"/parameters/{name}") as tensor:
+                    is_same = _same_bits(file.get_tensor(name), tensor)
+                if is_same:
                     del left[name]
-    saved = [name for name in content["parameters"] if name not in left]
-    return {**content, "parameters": left, "saved_parameters": saved}
+                    packed.tensors.returned(f"/parameters/{name}")
+                    saved.append(name)
+    packed.tree["saved_parameters"] = saved
 
 
 def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
     if one.dtype != other.dtype or one.shape != other.shape:
         return False
-    return torch.equal(one.contiguous().view(torch.uint8), other.cpu().contiguous().view(torch.uint8))
+    words = _WORDS[one.element_size()]  # byte by byte would take five times as long
+    return torch.equal(one.contiguous().view(words), other.cpu().contiguous().view(words))
+
+
+_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def _somebody_listens(trainer: SFTTrainer) -> bool:
     """Whether a callback reacts to a checkpoint: then it must be there when it is called."""
-    return any(type(callback).on_save is not TrainerCallback.on_save for callback in trainer.callback_handler.callbacks)
+    return any(_overrides(callback, "on_save") for callback in trainer.callback_handler.callbacks)
+
+
+def _somebody_may_change(trainer: SFTTrainer) -> bool:
+    """Whether a callback of the user's own is called before the next optimizer step: it may change weights."""
+    return any(
+        not type(callback).__module__.startswith(("transformers.", "sartor."))
+        and any(_overrides(callback, event) for event in _BETWEEN_STEPS)
+        for callback in trainer.callback_handler.callbacks
+    )
+
+
+def _overrides(callback: TrainerCallback, event: str) -> bool:
+    return event in vars(callback) or getattr(type(callback), event) is not getattr(TrainerCallback, event)
 
 
 def _note_best(trainer: SFTTrainer, target: Path) -> None:
@@ -316,20 +357,6 @@ def restore_callbacks(trainer: SFTTrainer, states: Mapping[str, Any]) -> None:
             found: Mapping[str, Any] = next(turns.get(type(callback).__name__, iter(())), {})
             for name, value in found.get("attributes", {}).items():
                 setattr(callback, name, value)
-
-
-def _num_kept(args: Any, run: Any) -> int:
-    """How many checkpoints lie on the disk at once, at most: the new one is there before the oldest goes."""
-    if args.save_strategy == SaveStrategy.STEPS:
-        total = math.ceil(run.max_steps / max(run.save_steps or 1, 1))
-    else:
-        total = math.ceil(run.num_train_epochs)
-    limit = args.save_total_limit
-    return max(1, min(total, limit + 1 if limit and limit > 0 else total))
-
-
-def _gigabytes(num_bytes: float) -> str:
-    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.1f} MB"
 
 
 def require_stoppable(error: Exception, trainer: SFTTrainer) -> None:

@@ -351,6 +351,7 @@ class Drive:
         self.is_whole = False
         if self.checkpoints is not None:
             self._tolerate(self.checkpoints.wait)
+            self.checkpoints.tell()
         self.total_loss += self.window.loss
         self.num_skipped += self.window.num_skipped
         train_loss = self.total_loss / max(state.global_step - self.num_skipped, 0.001)

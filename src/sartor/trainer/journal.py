@@ -23,6 +23,7 @@ class Journal:
         self._tokens = 0
         self._flops = 0.0
         self._seconds = 0.0
+        self._saving_s = 0.0
         self._started: float | None = None
 
     def step_begins(self) -> None:
@@ -37,6 +38,10 @@ class Journal:
         self._tokens += num_tokens
         self._flops += flops
 
+    def saving_waited(self, seconds: float) -> None:
+        """Count time for which training waited for a checkpoint."""
+        self._saving_s += seconds
+
     def write(self, step: int, logs: dict[str, Any]) -> None:
         """Append what was logged, and what was measured since the last log."""
         record: dict[str, Any] = {"step": step, **logs}
@@ -46,6 +51,9 @@ class Journal:
             if self._peak_flops:
                 record["model_flops_utilization"] = self._flops / self._seconds / self._peak_flops
             self._tokens, self._flops, self._seconds = 0, 0.0, 0.0
+            if self._saving_s:
+                record["saving_runtime"] = self._saving_s
+                self._saving_s = 0.0
         self._file.write(record)
 
     def state(self) -> dict[str, float]:

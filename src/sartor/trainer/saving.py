@@ -42,12 +42,44 @@ def save_weights(trainer: SFTTrainer, folder: str | os.PathLike[str]) -> None:
     Raises:
         RunFolderError: it cannot be written, or the disk is full.
     """
+    save_model_alone(trainer, folder)
+    save_tokenizer(trainer, folder)
+
+
+def save_model_alone(trainer: SFTTrainer, folder: str | os.PathLike[str]) -> None:
+    """Model and generation config into `folder`.
+
+    Raises:
+        RunFolderError: it cannot be written, or the disk is full.
+    """
     with explained(folder):
         os.makedirs(folder, exist_ok=True)
         with trainer.masters.rounded():
             trainer.model.save_pretrained(folder)
+
+
+def save_tokenizer(trainer: SFTTrainer, folder: str | os.PathLike[str]) -> None:
+    """Tokenizer and template into `folder`.
+
+    Raises:
+        RunFolderError: it cannot be written, or the disk is full.
+    """
+    with explained(folder):
+        os.makedirs(folder, exist_ok=True)
         if trainer.processing_class is not None:
             trainer.processing_class.save_pretrained(folder)
+
+
+def is_saved_as_it_is(trainer: SFTTrainer) -> bool:
+    """Whether the model can be saved while training goes on: nothing is rounded for it, and nothing is the user's own.
+
+    Adapters are left out: they are small, and peft changes its configuration while it saves.
+    """
+    from peft import PeftModel
+
+    kind = type(trainer)
+    is_own = "save_model" in vars(trainer) or not kind.save_model.__module__.startswith("sartor.")
+    return not is_own and not isinstance(trainer.model, PeftModel) and not trainer.masters.is_rounding
 
 
 def drop_all_but_best(trainer: SFTTrainer) -> None:
