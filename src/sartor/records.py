@@ -321,7 +321,10 @@ class Plan:
     recomputed_layers: int | None = None
     """With `gradient_checkpointing`: the first so many layers are recomputed whole; None: every layer."""
     recomputes_cheap: bool = False
-    """With `gradient_checkpointing`: of layers that are not recomputed whole, cheap operations are: all but products."""
+    """With `gradient_checkpointing`.
+
+    Of layers that are not recomputed whole, cheap operations are: all but products.
+    """
     optimizer_implementation: str | None = None
     """"fused", "foreach" or "for-loop": equal up to rounding; None: the optimizer's own."""
     optimizer_states: str = "device"

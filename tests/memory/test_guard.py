@@ -8,7 +8,8 @@ import pytest
 
 from sartor.errors import ForeseenMemoryError
 from sartor.memory import limits
-from sartor.memory.guard import RESERVE_BYTES, MemoryGuard, Needs
+from sartor.memory.guard import MemoryGuard, Needs
+from sartor.memory.limits import GROWTH_BYTES, RESERVE_BYTES, RESIDENT_PER_LIVE
 
 MB = 1 << 20
 
@@ -49,12 +50,55 @@ def test_what_would_not_fit_is_refused_before_it_begins(monkeypatch: pytest.Monk
         guard.before(102, trains=True)
 
 
-def test_unused_memory_of_the_heap_counts_for_most_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unused_memory_of_the_heap_counts_as_free(monkeypatch: pytest.MonkeyPatch) -> None:
     Memory(monkeypatch, free=RESERVE_BYTES, idle=100 * MB)
     guard = MemoryGuard(needs())
-    guard.before(70, trains=True)
+    guard.before(90, trains=True)
     with pytest.raises(ForeseenMemoryError):
-        guard.before(71, trains=True)
+        guard.before(91, trains=True)
+
+
+def foreseen(*, gradients: int = 0) -> Needs:
+    """What the plan's simulation says: a megabyte a token, whatever the rule of thumb."""
+    return Needs(lambda tokens, trains: 0, lambda trains: 9 * MB, lambda: False,
+                 lambda tokens, trains: tokens * MB if trains else None, lambda: gradients)  # fmt: skip
+
+
+def test_what_was_simulated_takes_the_place_of_the_rule_of_thumb(monkeypatch: pytest.MonkeyPatch) -> None:
+    Memory(monkeypatch, free=1 << 40)
+    guard = MemoryGuard(foreseen(gradients=30 * MB))
+    assert guard.expected_bytes(100, trains=True) == int(130 * MB * RESIDENT_PER_LIVE)
+    assert guard.expected_bytes(100, trains=False) == 900 * MB
+
+
+def test_what_the_plan_says_fits_is_not_refused_by_the_guard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Standing tensors, a process that has grown as it may, and the last pass's memory unused in the heap."""
+    plan_needs = RESIDENT_PER_LIVE * (200 + 100) * MB + GROWTH_BYTES + RESERVE_BYTES
+    available = int(plan_needs) + 1
+    used = int(200 * MB * RESIDENT_PER_LIVE) + GROWTH_BYTES
+    memory = Memory(monkeypatch, free=available - used - 90 * MB, idle=90 * MB)
+    guard = MemoryGuard(foreseen())
+    guard.before(100, trains=True)
+    memory.free -= 2 * MB
+    with pytest.raises(ForeseenMemoryError):
+        guard.before(100, trains=True)
+
+
+def test_what_came_and_went_beyond_the_forecast_is_expected_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = Memory(monkeypatch, free=1 << 40)
+    guard = MemoryGuard(foreseen())
+    before = guard.expected_bytes(100, trains=True)
+    guard.before(100, trains=True)
+    memory.anonymous += before + GROWTH_BYTES
+    guard.after(100, trains=True)  # as foreseen
+    assert guard.expected_bytes(100, trains=True) == before
+    guard.before(100, trains=True)
+    memory.anonymous += before + GROWTH_BYTES + 90 * MB
+    memory.heap = limits.Heap(440 * MB, 0)  # 40 of the 90 stay
+    guard.after(100, trains=True)
+    assert guard.expected_bytes(100, trains=True) == before + 50 * MB
+    guard.forget()
+    assert guard.expected_bytes(100, trains=True) == before
 
 
 def test_the_heap_is_trimmed_before_anything_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +139,7 @@ def test_what_certainly_does_not_fit_is_not_tried(monkeypatch: pytest.MonkeyPatc
     Memory(monkeypatch, free=100 * MB, idle=100 * MB)
     monkeypatch.setattr(limits, "swap_bytes", lambda: 0)
     guard = MemoryGuard(needs())
-    guard.allocate(180 * MB - RESERVE_BYTES, "states")
+    guard.allocate(200 * MB - RESERVE_BYTES, "states")
     with pytest.raises(ForeseenMemoryError, match=r"states need about 0\.21 GB.*a limit"):
         guard.allocate(200 * MB, "states")
     assert guard.relent()  # it may just fit

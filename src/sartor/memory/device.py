@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 def available_bytes(device: torch.device) -> int:
     """Free memory: of the GPU, or what the machine, its control groups and limits on this process leave.
 
-    The least counts.
+    The least counts, with what this process's own heap holds and does not use.
     """
     import torch
 
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return min(room.free_bytes for room in limits.rooms())
+    return limits.tightest(limits.other_bytes()).usable_bytes
 
 
 def peak_bytes(device: torch.device) -> int:

@@ -10,18 +10,21 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from sartor.memory.prediction import Prediction
+from sartor.memory.limits import GROWTH_BYTES, RESERVE_BYTES
+from sartor.memory.prediction import Component, Prediction
 from sartor.memory.search import Setting
 from sartor.memory.simulate import Training, Work, simulate_model
 from sartor.memory.speed import Batch
+from sartor.memory.tracker import Phase
 from sartor.records import Layout, Plan
 
 if TYPE_CHECKING:
     from torch import nn
 
-PROCESS_BYTES = 96 << 20
-"""That a run needs beside tensors once it has begun: kernels that oneDNN compiles, files, Python's objects.  Measured:
-40 to 80 MB on a CPU."""
+PROCESS_BYTES = GROWTH_BYTES + RESERVE_BYTES
+"""That a run needs beside tensors once it has begun, and that the guard keeps free."""
+_PASS = frozenset({Phase.FORWARD, Phase.LOSS, Phase.BACKWARD})
+_STANDING = frozenset({Component.PARAMETERS, Component.GRADIENTS, Component.OPTIMIZER})
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,3 +119,15 @@ class Foresight:
         losses = (prediction.resident_bytes - prediction.overhead_bytes) / max(1, prediction.peak_bytes)
         new = max(0, prediction.peak_bytes - self.memory.held_bytes) * losses
         return int(new) + prediction.overhead_bytes + prediction.margin_bytes + self.memory.reserve_bytes
+
+
+def pass_bytes(prediction: Prediction) -> int:
+    """What a micro-batch needs while it goes through, beside weights, gradients and optimizer states.
+
+    Example: 100 MB of activations and 60 MB of logits at the worst moment, of which a buffer of 50 MB stands there from
+    the micro-batch before: 110 MB.
+    """
+    stretches = [stretch for stretch in prediction.timeline if stretch.phase in _PASS]
+    stands = min((stretch.components.get(Component.LOGITS, 0) for stretch in stretches), default=0)
+    sums = [sum(size for part, size in one.components.items() if part not in _STANDING) for one in stretches]
+    return max(sums, default=stands) - stands

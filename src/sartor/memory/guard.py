@@ -1,10 +1,14 @@
 """On a CPU nothing is raised before the system kills: this raises first, before a micro-batch that would not fit.
 
 In: the tokens of the micro-batch that comes next.  Out: nothing, or a MemoryError that recovery takes as any other.
-What is known of a micro-batch's need: a part that the plan fixes (chunks of logits, gradients that are not there yet),
-and a part per token.  The latter is a rule of thumb until a micro-batch of at least a quarter of the tokens has made
-the heap grow: then it is the largest that was measured.  Smaller ones say little: what they need is mostly not per
-token.
+
+Where the plan was simulated, a micro-batch needs what was foreseen, in proportion to its tokens, times what the heap
+takes for a byte; and where more came and went than that, so much more per token from then on.  What there is, and what
+stays free, is `limits`' for plan and guard alike, so that the guard does not refuse what the plan chose.
+
+Elsewhere: a part that the plan fixes (chunks of logits, gradients that are not there yet), and a part per token.  The
+latter is a rule of thumb until a micro-batch of at least a quarter of the tokens has made the heap grow: then it is the
+largest that was measured.  Smaller ones say little: what they need is mostly not per token.
 
 One measurement: before a micro-batch of 2,048 tokens the heap uses 1.0 GB and keeps 0.3 GB unused; after it the process
 has grown by 0.9 GB, and 0.5 GB of gradients are new.  So 0.3 + 0.9 - 0.5 = 0.7 GB came and went, of which 0.5 GB
@@ -21,11 +25,8 @@ from dataclasses import dataclass
 
 from sartor.errors import ForeseenMemoryError
 from sartor.memory import limits
+from sartor.memory.limits import RESERVE_BYTES, RESIDENT_PER_LIVE
 
-RESERVE_BYTES = 64 << 20
-"""Kept free for what is not foreseen: Python's objects, files."""
-USABLE_SHARE = 0.8
-"""Of the heap's unused memory; the rest lies in pieces that are too small."""
 TELLING_SHARE = 4
 """A micro-batch says something of one that is up to so many times longer."""
 
@@ -40,6 +41,10 @@ class Needs:
     """(whether it trains): a rule of thumb for one token's activations."""
     is_quadratic: Callable[[], bool]
     """Whether attention holds scores of all pairs of tokens."""
+    foreseen_bytes: Callable[[int, bool], int | None] = lambda num_tokens, trains: None
+    """(tokens, whether it trains): all but gradients, by simulation; None where there is none."""
+    missing_bytes: Callable[[], int] = lambda: 0
+    """Of gradients that are not there yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +54,8 @@ class _Before:
     anonymous_bytes: int
     heap: limits.Heap | None
     fixed_bytes: int
+    foreseen_bytes: float | None
+    """By simulation, in bytes of the heap."""
 
 
 class MemoryGuard:
@@ -60,6 +67,8 @@ class MemoryGuard:
         self._token_bytes: dict[bool, float] = {}
         """Measured, by whether it trains."""
         self._longest: dict[bool, int] = {}
+        self._excess_bytes = 0.0
+        """By which a token needed more than was foreseen."""
         self._before: _Before | None = None
         self._refused = self._dared = (0, 0)
         """(tokens of a micro-batch, bytes of something else): refused last, and tried all the same."""
@@ -78,7 +87,7 @@ class MemoryGuard:
         needed = num_bytes - limits.swap_bytes()
         room = self._room_if_too_small(needed) if needed > 0 else None
         if room is not None:
-            self._refused, self._is_certain = (0, num_bytes), needed > room.free_bytes + room.idle_bytes
+            self._refused, self._is_certain = (0, num_bytes), needed > room.usable_bytes
             raise ForeseenMemoryError(f"{what} {_need(num_bytes, room)}")
 
     def before(self, num_tokens: int, *, trains: bool) -> None:
@@ -89,7 +98,10 @@ class MemoryGuard:
             self._refused, self._is_certain = (num_tokens, 0), False
             raise ForeseenMemoryError(f"{num_tokens:,} tokens at once {_need(needed, room)}")
         self._before = _Before(
-            limits.anonymous_bytes(), limits.heap_account(), self._needs.fixed_bytes(num_tokens, trains)
+            limits.anonymous_bytes(),
+            limits.heap_account(),
+            self._needs.fixed_bytes(num_tokens, trains),
+            self._foreseen(num_tokens, trains),
         )
 
     def after(self, num_tokens: int, *, trains: bool) -> None:
@@ -101,8 +113,13 @@ class MemoryGuard:
         grown = limits.anonymous_bytes() - before.anonymous_bytes
         if grown <= 0:
             return  # it found what it needed in what the heap kept: nothing is learnt
-        idle = max(0, before.anonymous_bytes - self._other_bytes - before.heap.used_bytes)
         stays = max(0, heap.used_bytes - before.heap.used_bytes)
+        if before.foreseen_bytes is not None:
+            # What stays is no part of it; nor is what came once, beside tensors, as far as the plan has kept it free.
+            excess = grown - stays - before.foreseen_bytes - limits.GROWTH_BYTES
+            self._excess_bytes = max(self._excess_bytes, excess / num_tokens)
+            return
+        idle = max(0, before.anonymous_bytes - self._other_bytes - before.heap.used_bytes)
         fixed = max(0, before.fixed_bytes - stays)
         measured = max(0, grown + idle - stays - fixed) / num_tokens
         longest = self._longest.get(trains, 0)
@@ -116,9 +133,13 @@ class MemoryGuard:
         """What was measured holds no longer: the plan has changed what a token needs."""
         self._token_bytes.clear()
         self._longest.clear()
+        self._excess_bytes = 0.0
 
     def expected_bytes(self, num_tokens: int, *, trains: bool) -> int:
         """What a micro-batch is expected to need beside what is there before it."""
+        foreseen = self._foreseen(num_tokens, trains)
+        if foreseen is not None:
+            return int(RESIDENT_PER_LIVE * self._needs.missing_bytes() + foreseen + self._excess_bytes * num_tokens)
         longest = self._longest.get(trains, 0)
         if longest * TELLING_SHARE < num_tokens:
             per_token = float(self._needs.token_bytes(trains))
@@ -127,6 +148,11 @@ class MemoryGuard:
             if self._needs.is_quadratic() and num_tokens > longest:
                 per_token *= num_tokens / longest
         return self._needs.fixed_bytes(num_tokens, trains) + int(per_token * num_tokens)
+
+    def _foreseen(self, num_tokens: int, trains: bool) -> float | None:
+        """By simulation, in bytes of the heap."""
+        foreseen = self._needs.foreseen_bytes(num_tokens, trains)
+        return None if foreseen is None else foreseen * RESIDENT_PER_LIVE
 
     def _room_if_too_small(self, needed: int) -> limits.Room | None:
         """A limit under which this does not fit, also after the heap has given back what it can."""
@@ -137,10 +163,8 @@ class MemoryGuard:
 
     def _too_small(self, needed: int) -> limits.Room | None:
         """A limit under which this does not fit."""
-        for room in limits.rooms(self._other_bytes):
-            if needed + RESERVE_BYTES > room.free_bytes + USABLE_SHARE * room.idle_bytes:
-                return room
-        return None
+        room = limits.tightest(self._other_bytes)
+        return room if needed + RESERVE_BYTES > room.usable_bytes else None
 
 
 def _need(num_bytes: int, room: limits.Room) -> str:

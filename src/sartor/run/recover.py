@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -243,7 +243,10 @@ class Recovery:
     def _replan(self, field: str, value: int | None) -> None:
         plan = self.engine.plan
         reasons = {**plan.reasons, field: self._when()}
-        self.engine.replan(dataclasses.replace(plan, reasons=reasons, **{field: value}))  # type: ignore[arg-type]
+        changes: dict[str, Any] = {field: value}
+        if field in ("gradient_checkpointing", "recomputed_layers"):
+            changes["pass_bytes"] = None  # it was foreseen for other activations
+        self.engine.replan(dataclasses.replace(plan, reasons=reasons, **changes))
 
     def _when(self) -> str:
         return f"memory ran out at step {self.step}" if self.step else "memory ran out before the first step"

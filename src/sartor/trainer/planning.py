@@ -19,7 +19,7 @@ from sartor.engine.traits import ModelTraits, base_model, is_adapter
 from sartor.errors import SartorError
 from sartor.memory import imagine, plan_text, rates
 from sartor.memory.decide import Decider, Decision, recomputation
-from sartor.memory.foresight import Foresight, Memory, Shape
+from sartor.memory.foresight import Foresight, Memory, Shape, pass_bytes
 from sartor.memory.plan import ACTIVATION_VALUES_PER_HIDDEN, most_tokens
 from sartor.memory.proposals import with_proposals
 from sartor.memory.search import Freedom, freedom
@@ -140,8 +140,14 @@ def plan_with(foresight: Foresight, decision: Decision, settings: EngineSettings
         reasons["gradient_checkpointing"] = f"{recomputation(setting.recomputed_layers, num_layers)}: {needs}"
     if settings.loss_chunk_rows is None and setting.loss_chunk_rows != plan.loss_chunk_rows:
         reasons["loss_chunk_rows"] = "fewer, so that it fits"
-    predicted = {**dict(plan_text.components(decision)), "peak": decision.prediction.peak_bytes}
-    return replace(foresight.plan_of(setting, num_layers), reasons=reasons, predicted_bytes=predicted)
+    work = foresight.shape.work(setting.micro_batch_tokens, plan.layout)
+    return replace(
+        foresight.plan_of(setting, num_layers),
+        reasons=reasons,
+        predicted_bytes={**dict(plan_text.components(decision)), "peak": decision.prediction.peak_bytes},
+        pass_bytes=pass_bytes(decision.prediction),
+        pass_tokens=sum(work.document_lengths),
+    )
 
 
 def training_of(trainer: SFTTrainer) -> Training:

@@ -53,12 +53,15 @@ def freeze(trainer: SFTTrainer, plan: Plan) -> None:
 def _needs(engine: Engine) -> Needs:
     traits = engine.traits
 
+    def missing_bytes() -> int:
+        """Of gradients that are not there yet."""
+        return sum(p.nbytes for p in engine.model.parameters() if p.requires_grad and p.grad is None)
+
     def fixed_bytes(num_tokens: int, trains: bool) -> int:
         """Two copies of a chunk's logits; the gradients that the backward pass is about to make."""
         rows = min(num_tokens, engine.plan.loss_chunk_rows)
         logits = 2 * 4 * rows * traits.vocabulary_size
-        missing = (p for p in engine.model.parameters() if p.requires_grad and p.grad is None)
-        return logits + (sum(parameter.nbytes for parameter in missing) if trains else 0)
+        return logits + (missing_bytes() if trains else 0)
 
     def token_bytes(trains: bool) -> int:
         layer = 4 * traits.hidden_size * ACTIVATION_VALUES_PER_HIDDEN
@@ -70,7 +73,14 @@ def _needs(engine: Engine) -> Needs:
         num_kept = 0 if some is None else max(0, traits.num_layers - some)
         return layer * (1 + num_kept) + 4 * traits.hidden_size * (traits.num_layers - num_kept)
 
-    return Needs(fixed_bytes, token_bytes, lambda: engine.plan.attention == "eager")
+    def foreseen_bytes(num_tokens: int, trains: bool) -> int | None:
+        """By the plan's simulation, in proportion to the tokens."""
+        plan = engine.plan
+        if not trains or plan.pass_bytes is None or not plan.pass_tokens:
+            return None
+        return plan.pass_bytes * num_tokens // plan.pass_tokens
+
+    return Needs(fixed_bytes, token_bytes, lambda: engine.plan.attention == "eager", foreseen_bytes, missing_bytes)
 
 
 def non_finite_policy(trainer: SFTTrainer) -> NonFinitePolicy:
