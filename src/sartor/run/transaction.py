@@ -9,6 +9,8 @@ the step is called for some parameters at a time, the others left out of its gro
 states is put back where it fails.  A parameter's step does not depend on other parameters, so the result is the same,
 bit for bit. That holds for torch's optimizers, but for LBFGS; others are called once, in place, and a failure inside
 ends the run.
+
+States that live in the host's memory (`host_states`) are brought to the device with their piece, and taken back.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from sartor.errors import OutOfMemoryError
+from sartor.errors import ConfigurationError, OutOfMemoryError
+from sartor.records import Plan
+from sartor.run.host_states import HOST, HostStates
 from sartor.run.recover import is_out_of_memory
 
 PIECE_BYTES = 32 << 20
@@ -30,8 +34,13 @@ PIECE_BYTES = 32 << 20
 class Update:
     """An optimizer, stepped on in a transaction; has what a `GradScaler` needs of an optimizer."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, host: HostStates | None = None) -> None:
+        """Args:
+        optimizer: whose step it is.
+        host: where its states live; None: on the device.
+        """
         self.optimizer = optimizer
+        self._host = host
         self._done: set[nn.Parameter] = set()
         self._piece_bytes = PIECE_BYTES
 
@@ -45,8 +54,14 @@ class Update:
 
         Raises:
             OutOfMemoryError: memory ended within a step that was called once, and some parameters may be updated.
+            ConfigurationError: states are to live in the host's memory, and the step cannot be taken in pieces.
             RuntimeError, MemoryError: as the optimizer raised it; call again after freeing memory.
         """
+        if self._host is not None and not goes_in_pieces(self.optimizer):
+            raise ConfigurationError(
+                f"optimizer_states='host' streams states in pieces, which the step of {type(self.optimizer).__name__} "
+                "cannot be taken in: choose one of torch's own optimizers, without hooks of your own."
+            )
         if not goes_in_pieces(self.optimizer) or (not self._done and self._is_in_place()):
             self._at_once()
             return
@@ -64,7 +79,8 @@ class Update:
             return states
         largest = max(parameter.nbytes for parameter in waiting)
         piece = min(max(self._piece_bytes, largest), sum(parameter.nbytes for parameter in waiting))
-        return states + piece
+        streamed = 0 if self._host is None else each * (piece // 4)
+        return states + piece + streamed
 
     @torch.no_grad()
     def rehearse(self) -> bool:
@@ -94,6 +110,8 @@ class Update:
 
     def _is_in_place(self) -> bool:
         """Fused, and every state there: nothing is left to allocate."""
+        if self._host is not None:
+            return False
         fused = all(group.get("fused") for group in self.param_groups)
         return fused and all(self.optimizer.state.get(parameter) for parameter in self._waiting())
 
@@ -115,16 +133,23 @@ class Update:
 
     def _step(self, piece: list[nn.Parameter]) -> list[_Copy]:
         """Step on these parameters alone; a failure leaves them as they were.  Returns what they were."""
-        before = [_Copy.of(parameter, self.optimizer.state) for parameter in piece]
+        host = self._host
+        before = [_Copy.of(parameter, {} if host is not None else self.optimizer.state) for parameter in piece]
+        if host is not None:
+            host.fetch(piece)
         own = set(piece)
         groups = [(group, group["params"]) for group in self.param_groups]
         for group, parameters in groups:
             group["params"] = [parameter for parameter in parameters if parameter in own]
         try:
             self.optimizer.step()
+            if host is not None:
+                host.put_away(piece)
         except BaseException:
             for copy in before:
-                copy.put_back(self.optimizer.state)
+                copy.put_back({} if host is not None else self.optimizer.state)
+            if host is not None:
+                host.drop(piece)
             raise
         finally:
             for group, parameters in groups:
@@ -151,6 +176,22 @@ class Update:
         states = (value for state in self.optimizer.state.values() for value in state.values())
         tensors = [value for value in states if torch.is_tensor(value)]
         return sum(tensor._version for tensor in tensors) + sum(parameter._version for parameter in self._waiting())
+
+
+def planned_update(optimizer: torch.optim.Optimizer, plan: Plan, *, place: str = HOST) -> Update:
+    """The update as a plan wants it.
+
+    Args:
+        optimizer: whose step it is.
+        plan: says where its states live.
+        place: what the host's memory is called.
+    """
+    return Update(optimizer, HostStates(optimizer, place) if plan.optimizer_states == "host" else None)
+
+
+def simulated_update(optimizer: torch.optim.Optimizer, plan: Plan) -> None:
+    """A planned step on fake tensors; where the device is none of the host's memory, what lives there is on "meta"."""
+    planned_update(optimizer, plan, place=HOST if plan.device.startswith("cpu") else "meta").step()
 
 
 def goes_in_pieces(optimizer: torch.optim.Optimizer) -> bool:
