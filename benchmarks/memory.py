@@ -31,7 +31,7 @@ from sartor.memory import optimizers
 from sartor.memory.prediction import Component, Prediction
 from sartor.memory.simulate import Training, Work, simulate
 from sartor.records import EngineSettings, Layout, Plan
-from sartor.run.transaction import Update
+from sartor.run.transaction import simulated_update
 
 CSV = Path(__file__).parent / "memory.csv"
 WORK = Work(document_lengths=(400, 300, 200, 124), num_targets=800)
@@ -87,7 +87,7 @@ def training(cell: Cell) -> Training:
         arrival_dtype=PRECISIONS[cell.precision][0],
         optimizer=cell.optimizer,
         lora=lora(cell.architecture) if cell.is_lora else None,
-        update=lambda optimizer: Update(optimizer).step(),
+        update=simulated_update,
     )
 
 

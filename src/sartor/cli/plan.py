@@ -76,11 +76,12 @@ def _decide(
     from sartor.engine.traits import read_traits
     from sartor.memory.decide import Decider
     from sartor.memory.foresight import PROCESS_BYTES, Foresight, Memory
+    from sartor.memory.plan import with_optimizer
     from sartor.memory.proposals import with_proposals
     from sartor.memory.simulate import Training, imagined
     from sartor.memory.speed import sizes_of
-    from sartor.run.transaction import Update
-    from sartor.trainer.planning import freedom_of
+    from sartor.run.transaction import simulated_update
+    from sartor.trainer.planning import freedom_of, ways_of
 
     device = torch.device("cuda" if card is not None or torch.cuda.is_available() else "cpu")
     config = _configuration(request.model, args)
@@ -88,7 +89,7 @@ def _decide(
     training = Training(
         arrival_dtype=_arrival_dtype(config, request),
         optimizer=_optimizer(args),
-        update=lambda optimizer: Update(optimizer).step(),
+        update=simulated_update,
         lora=peft_config(request.own),
         settings=engine,
     )
@@ -96,12 +97,13 @@ def _decide(
     traits = read_traits(model)
     available, reserve = _memory(card, stated, device, PROCESS_BYTES)
     base = _base_plan(traits, engine, device, compute, compute_reason, shape, available)
+    base = with_optimizer(base, engine, training.optimizer)
     shape = replace(shape, document_limit=traits.rope_switch_tokens)
     memory = Memory(available, reserve_bytes=reserve)
     sizes = sizes_of(traits, model)
     speed = _rates(card, device, compute)
     foresight = Foresight(model, base, shape, training, memory)
-    free = freedom_of(model, traits, engine, base, shape)
+    free = freedom_of(model, traits, engine, base, shape, ways_of(model, base, engine, training, memory))
     decision = Decider(foresight, free, sizes, speed).decide(compares=True)
     decision = with_proposals(decision, config, foresight, sizes)
     if decision.num_steps is None and args.max_steps > 0:

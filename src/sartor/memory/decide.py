@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from sartor.memory import optimizers
 from sartor.memory.foresight import Foresight
 from sartor.memory.prediction import Prediction
 from sartor.memory.rates import Rates
-from sartor.memory.search import SMALLEST_CHUNK_ROWS, Freedom, Setting, search
-from sartor.memory.simulate import simulate_model
+from sartor.memory.search import SMALLEST_CHUNK_ROWS, Freedom, Setting, Way, search
 from sartor.memory.speed import Sizes, step_seconds
 
 
@@ -92,7 +92,20 @@ class Decider:
             loss_chunk_rows=setting.loss_chunk_rows,
             is_cuda=self._is_cuda,
             is_half=self._is_half,
+            recomputes_cheap=setting.way.recomputes_cheap,
+            streamed_bytes=self._state_bytes() if setting.way.states == "host" else 0,
+            num_update_passes=UPDATE_PASSES[setting.way.implementation],
         )
+
+    def _state_bytes(self) -> int:
+        """Of the optimizer's states, all together; 0 for optimizers whose states have one place only."""
+        each = optimizers.state_bytes(self._foresight.training.optimizer) or 0
+        return each * self._sizes.trained_weights
+
+    def saved(self, way: Way) -> int:
+        """What the optimizer's part of a way spares, at most: its states, and as many temporaries as parameters."""
+        spared = self._state_bytes() if way.states == "host" else 0
+        return spared + (4 * self._sizes.trained_weights if way.implementation == "for-loop" else 0)
 
     def needed(self, setting: Setting) -> int:
         """Free memory that a setting takes."""
@@ -103,7 +116,7 @@ class Decider:
         """Search; and where wanted, simulate the neighbours of what fits too."""
         foresight = self._foresight
         available = foresight.memory.available_bytes
-        setting, fits = search(self._free, self.needed, self.seconds, available)
+        setting, fits = search(self._free, self.needed, self.seconds, available, self.saved)
         prediction = foresight.prediction(setting, self._sizes.num_layers)
         chosen = self.option("chosen", setting)
         return Decision(
@@ -134,28 +147,42 @@ class Decider:
                 changed.append((f"{count:,} tokens at once", replace(chosen, micro_batch_tokens=count)))
         for layers in sorted({0, num_layers // 2, num_layers} - {chosen.recomputed_layers}):
             if layers == 0 or self._free.layers[-1] > 0:
-                changed.append((recomputation(layers, num_layers), replace(chosen, recomputed_layers=layers)))
+                kept = replace(chosen.way, recomputes_cheap=False)
+                changed.append((recomputation(layers, num_layers), replace(chosen, recomputed_layers=layers, way=kept)))
+        if any(way.recomputes_cheap for way in self._free.ways) and not chosen.way.recomputes_cheap:
+            cheap = replace(chosen.way, recomputes_cheap=True)
+            changed.append((CHEAP, replace(chosen, recomputed_layers=0, way=cheap)))
         if rows // 2 >= SMALLEST_CHUNK_ROWS:
             changed.append((f"{rows // 2:,} rows of logits at a time", replace(chosen, loss_chunk_rows=rows // 2)))
         options = [self.option(label, setting) for label, setting in changed]
         return (*options, *self._other_optimizers(chosen))
 
     def _other_optimizers(self, chosen: Setting) -> Sequence[Option]:
-        """AdamW's other implementations: the same update, up to rounding."""
-        foresight = self._foresight
-        names = {"adamw_torch": "not fused", "adamw_torch_fused": "fused"}
-        if foresight.training.optimizer not in names or foresight.training.make_optimizer is not None:
+        """The same update by another implementation, up to rounding; and with its states at the other place."""
+        foresight, way = self._foresight, chosen.way
+        name = foresight.training.optimizer
+        if optimizers.state_bytes(name) is None or foresight.training.make_optimizer is not None:
             return []
-        (other,) = set(names) - {foresight.training.optimizer}
-        plan = foresight.plan_of(chosen, self._sizes.num_layers)
-        work = foresight.shape.work(chosen.micro_batch_tokens, plan.layout)
-        found = simulate_model(foresight.model, plan, work, replace(foresight.training, optimizer=other))
-        seconds = self.seconds(chosen)
-        return [Option(f"--optim {other} ({names[other]})", chosen, foresight.needed_bytes(found), seconds)]
+        changed = [
+            (f"--optimizer_implementation {other}", replace(way, implementation=other))
+            for other in optimizers.IMPLEMENTATIONS
+            if way.implementation is not None and other != way.implementation and (name, other) != ("rmsprop", "fused")
+        ]
+        if self._is_cuda:
+            other = "host" if way.states == "device" else "device"
+            changed.append((f"optimizer states on the {other}", replace(way, states=other)))
+        return [self.option(label, replace(chosen, way=other_way)) for label, other_way in changed]
 
 
-def recomputation(layers: int, num_layers: int) -> str:
+CHEAP = "cheap operations recomputed"
+UPDATE_PASSES: dict[str | None, int] = {None: 1, "fused": 1, "foreach": 4, "for-loop": 5}
+"""How often an update goes over its numbers.  Estimated from the number of its operations; for-loop launches more."""
+
+
+def recomputation(layers: int, num_layers: int, *, recomputes_cheap: bool = False) -> str:
     """In words."""
+    if recomputes_cheap and layers < num_layers:
+        return CHEAP if layers == 0 else f"{layers} of {num_layers} layers recomputed, and {CHEAP} in the others"
     if layers == 0:
         return "nothing recomputed"
     return "every layer recomputed" if layers == num_layers else f"{layers} of {num_layers} layers recomputed"

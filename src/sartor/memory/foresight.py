@@ -74,6 +74,8 @@ class Memory:
     """Of the model, allocated already."""
     reserve_bytes: int = PROCESS_BYTES
     """Kept free beside what is foreseen."""
+    host_bytes: int | None = None
+    """Of a GPU's host, free for optimizer states; None: not known."""
 
 
 class Foresight:
@@ -94,17 +96,23 @@ class Foresight:
 
     def plan_of(self, setting: Setting, num_layers: int) -> Plan:
         """The plan with this setting."""
-        some = setting.recomputed_layers
+        some, way = setting.recomputed_layers, setting.way
+        is_cheap = way.recomputes_cheap and some < num_layers
         return replace(
             self.plan,
             micro_batch_tokens=setting.micro_batch_tokens,
-            gradient_checkpointing=some > 0,
-            recomputed_layers=some if 0 < some < num_layers else None,
+            gradient_checkpointing=some > 0 or is_cheap,
+            recomputed_layers=some if is_cheap or 0 < some < num_layers else None,
+            recomputes_cheap=is_cheap,
             loss_chunk_rows=setting.loss_chunk_rows,
+            optimizer_implementation=way.implementation,
+            optimizer_states=way.states,
         )
 
     def prediction(self, setting: Setting, num_layers: int) -> Prediction:
         """What this setting was foreseen to need."""
+        if setting.recomputed_layers >= num_layers:  # then nothing is left that could be recomputed cheaply
+            setting = replace(setting, way=replace(setting.way, recomputes_cheap=False))
         if setting not in self._known:
             plan = self.plan_of(setting, num_layers)
             work = self.shape.work(setting.micro_batch_tokens, plan.layout)

@@ -12,6 +12,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from sartor.memory import optimizers
 from sartor.records import EngineSettings, Layout, Plan
 
 if TYPE_CHECKING:
@@ -61,8 +62,9 @@ def default_plan(
             else f"default on {device.type}"
         )
     activation_bytes = tokens * traits.num_layers * traits.hidden_size * ACTIVATION_VALUES_PER_HIDDEN * 4
-    if settings.gradient_checkpointing is not None:
-        checkpointing = settings.gradient_checkpointing
+    cheap = settings.recomputed_operations == "cheap"
+    if settings.gradient_checkpointing is not None or cheap:
+        checkpointing = settings.gradient_checkpointing is not False
         reasons["gradient_checkpointing"] = "as asked"
     else:
         checkpointing = activation_bytes > available_bytes // 4
@@ -81,12 +83,42 @@ def default_plan(
         layout=choice.layout,
         micro_batch_tokens=tokens,
         gradient_checkpointing=checkpointing,
+        recomputed_layers=0 if cheap else None,
+        recomputes_cheap=cheap,
         loss_chunk_rows=rows,
         attention=choice.attention,
         parameter_dtype=parameter_dtype,
         compute_dtype=compute_dtype,
         num_threads=num_threads,
         device=str(device),
+        reasons=reasons,
+    )
+
+
+def with_optimizer(plan: Plan, settings: EngineSettings, name: str | None) -> Plan:
+    """The plan with the optimizer's implementation and the place of its states: as asked, else the fastest there is.
+
+    Args:
+        plan: for a device.
+        settings: what was asked for.
+        name: `SFTConfig.optim`; None: an optimizer of the user's own, which is left as it is.
+    """
+    possible = () if name is None else optimizers.implementations(name, plan.device.partition(":")[0])
+    reasons = dict(plan.reasons)
+    implementation = settings.optimizer_implementation
+    if implementation is not None:
+        reasons["optimizer_implementation"] = "as asked"
+    elif possible:
+        implementation = possible[0]
+        reasons["optimizer_implementation"] = f"the fastest of optim={name!r} on {plan.device}"
+    if settings.optimizer_states is not None:
+        reasons["optimizer_states"] = "as asked"
+        if settings.optimizer_states == "host" and plan.device.startswith("cpu"):
+            reasons["optimizer_states"] += ", though on a CPU the host's memory is the device's"
+    return dataclasses.replace(
+        plan,
+        optimizer_implementation=implementation,
+        optimizer_states=settings.optimizer_states or "device",
         reasons=reasons,
     )
 

@@ -85,9 +85,16 @@ def proposal_lines(decision: Decision) -> Iterator[str]:
 def setting_in_words(setting: Setting, num_layers: int) -> str:
     """`1,024 tokens at once, nothing recomputed, 1,024 rows of logits at a time`."""
     return (
-        f"{setting.micro_batch_tokens:,} tokens at once, {recomputation(setting.recomputed_layers, num_layers)}, "
+        f"{setting.micro_batch_tokens:,} tokens at once, "
+        f"{recomputation(setting.recomputed_layers, num_layers, recomputes_cheap=setting.way.recomputes_cheap)}, "
         f"{setting.loss_chunk_rows:,} rows of logits at a time"
     )
+
+
+def optimizer_in_words(setting: Setting) -> str:
+    """`optimizer states on the device, its step fused`."""
+    step = "" if setting.way.implementation is None else f", its step {setting.way.implementation}"
+    return f"optimizer states on the {setting.way.states}{step}"
 
 
 def page(decision: Decision, *, head: str, num_layers: int, optimizer: str) -> str:
@@ -105,7 +112,7 @@ def page(decision: Decision, *, head: str, num_layers: int, optimizer: str) -> s
         "",
         "chosen" if decision.fits else "the leanest that leaves the mathematics alone",
         f"  {setting_in_words(decision.chosen.setting, num_layers)}; {optimizer}",
-        "  optimizer states on the device (there is no other place for them yet)",
+        f"  {optimizer_in_words(decision.chosen.setting)}",
         f"  {times(decision)}",
     ]
     if decision.neighbours:
@@ -125,7 +132,10 @@ def as_json(decision: Decision, *, num_layers: int, optimizer: str) -> dict[str,
             "label": entry.label,
             "micro_batch_tokens": setting.micro_batch_tokens,
             "recomputed_layers": setting.recomputed_layers,
+            "recomputes_cheap": setting.way.recomputes_cheap,
             "loss_chunk_rows": setting.loss_chunk_rows,
+            "optimizer_implementation": setting.way.implementation,
+            "optimizer_states": setting.way.states,
             "needed_bytes": entry.needed_bytes,
             "step_s": entry.seconds,
         }

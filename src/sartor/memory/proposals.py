@@ -48,7 +48,8 @@ def with_proposals(decision: Decision, config: Any, foresight: Foresight, sizes:
 
     def seconds(changed: Sizes, setting: Setting, shape: Shape) -> float:
         other = Foresight(foresight.model, foresight.plan, shape, foresight.training, foresight.memory)
-        one = Freedom((setting.micro_batch_tokens,), (setting.recomputed_layers,), (setting.loss_chunk_rows,))
+        one = Freedom((setting.micro_batch_tokens,), (setting.recomputed_layers,), (setting.loss_chunk_rows,),
+                      (setting.way,))  # fmt: skip
         return Decider(other, one, changed, decision.rates).seconds(setting)
 
     case = Case(

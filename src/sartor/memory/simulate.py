@@ -46,7 +46,7 @@ class Work:
     """Of the optimizer batch: from the second one on, gradients are there before the pass begins."""
 
 
-def _plain_update(optimizer: torch.optim.Optimizer) -> None:
+def _plain_update(optimizer: torch.optim.Optimizer, plan: Plan) -> None:
     optimizer.step()
 
 
@@ -59,8 +59,8 @@ class Training:
     optimizer: str = "adamw_torch_fused"
     make_optimizer: optimizers.MakeOptimizer | None = None
     """Takes the place of `optimizer`'s own maker."""
-    update: Callable[[torch.optim.Optimizer], None] = _plain_update
-    """How the run takes the optimizer's step."""
+    update: Callable[[torch.optim.Optimizer, Plan], None] = _plain_update
+    """How the run takes the optimizer's step under a plan."""
     lora: Any = None
     """A peft configuration."""
     quantization: str | None = None
@@ -179,7 +179,9 @@ def _one_step(
         engine.balance_coefficient = training.balance_coefficient
         engine.on_phase = lambda name: live.enter(Phase(name))
         engine.form = replace(engine.form, fits_cache=not is_cuda, pieces=_differing_pieces)
-        make = training.make_optimizer or optimizers.maker(training.optimizer, is_cuda=is_cuda)
+        make = training.make_optimizer or optimizers.maker(
+            training.optimizer, is_cuda=is_cuda, implementation=plan.optimizer_implementation
+        )
         optimizer = make(optimizers.groups_of(model, imagine.embedding(model)))
         if is_cuda:
             stack.enter_context(cuda_rules.CudaAutocast())
@@ -192,7 +194,7 @@ def _one_step(
         live.own(Component.GRADIENTS, (parameter.grad for parameter in model.parameters()))
         first = live.num_marks()
         live.enter(Phase.FIRST_UPDATE)  # where states are made, which may need more than any later step
-        training.update(optimizer)
+        training.update(optimizer, plan)
         live.own(Component.OPTIMIZER, optimizers.states(optimizer))
         optimizer.zero_grad(set_to_none=True)
         for _ in range(min(2, work.num_micro_batches)):
@@ -201,7 +203,7 @@ def _one_step(
         live.enter(Phase.CLIP)
         engine.gradient_norm(training.settings.max_grad_norm)
         live.enter(Phase.UPDATE)
-        training.update(optimizer)
+        training.update(optimizer, plan)
         model.zero_grad(set_to_none=True)
         if training.evaluates:
             live.enter(Phase.EVALUATION)

@@ -202,7 +202,12 @@ def _tensors(result: Any) -> Iterator[torch.Tensor]:
 
 
 def _storages(tensor: torch.Tensor) -> Iterator[Any]:
-    """The storages of a tensor; a wrapper without one of its own is looked into by `own`'s callers."""
+    """The storages of a tensor; a wrapper without one of its own is looked into by `own`'s callers.
+
+    What is on "meta" has none: a simulation's name for memory that is not the device's.
+    """
+    if tensor.device.type == "meta":
+        return
     try:
         yield tensor.untyped_storage()
     except (NotImplementedError, RuntimeError):  # sparse layouts and wrapper subclasses have none

@@ -23,7 +23,7 @@ from sartor.run.cutting import keyed_micro_batches
 from sartor.run.loop import OptimizerBatch
 from sartor.run.recover import Recovery
 from sartor.run.state import generator_states, restore_generators
-from sartor.run.transaction import Update
+from sartor.run.transaction import planned_update
 
 _OPTIMIZER_ADVICE = (
     "its states go with the parameters. Choose an optimizer that keeps less (optim='adafactor'), train an adapter "
@@ -167,7 +167,8 @@ class Updater:
         policy: NonFinitePolicy | None = None,
     ) -> None:
         self._optimizer = optimizer
-        self._update: Any = Update(optimizer)
+        self._update: Any = planned_update(optimizer, engine.plan)
+        self._update.settle()
         self._scheduler = scheduler
         self._engine = engine
         self._max_grad_norm = max_grad_norm

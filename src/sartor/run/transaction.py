@@ -24,7 +24,7 @@ from torch import nn
 
 from sartor.errors import ConfigurationError, OutOfMemoryError
 from sartor.records import Plan
-from sartor.run.host_states import HOST, HostStates
+from sartor.run.host_states import HOST, HostStates, settle_on_device
 from sartor.run.recover import is_out_of_memory
 
 PIECE_BYTES = 32 << 20
@@ -43,6 +43,13 @@ class Update:
         self._host = host
         self._done: set[nn.Parameter] = set()
         self._piece_bytes = PIECE_BYTES
+
+    def settle(self) -> None:
+        """States that are there already go where they are to live: a resumed run's, or another run's."""
+        if self._host is not None:
+            self._host.settle()
+        elif goes_in_pieces(self.optimizer):
+            settle_on_device(self.optimizer)
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:

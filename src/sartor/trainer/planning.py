@@ -6,27 +6,29 @@ a run says about its memory.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psutil
 import torch
 from transformers.training_args import OptimizerNames
 
 from sartor.engine.traits import ModelTraits, base_model, is_adapter
 from sartor.errors import SartorError
-from sartor.memory import imagine, plan_text, rates
+from sartor.memory import imagine, optimizers, plan_text, rates
 from sartor.memory.decide import Decider, Decision, recomputation
 from sartor.memory.foresight import Foresight, Memory, Shape, pass_bytes
 from sartor.memory.plan import ACTIVATION_VALUES_PER_HIDDEN, most_tokens
 from sartor.memory.proposals import with_proposals
-from sartor.memory.search import Freedom, freedom
+from sartor.memory.search import Freedom, Way, freedom
 from sartor.memory.simulate import Training
 from sartor.memory.speed import Batch, sizes_of
 from sartor.records import EngineSettings, Plan
-from sartor.run.transaction import Update
+from sartor.run.transaction import simulated_update
 
 if TYPE_CHECKING:
     from sartor.trainer.feed import Feed
@@ -106,8 +108,11 @@ def _searched(
     model = imagine.imitate(trainer.model)
     training = training_of(trainer)
     shape = replace(shape_of(trainer, feed), document_limit=traits.rope_switch_tokens)
-    memory = Memory(available_bytes, _held_bytes(trainer.model))
-    free = freedom_of(trainer.model, traits, settings, base, shape)
+    host_bytes = int(psutil.virtual_memory().available) if base.device.startswith("cuda") else None
+    memory = Memory(available_bytes, _held_bytes(trainer.model), host_bytes=host_bytes)
+    free = freedom_of(
+        trainer.model, traits, settings, base, shape, ways_of(trainer.model, base, settings, training, memory)
+    )
     sizes = sizes_of(traits, trainer.model)
     device = base.device.partition(":")[0]
     rate = matrix_rate()
@@ -137,9 +142,15 @@ def plan_with(foresight: Foresight, decision: Decision, settings: EngineSettings
             "the fewest that are about as fast as any that fit" if decision.fits else "the fewest: nothing fits"
         )
     if settings.gradient_checkpointing is None:
-        reasons["gradient_checkpointing"] = f"{recomputation(setting.recomputed_layers, num_layers)}: {needs}"
+        cheap = setting.way.recomputes_cheap
+        what = recomputation(setting.recomputed_layers, num_layers, recomputes_cheap=cheap)
+        reasons["gradient_checkpointing"] = f"{what}: {needs}"
     if settings.loss_chunk_rows is None and setting.loss_chunk_rows != plan.loss_chunk_rows:
         reasons["loss_chunk_rows"] = "fewer, so that it fits"
+    if setting.way.states != plan.optimizer_states:
+        reasons["optimizer_states"] = f"on the {setting.way.states}, so that it fits"
+    if setting.way.implementation != plan.optimizer_implementation:
+        reasons["optimizer_implementation"] = f"{setting.way.implementation}, so that it fits"
     work = foresight.shape.work(setting.micro_batch_tokens, plan.layout)
     return replace(
         foresight.plan_of(setting, num_layers),
@@ -157,7 +168,7 @@ def training_of(trainer: SFTTrainer) -> Training:
     return Training(
         arrival_dtype=arrival[0] if arrival else "float32",
         optimizer=OptimizerNames(trainer.args.optim).value,
-        update=lambda optimizer: Update(optimizer).step(),
+        update=simulated_update,
         lora=model.peft_config[model.active_adapter] if is_adapter(model) else None,
         settings=trainer.settings.engine,
     )
@@ -199,12 +210,54 @@ def shape_from(lengths: Any, longest: int, target_share: float, batch_size: int,
     return Shape(longest, max(longest, largest), min(1.0, 1.25 * target_share), batch, num_steps)
 
 
-def freedom_of(model: Any, traits: ModelTraits, settings: EngineSettings, base: Plan, shape: Shape) -> Freedom:
-    """What the user and the architecture leave open."""
+HOST_SHARE = 0.6
+"""Of a GPU's host's free memory that optimizer states may take; pinned memory comes in powers of two."""
+
+
+def ways_of(model: Any, base: Plan, settings: EngineSettings, training: Training, memory: Memory) -> tuple[Way, ...]:
+    """How the same may be computed, the fastest first: what the user, the architecture and the optimizer leave open."""
+    cheap: tuple[bool, ...] = (False, True)
+    if settings.recomputed_operations is not None:
+        cheap = (settings.recomputed_operations == "cheap",)
+    elif settings.gradient_checkpointing is not None or not base_model(model).supports_gradient_checkpointing:
+        cheap = (False,)
+    name, device = training.optimizer, base.device.partition(":")[0]
+    implementations: tuple[str | None, ...] = (base.optimizer_implementation,)
+    if settings.optimizer_implementation is None:
+        implementations = optimizers.implementations(name, device) or implementations
+    places: tuple[str, ...] = (base.optimizer_states,)
+    each = optimizers.state_bytes(name)
+    if settings.optimizer_states is None and device != "cpu" and each:
+        needed = each * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        if memory.host_bytes is None or needed <= HOST_SHARE * memory.host_bytes:
+            places = ("device", "host")
+    return tuple(Way(*way) for way in itertools.product(cheap, implementations, places))
+
+
+def freedom_of(
+    model: Any,
+    traits: ModelTraits,
+    settings: EngineSettings,
+    base: Plan,
+    shape: Shape,
+    ways: tuple[Way, ...] = (Way(),),
+) -> Freedom:
+    """What the user and the architecture leave open.
+
+    Args:
+        model: that is trained, perhaps without memory.
+        traits: of it.
+        settings: what the user has chosen.
+        base: the plan by rules of thumb.
+        shape: of the data.
+        ways: see `ways_of`.
+    """
     inner = base_model(model)
     can_recompute = bool(inner.supports_gradient_checkpointing)
     layers: int | None = None
-    if settings.gradient_checkpointing is not None:
+    if settings.recomputed_operations == "cheap":
+        layers = 0
+    elif settings.gradient_checkpointing is not None:
         layers = traits.num_layers if settings.gradient_checkpointing else 0
     elif not can_recompute:
         layers = 0
@@ -217,6 +270,7 @@ def freedom_of(model: Any, traits: ModelTraits, settings: EngineSettings, base: 
         largest_tokens=min(most, max(shape.longest_tokens, shape.largest_batch_tokens)),
         num_layers=traits.num_layers,
         largest_rows=base.loss_chunk_rows,
+        ways=ways,
     )
     from transformers.modeling_layers import GradientCheckpointingLayer
 

@@ -18,8 +18,9 @@ from sartor.memory.allocator import retaining
 from sartor.memory.consumers import what_consumes
 from sartor.memory.simulate import Training, Work
 from sartor.records import Plan
+from sartor.run.implementation import set_implementation
 from sartor.run.stepper import Updater
-from sartor.run.transaction import Update
+from sartor.run.transaction import simulated_update
 from sartor.trainer import rehearsing, saving
 from sartor.trainer.evaluating import lazy_loader
 from sartor.trainer.feed import Feed
@@ -47,6 +48,7 @@ def profile(trainer: SFTTrainer) -> dict[str, Any]:
         engine = stack.enter_context(engine_for(trainer, longest_tokens=feed.longest_document, trains=True, feed=feed))
         trainer.plan = engine.plan
         trainer.create_optimizer()
+        set_implementation(trainer.optimizer, engine.plan.optimizer_implementation)
         try:
             updater = Updater(
                 trainer.optimizer, None, engine, trainer.args.max_grad_norm, False, recovery=trainer.recovery
@@ -99,7 +101,7 @@ def consumers(trainer: SFTTrainer, plan: Plan, memory: dict[str, Any]) -> list[d
     training = Training(
         arrival_dtype=str(frozen[0].dtype).removeprefix("torch.") if frozen else "float32",
         make_optimizer=rehearsing.maker_of(trainer),
-        update=lambda simulated: Update(simulated).step(),
+        update=simulated_update,
         lora=next(iter(adapters.values())) if adapters else None,
         settings=trainer.settings.engine,
     )

@@ -71,6 +71,8 @@ def _needs(engine: Engine) -> Needs:
             return layer * traits.num_layers
         some = engine.plan.recomputed_layers
         num_kept = 0 if some is None else max(0, traits.num_layers - some)
+        if engine.plan.recomputes_cheap:  # products are kept: about half
+            num_kept = (num_kept + 1) // 2
         return layer * (1 + num_kept) + 4 * traits.hidden_size * (traits.num_layers - num_kept)
 
     def foreseen_bytes(num_tokens: int, trains: bool) -> int | None:

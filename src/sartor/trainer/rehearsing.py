@@ -34,7 +34,7 @@ from sartor.run.cutting import keyed_micro_batches
 from sartor.run.recover import is_out_of_memory
 from sartor.run.state import generator_states, restore_generators
 from sartor.run.stepper import Updater
-from sartor.run.transaction import Update
+from sartor.run.transaction import simulated_update
 from sartor.trainer import saving
 from sartor.trainer.feed import Feed
 from sartor.trainer.recovering import freeze
@@ -310,7 +310,7 @@ def foresee(
         module._forward_pre_hooks.clear()
     training = Training(
         make_optimizer=maker_of(trainer),
-        update=lambda simulated: Update(simulated).step(),
+        update=simulated_update,
         settings=trainer.settings.engine,
         balance_coefficient=engine.balance_coefficient,
     )

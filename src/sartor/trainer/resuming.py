@@ -25,6 +25,8 @@ from sartor.errors import ConfigurationError, ModelError, RunFolderError
 from sartor.memory.plan import plan_of
 from sartor.records import Plan
 from sartor.run import checkpoint
+from sartor.run.host_states import HostStates
+from sartor.run.implementation import set_implementation
 from sartor.trainer import saving
 from sartor.trainer.checkpoints import restore_callbacks, saved_tensors
 from sartor.trainer.fingerprints import WHAT, fingerprints, versions
@@ -291,8 +293,14 @@ def _from_model_files(folder: Path, names: list[str]) -> dict[str, torch.Tensor]
     return found
 
 
-def restore_optimizer(trainer: SFTTrainer, resumption: Resumption) -> None:
-    """The states of optimizer and schedule; where their options were changed and accepted, around the new options."""
+def restore_optimizer(trainer: SFTTrainer, resumption: Resumption, plan: Plan) -> None:
+    """The states of optimizer and schedule; where their options were changed and accepted, around the new options.
+
+    Args:
+        trainer: whose optimizer and schedule are new.
+        resumption: what is gone on from.
+        plan: that holds from here on; says where states live.
+    """
     content, optimizer, scheduler = resumption.content, trainer.optimizer, trainer.lr_scheduler
     if "optim" in resumption.accepted:
         trainer.say("the optimizer is another one than in the checkpoint: it starts anew, without the old one's state.")
@@ -300,7 +308,11 @@ def restore_optimizer(trainer: SFTTrainer, resumption: Resumption) -> None:
         state = {"state": content["optimizer"]["state"], "param_groups": content["optimizer"]["param_groups"]}
         if not resumption.accepted.isdisjoint(OPTIMIZER):
             state["param_groups"] = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict(state)
+        if plan.optimizer_states == "host":
+            HostStates(optimizer).load(state)
+        else:
+            optimizer.load_state_dict(state)
+        set_implementation(optimizer, plan.optimizer_implementation)
         _restore_dtypes(optimizer, content["optimizer"])
     if resumption.accepted.isdisjoint(OPTIMIZER):
         scheduler.load_state_dict(content["schedule"])

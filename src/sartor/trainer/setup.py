@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from transformers.training_args import OptimizerNames
 
 from sartor.engine.flops import measured_matrix_rate
 from sartor.engine.layout import choose_layout
@@ -17,7 +18,7 @@ from sartor.engine.step import Engine
 from sartor.engine.traits import ModelTraits, read_traits
 from sartor.errors import ConfigurationError
 from sartor.memory.device import available_bytes
-from sartor.memory.plan import default_plan, write_plan
+from sartor.memory.plan import default_plan, with_optimizer, write_plan
 from sartor.records import Plan
 from sartor.trainer import saving
 from sartor.trainer.planning import planned
@@ -105,7 +106,10 @@ def _plan(
     longest_tokens: int,
 ) -> Plan:
     trained = {str(p.dtype).removeprefix("torch.") for p in trainer.model.parameters() if p.requires_grad}
-    return default_plan(
+    name = None
+    if trainer.optimizer is None and trainer.optimizer_cls_and_kwargs is None:
+        name = str(OptimizerNames(trainer.args.optim).value)
+    plan = default_plan(
         traits,
         trainer.settings.engine,
         choose_layout(trainer.model, traits),
@@ -117,6 +121,7 @@ def _plan(
         available_bytes=available_bytes(device),
         num_threads=torch.get_num_threads(),
     )
+    return with_optimizer(plan, trainer.settings.engine, name)
 
 
 def _balance_coefficient(trainer: SFTTrainer, traits: ModelTraits) -> float:
@@ -154,6 +159,9 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float | None:
 
 
 def _recomputation(plan: Plan) -> str:
+    if plan.gradient_checkpointing and plan.recomputes_cheap and plan.recomputed_layers is not None:
+        whole = f" and of all of the first {plan.recomputed_layers} layers" if plan.recomputed_layers else ""
+        return f"of cheap operations{whole}"
     if plan.gradient_checkpointing and plan.recomputed_layers is not None:
         return f"of the first {plan.recomputed_layers} layers"
     return "on" if plan.gradient_checkpointing else "off"
@@ -174,6 +182,7 @@ def announce(trainer: SFTTrainer, plan: Plan) -> None:
         f"computing in {plan.compute_dtype} on {plan.device}, parameters in {plan.parameter_dtype}; "
         f"{plan.layout.value}; up to {plan.micro_batch_tokens:,} tokens at once; gradient checkpointing "
         f"{_recomputation(plan)}"
+        + (", optimizer states in the host's memory" if plan.optimizer_states == "host" else "")
     )
     for field in ("compute_dtype", "layout"):
         if field in plan.reasons:

@@ -16,6 +16,7 @@ from sartor.engine.step import Engine
 from sartor.errors import NonFiniteError
 from sartor.memory.allocator import retaining
 from sartor.run import loop
+from sartor.run.implementation import set_implementation
 from sartor.run.interrupt import Terminated
 from sartor.run.stepper import EngineStepper, Updater
 from sartor.trainer import resuming, saving
@@ -83,10 +84,11 @@ def _start(
         trainer.lr_scheduler = None
         trainer._created_lr_scheduler = False
     trainer.create_optimizer()
+    set_implementation(trainer.optimizer, engine.plan.optimizer_implementation)
     trainer.create_scheduler(num_training_steps=max_steps)
     if resumption is not None:
         resuming.restore_weights(trainer, resumption)
-        resuming.restore_optimizer(trainer, resumption)
+        resuming.restore_optimizer(trainer, resumption, engine.plan)
         resuming.restore_state(trainer, resumption)
     handler = trainer.callback_handler
     handler.model, handler.optimizer, handler.lr_scheduler = trainer.model, trainer.optimizer, trainer.lr_scheduler
