@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import transformers
 
+import sartor.demo
 from sartor.cli.main import main
 from sartor.cli.plan_flags import read, usage
 from sartor.errors import ConfigurationError
@@ -89,6 +91,22 @@ def test_where_nothing_fits_the_leanest_is_shown_and_what_would_fit_with_its_byt
         assert entry["fits"] == (entry["needed_bytes"] <= found["available_bytes"])
         assert entry["set"]
         assert entry["cost"]
+
+
+def test_rows_are_prepared_as_a_training_would(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = Path(sartor.demo.__file__).parent / "assets" / "base"
+    sources = []
+    for name, count, words in (("short", 30, 3), ("long", 10, 40)):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps({"text": "the moon " * words}) + "\n" for _ in range(count)))
+        sources.append(str(path))
+    argv = ("--model", base, "--memory", "2GB", "--bf16", "false", "--per_device_train_batch_size", "4",
+            "--num_train_epochs", "2", "--micro_batch_tokens", "64", "--gradient_checkpointing", "false",
+            "--data_cache", tmp_path / "cache")  # fmt: skip
+    assert as_json(capsys, *argv, "--data", sources[0])["num_steps"] == 16  # two times 8 batches
+    code, out = plan(capsys, *argv, "--data", *(f"{source}:0.5" for source in sources))
+    assert code == 0
+    assert re.search(r"(1[0-9]|2[0-9]) rows, the longest document 8[0-9] tokens", out)  # of both, until one ends
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,14 @@ Prints a page, or JSON.  Exit code 1: it does not fit.
 """
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from sartor.cli import plan_data
 from sartor.cli.output import readers_may_leave
 from sartor.cli.plan_flags import Request, read, usage
-from sartor.errors import ConfigurationError, ModelError
+from sartor.errors import ModelError
 
 if TYPE_CHECKING:
     from sartor.config import SFTConfig
@@ -23,7 +23,6 @@ HELP = "say what a training would need, and what would make it fit"
 
 INTERPRETER_BYTES = 450 << 20
 """Of a process that trains on a CPU, before its model: Python, torch and transformers.  Measured: 400 to 440 MB."""
-DEFAULT_LENGTH = 1_024
 
 
 def run(argv: Sequence[str]) -> int:
@@ -48,7 +47,7 @@ def _plan(request: Request) -> int:
         more = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
         args.model_init_kwargs = {**more, "revision": own["model_revision"]}
     settings = resolve(args)
-    shape, source = _shape(request, args)
+    shape, source = plan_data.shape(request, args, settings)
     decision, plan, num_layers, weights = _decide(request, args, settings.engine, shape, card, stated)
     optimizer = _optimizer(args)
     if own.get("json"):
@@ -130,52 +129,6 @@ def _configuration(name: str, args: "SFTConfig") -> Any:
         name, revision=keywords.get("revision"), trust_remote_code=args.trust_remote_code
     )
     return config.get_text_config()
-
-
-def _shape(request: Request, args: "SFTConfig") -> "tuple[Shape, str]":
-    """The data, and in words where they are known from."""
-    import numpy as np
-
-    from sartor.memory.foresight import Shape
-    from sartor.memory.speed import Batch
-    from sartor.trainer.planning import shape_from
-
-    size = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    length = int(args.max_length or DEFAULT_LENGTH)
-    if request.data is None:
-        tokens = size * length
-        steps = args.max_steps if args.max_steps > 0 else None
-        return (
-            Shape(length, tokens, 1.0, Batch(tokens, tokens, length), steps),
-            f"of {length:,} tokens each (no data given)",
-        )
-    from sartor.cli import inspect, inspect_flags
-
-    used = {flag.name for flag in inspect_flags.USED_FLAGS}
-    asked = inspect_flags.Request(
-        request.model,
-        request.data,
-        {name: value for name, value in request.fields.items() if name in used},
-        {name: value for name, value in request.own.items() if name in used and not name.startswith("eval_")},
-        (),
-    )
-    try:
-        (inspection, *_) = inspect.inspections_of(asked)
-    except inspect.Unusable as error:
-        raise ConfigurationError(f"{error}") from error
-    lengths = inspection.lengths.tokens
-    if args.max_length is not None:
-        lengths = np.minimum(lengths, args.max_length)
-    share = inspection.summary.num_targets / max(1, inspection.summary.num_tokens)
-    if not len(lengths):
-        raise ConfigurationError(f"--data {request.data}: no row can be used, so there is nothing to plan for")
-    rows = lengths
-    if args.packing:  # blocks of max_length in place of rows
-        rows = np.full(max(1, math.ceil(int(lengths.sum()) / length)), length)
-    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * math.ceil(len(rows) / size))
-    longest = int(lengths.max())
-    words = f"{len(rows):,} {'blocks' if args.packing else 'rows'}, the longest document {longest:,} tokens"
-    return shape_from(rows, longest, share, size, steps), words
 
 
 def _compute_dtype(args: "SFTConfig", card: "Card | None", device: Any) -> tuple[str, str]:

@@ -63,7 +63,8 @@ class Request:
     """What `sartor plan` was asked for."""
 
     model: str
-    data: str | None
+    data: tuple[str, ...]
+    """Sources, with their weights where there are several; none: rows of `max_length` are planned for."""
     fields: Mapping[str, Any]
     """Keyword arguments of SFTConfig."""
     own: Mapping[str, Any]
@@ -84,15 +85,12 @@ def read(argv: Sequence[str]) -> Request:
         problems.append("--model is missing: give a folder or a Hub id; its configuration is all that is read")
     if values.get("gpu") is not None and values.get("memory") is not None:
         problems.append("--gpu and --memory both say what there is: give one of them")
-    sources = values.get("data") or []
-    if len(sources) > 1:
-        problems.append(f"{', '.join(sources)}: one source is planned for at a time: give the longest rows")
     if problems:
         raise ConfigurationError(problems)
     own_names = {flag.name for flag in (*PLAN_FLAGS, *OWN_FLAGS)}
     return Request(
         values["model"],
-        sources[0] if sources else None,
+        tuple(values.get("data") or ()),
         {name: value for name, value in values.items() if name not in own_names},
         {name: value for name, value in values.items() if name in own_names},
     )

@@ -27,10 +27,11 @@ from sartor.memory.proposals import with_proposals
 from sartor.memory.search import Freedom, Way, freedom
 from sartor.memory.simulate import Training
 from sartor.memory.speed import Batch, sizes_of
-from sartor.records import EngineSettings, Plan
+from sartor.records import DataSummary, EngineSettings, Plan
 from sartor.run.transaction import simulated_update
 
 if TYPE_CHECKING:
+    from sartor.config import SFTConfig
     from sartor.trainer.feed import Feed
     from sartor.trainer.sft_trainer import SFTTrainer
 
@@ -182,9 +183,24 @@ def shape_of(trainer: SFTTrainer, feed: Feed) -> Shape:
         longest = int(args.max_length or 1_024)
         steps = args.max_steps if args.max_steps > 0 else None
         return Shape(longest, size * longest, 1.0, Batch(size * longest, size * longest, longest), steps)
-    lengths = feed.examples.lengths
     longest = max(1, feed.longest_document())
     summary = trainer.preparation.summaries.get("train")
+    return shape_of_examples(feed.examples.lengths, longest, summary, args, trainer._train_batch_size)
+
+
+def shape_of_examples(
+    lengths: Any, longest: int, summary: DataSummary | None, args: SFTConfig, device_batch_size: int
+) -> Shape:
+    """The same of prepared rows.
+
+    Args:
+        lengths: tokens of each row, at least one.
+        longest: tokens of the longest document.
+        summary: of their preparation; None: every token is taken to be trained.
+        args: the training's options.
+        device_batch_size: rows of a device batch.
+    """
+    size = device_batch_size * args.gradient_accumulation_steps
     share = 1.0 if summary is None or not summary.num_tokens else summary.num_targets / summary.num_tokens
     epochs = math.ceil(args.num_train_epochs * math.ceil(len(lengths) / size))
     num_steps = args.max_steps if args.max_steps > 0 else epochs

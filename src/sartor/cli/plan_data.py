@@ -1,0 +1,75 @@
+"""The rows of `sartor plan`: prepared as a training would prepare them, and found in its cache by the next one.
+
+In: the request and its configuration.  Out: the data as far as memory and time are concerned.  No weight is read.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from sartor.cli.plan_flags import Request
+from sartor.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from sartor.config import Settings, SFTConfig
+    from sartor.memory.foresight import Shape
+
+DEFAULT_LENGTH = 1_024
+"""Of rows where there are none, and no `max_length`."""
+
+
+def shape(request: Request, args: "SFTConfig", settings: "Settings") -> "tuple[Shape, str]":
+    """The data, and in words where they are known from.
+
+    Raises:
+        SartorError: what a training would say of the rows before it begins.
+    """
+    if request.data:
+        return _of_rows(request, args, settings)
+    from sartor.memory.foresight import Shape
+    from sartor.memory.speed import Batch
+
+    length = int(args.max_length or DEFAULT_LENGTH)
+    tokens = args.per_device_train_batch_size * args.gradient_accumulation_steps * length
+    steps = args.max_steps if args.max_steps > 0 else None
+    return (
+        Shape(length, tokens, 1.0, Batch(tokens, tokens, length), steps),
+        f"of {length:,} tokens each (no data given)",
+    )
+
+
+def _of_rows(request: Request, args: "SFTConfig", settings: "Settings") -> "tuple[Shape, str]":
+    from sartor.cli.train import read_rows
+    from sartor.trainer.examples import Examples
+    from sartor.trainer.planning import shape_of_examples
+
+    own = request.own
+    config, revision = own.get("dataset_config"), own.get("dataset_revision")
+    rows = read_rows(request.data, "train", own.get("split"), config, revision, settings.data.data_cache)
+    preparation = _preparation(request.model, args, settings)
+    examples = Examples(preparation.prepare(rows, "train"))
+    if not len(examples):
+        raise ConfigurationError(f"--data {request.data}: no row can be used, so there is nothing to plan for")
+    longest = max(1, examples.longest_document())
+    words = f"{len(examples):,} {'blocks' if args.packing else 'rows'}, the longest document {longest:,} tokens"
+    summary = preparation.summaries["train"]
+    return shape_of_examples(examples.lengths, longest, summary, args, args.per_device_train_batch_size), words
+
+
+def _preparation(model: str, args: "SFTConfig", settings: "Settings") -> Any:
+    """What a training of this model prepares its rows with."""
+    from sartor.trainer import construction
+    from sartor.trainer.preparation import Preparation, skips_preparation
+
+    tokenizer = construction.load_tokenizer(model, args)
+    preparation = Preparation(
+        tokenizer,
+        settings.data,
+        settings.eval_data,
+        formatting_func=None,
+        skips=skips_preparation(args.dataset_kwargs),
+        has_collator=False,
+        end_tokens=construction.end_tokens(model, tokenizer, args),
+    )
+    if args.chat_template_path is not None:
+        construction.apply_template(tokenizer, str(args.chat_template_path))
+    construction.set_eos(tokenizer, args.eos_token)
+    return preparation
