@@ -34,6 +34,9 @@ class HostStates:
         """
         self._optimizer = optimizer
         self._place = torch.device(place)
+        parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+        self._pins = place == HOST and any(parameter.is_cuda for parameter in parameters)
+        """Whether a GPU is to read what the host holds."""
         self._homes: dict[nn.Parameter, dict[str, Any] | None] = {}
         """Of parameters whose states are on the device: what the host holds; None: it holds nothing yet."""
 
@@ -65,7 +68,7 @@ class HostStates:
                     home.copy_(state[name], non_blocking=True)
                 states[parameter] = {**state, **target}
                 del self._homes[parameter]
-        if any(parameter.is_cuda for parameter, _, _ in found):
+        if self._pins:
             torch.cuda.current_stream().synchronize()  # from here on others may read them: a checkpoint
 
     def drop(self, piece: Iterable[nn.Parameter]) -> None:
@@ -108,7 +111,7 @@ class HostStates:
         return value.to(small) if isinstance(value, torch.Tensor) and small is not None else value
 
     def _moved(self, value: torch.Tensor) -> torch.Tensor:
-        if value.device == self._place and (not self._pins(value) or value.is_pinned()):
+        if value.device == self._place and (not self._pins or value.is_pinned()):
             return value
         return self._home(None, value).copy_(value)
 
@@ -121,11 +124,7 @@ class HostStates:
             and known.dtype == like.dtype
         ):
             return known
-        return torch.empty_like(like, device=self._place, pin_memory=self._pins(like))
-
-    def _pins(self, value: torch.Tensor) -> bool:
-        on_gpu = value.is_cuda or any(group["params"][0].is_cuda for group in self._optimizer.param_groups[:1])
-        return on_gpu and self._place.type == HOST
+        return torch.empty_like(like, device=self._place, pin_memory=self._pins)
 
 
 def settle_on_device(optimizer: torch.optim.Optimizer) -> None:
