@@ -1165,9 +1165,23 @@ FORESIGHT = (
     Mutant(
         "the first update is left out",
         f"{MEMORY_ROOM}/simulate.py",
-        "        optimizer.zero_grad(set_to_none=True)\n",
-        "        optimizer.zero_grad(set_to_none=True)\n        first = live.num_marks()\n",
+        "    return _prediction([first, *between, *after], note, plan, training)\n",
+        "    return _prediction([*between, *after], note, plan, training)\n",
         (f"{FORESEEN}::test_the_peak_is_what_the_allocator_counts",),
+    ),
+    Mutant(
+        "one coefficient for layers of all kinds",
+        f"{MEMORY_ROOM}/extrapolate.py",
+        "        below = counts(kinds[: place.num_below], self._kinds)\n",
+        "        below = [place.num_below] * len(self._kinds)\n",
+        (f"{FORESEEN}::test_layers_of_several_kinds_are_extrapolated_to_the_byte",),
+    ),
+    Mutant(
+        "an extrapolation that is not affine is believed",
+        f"{MEMORY_ROOM}/extrapolate.py",
+        "            elif any(rest):\n                return None\n",
+        "",
+        (f"{FORESEEN}::test_memory_that_is_not_affine_in_layers_is_simulated_in_full",),
     ),
     Mutant(
         "tied weights counted twice",

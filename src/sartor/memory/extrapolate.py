@@ -1,109 +1,158 @@
-"""From a few layers to many: the memory of a stretch is affine in the number of layers where all layers are alike.
+"""From a few layers to many: the memory of each stretch of a pass is affine in how many layers of each kind there are.
 
-In: a function that simulates a model with its first n layers.  Out: the timeline for any number.  What it keeps true:
-nothing is extrapolated that was not proven on the spot: the line through 3 and 4 layers must meet 5 layers to the byte,
-in every component of every stretch; else the whole model is simulated.
+In: the timelines of a few small models made of some of a model's layers.  Out: the timeline of the model.  What it
+keeps true: nothing is extrapolated that was not proven on the spot: all that was simulated must lie on one affine map,
+to the byte, in every component of every stretch.
 
-Each stretch is fitted apart, since the peak moves from one to another as layers are added.  Layers are named by their
-distance from the nearer end, so that stretches of models of different depth correspond: of 5 layers the roles are 0, 1,
-inner, -2, -1.  In between, where the line runs from layer 1 to layer -2, memory is affine in the layer's place.
+What a stretch needs is what it needs by itself, which depends on where it is (the first layer, the last one, one of
+some kind between them), plus so much for each layer of each kind that there is (weights, states), plus so much for
+each that lies below it (activations, and in the backward pass gradients that are not there yet), plus what layers of a
+kind share, as long as there is one below or here (rotary frequencies of sliding attention).  Each phase of each pass
+has its own coefficients: gradients of an earlier micro-batch may be there or not.
+
+Example: 3 and 4 layers of one kind: the second of 4 layers, beside the second of 3, says what one layer more costs in
+all; beside the third of 4, what one layer below costs; the end of the pass, above all layers, must be both further on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
 
 from sartor.memory.prediction import Component, Stretch
+from sartor.memory.sketches import Kinds, counts
+from sartor.memory.tracker import Phase
 
-SMALLEST = 3
-"""Layers of the smallest model that has a second and a second to last one."""
-FULL_UP_TO = SMALLEST + (SMALLEST + 1) + (SMALLEST + 2)
-"""As many layers are simulated in order to extrapolate: no more than that are simulated as they are."""
+_COMPONENTS = tuple(Component)
 
 
-def extrapolated(step: Callable[[int], Sequence[Stretch]], num_layers: int) -> tuple[Sequence[Stretch], str]:
-    """The timeline of `num_layers` layers, and how it was found.
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where in a step a stretch is."""
+
+    part: int
+    """Which pass, counted in the order of the step."""
+    label: tuple[str, ...]
+    """What it is in its pass, whatever the number of layers."""
+    num_below: int
+    is_layer: bool
+
+
+def extrapolated(known: Mapping[Kinds, Sequence[Stretch]], wanted: Kinds) -> list[Stretch] | None:
+    """The timeline of a model's passes; None where what is known does not lie on one affine map, or leaves it open.
 
     Args:
-        step: simulates the model with its first n layers.
-        num_layers: wanted.
+        known: kinds of a small model's layers to its timeline, which has all its layers.
+        wanted: kinds of the model's layers.
     """
-    if num_layers <= FULL_UP_TO:
-        return step(num_layers), f"simulated in full: {num_layers} layers"
-    few, more, check = (step(SMALLEST + extra) for extra in range(3))
-    timeline = _at(few, more, SMALLEST, num_layers)
-    if timeline is None or not _same(_at(few, more, SMALLEST, SMALLEST + 2), check):
-        return step(num_layers), f"simulated in full: {num_layers} layers, since memory is not affine in their number"
-    note = (
-        f"extrapolated from {SMALLEST} and {SMALLEST + 1} layers to {num_layers}, and to {SMALLEST + 2} without error"
-    )
-    return timeline, note
-
-
-def _at(few: Sequence[Stretch], more: Sequence[Stretch], num_few: int, wanted: int) -> list[Stretch] | None:
-    """The timeline of `wanted` layers on the line through two timelines, the second of one layer more.
-
-    None where the two are not built alike.
-    """
-    items_few, items_more = _items(few), _items(more)
-    if len(items_few) != len(items_more):
-        return None
-    found: list[Stretch] = []
-    steps = wanted - num_few
-    for one, other in zip(items_few, items_more, strict=True):
-        if one[0].phase != other[0].phase:
+    kinds = sorted(set(wanted))
+    rows: dict[int, list[tuple[_Place, Kinds, Stretch]]] = {}
+    for sketch, timeline in known.items():
+        for place, stretch in zip(_places(timeline, sketch), timeline, strict=True):
+            rows.setdefault(place.part, []).append((place, sketch, stretch))
+    longest = max(known, key=len)
+    outline = _outline(known[longest], len(longest), len(wanted))
+    maps: dict[int, _Map] = {}
+    for part, observed in rows.items():
+        labels = list(dict.fromkeys(place.label for place, _, _ in observed))
+        found = _Map.through(kinds, labels, observed)
+        if found is None:
             return None
-        if one[0].layer is None or other[0].layer is None:
-            if len(one) != len(other) or one[0].layer != other[0].layer:
-                return None
-            found.append(Stretch(one[0].phase, None, _line(one[0].components, other[0].components, steps)))
+        maps[part] = found
+    timeline = []
+    for place, (phase, layer) in zip(_places(outline, wanted), outline, strict=True):
+        components = maps[place.part].at(place, wanted)
+        if components is None:
+            return None
+        timeline.append(Stretch(phase, layer, components))
+    return timeline
+
+
+def _outline(timeline: Sequence[Stretch], num_layers: int, wanted: int) -> list[tuple[str, int | None]]:
+    """(phase, layer) of each stretch with `wanted` layers in place of `num_layers`."""
+    outline: list[tuple[str, int | None]] = []
+    for stretch in timeline:
+        before = outline[-1] if outline else None
+        outline.append((stretch.phase, stretch.layer))
+        if stretch.layer is None:
             continue
-        if len(one) != num_few or len(other) != num_few + 1:
-            return None
-        found.extend(_layers(one, other, wanted))
+        is_up = stretch.phase == Phase.FORWARD
+        if is_up and stretch.layer == num_layers - 1:
+            outline += [(stretch.phase, layer) for layer in range(num_layers, wanted)]
+        elif not is_up and (before is None or before[1] is None):
+            outline[-1:] = [(stretch.phase, layer) for layer in range(wanted - 1, num_layers - 2, -1)]
+    return outline
+
+
+def _places(timeline: Sequence[Stretch] | Sequence[tuple[str, int | None]], kinds: Kinds) -> list[_Place]:
+    """Where each stretch is: layers by their kind, and whether they are the first, the last or between."""
+    found: list[_Place] = []
+    part, phase_before, num_below, since = -1, "", 0, 0
+    for stretch in timeline:
+        phase, layer = stretch if isinstance(stretch, tuple) else (stretch.phase, stretch.layer)
+        if phase != phase_before:
+            part, since = part + 1, 0
+            num_below = 0 if phase == Phase.FORWARD else len(kinds)
+        phase_before = phase
+        if layer is None:
+            since += 1
+            label = (phase, f"{since} above {'all' if num_below else 'no'} layers")
+            found.append(_Place(part, label, num_below, is_layer=False))
+            continue
+        edge = "first" if layer == 0 else "last" if layer == len(kinds) - 1 else "between"
+        found.append(_Place(part, (phase, edge, str(kinds[layer])), layer, is_layer=True))
+        num_below, since = (layer + 1 if phase == Phase.FORWARD else layer), 0
     return found
 
 
-def _items(timeline: Sequence[Stretch]) -> list[list[Stretch]]:
-    """Stretches outside of layers one by one; neighbouring layers of a phase together, from layer 0 on."""
-    items: list[list[Stretch]] = []
-    for stretch in timeline:
-        before = items[-1][-1] if items else None
-        continues = before is not None and before.layer is not None and before.phase == stretch.phase
-        if continues and stretch.layer is not None:
-            items[-1].append(stretch)
-        else:
-            items.append([stretch])
-    return items
+class _Map:
+    """An affine map from where a stretch is, and which layers there are, to bytes by component."""
 
+    def __init__(self, kinds: list[int], labels: list[tuple[str, ...]]) -> None:
+        self._kinds = kinds
+        self._columns = {label: number for number, label in enumerate(labels)}
+        self._rows: dict[int, tuple[list[Fraction], list[Fraction]]] = {}
+        """Column of its first entry to an equation: (coefficients, bytes)."""
 
-def _layers(few: Sequence[Stretch], more: Sequence[Stretch], wanted: int) -> list[Stretch]:
-    """A run of `wanted` layers, in the order in which the two runs have them: upwards, or downwards in backward."""
-    steps = wanted - len(few)
-    head, tail = ([_line(few[at].components, more[at].components, steps) for at in ends] for ends in ((0, 1), (-2, -1)))
-    between = wanted - 3  # places from the second layer to the last but one
-    inner = [
-        {key: head[1][key] + (tail[0][key] - head[1][key]) * place // between for key in head[1]}
-        for place in range(1, between)
-    ]
-    numbers = range(wanted) if few[0].layer == 0 else range(wanted - 1, -1, -1)
-    return [
-        Stretch(few[0].phase, number, components)
-        for number, components in zip(numbers, [*head, *inner, *tail], strict=True)
-    ]
+    @classmethod
+    def through(
+        cls, kinds: list[int], labels: list[tuple[str, ...]], observed: Sequence[tuple[_Place, Kinds, Stretch]]
+    ) -> _Map | None:
+        """The map on which all that was observed lies; None where there is none."""
+        found = cls(kinds, labels)
+        for place, sketch, stretch in observed:
+            values = [Fraction(stretch.components.get(part, 0)) for part in _COMPONENTS]
+            coefficients, rest = found._reduced(found._features(place, sketch), values)
+            lead = next((column for column, value in enumerate(coefficients) if value), None)
+            if lead is not None:
+                scale = coefficients[lead]
+                found._rows[lead] = ([value / scale for value in coefficients], [value / scale for value in rest])
+            elif any(rest):
+                return None
+        return found
 
+    def at(self, place: _Place, kinds: Kinds) -> dict[Component, int] | None:
+        """Bytes of a stretch of a model with these layers; None where nothing observed says it."""
+        if place.label not in self._columns:
+            return None
+        coefficients, rest = self._reduced(self._features(place, kinds), [Fraction(0)] * len(_COMPONENTS))
+        if any(coefficients) or any(value > 0 or value.denominator != 1 for value in rest):
+            return None
+        return {part: -int(value) for part, value in zip(_COMPONENTS, rest, strict=True)}
 
-def _line(few: Mapping[Component, int], more: Mapping[Component, int], steps: int) -> dict[Component, int]:
-    """Component by component, `steps` layers beyond the first."""
-    return {key: few.get(key, 0) + steps * (more.get(key, 0) - few.get(key, 0)) for key in Component}
+    def _features(self, place: _Place, kinds: Kinds) -> list[Fraction]:
+        own = [int(number == self._columns[place.label]) for number in range(len(self._columns))]
+        below = counts(kinds[: place.num_below], self._kinds)
+        here = counts(kinds[: place.num_below + place.is_layer], self._kinds)
+        return [Fraction(value) for value in (*own, *counts(kinds, self._kinds), *below, *(bool(n) for n in here))]
 
-
-def _same(found: Sequence[Stretch] | None, truth: Sequence[Stretch]) -> bool:
-    if found is None or len(found) != len(truth):
-        return False
-    return all(
-        one.phase == other.phase
-        and one.layer == other.layer
-        and all(one.components.get(key, 0) == other.components.get(key, 0) for key in Component)
-        for one, other in zip(found, truth, strict=True)
-    )
+    def _reduced(self, coefficients: list[Fraction], values: list[Fraction]) -> tuple[list[Fraction], list[Fraction]]:
+        """What is left of an equation when those that are known are taken from it."""
+        for column in range(len(coefficients)):
+            factor = coefficients[column]
+            if factor and column in self._rows:
+                known, known_values = self._rows[column]
+                coefficients = [one - factor * other for one, other in zip(coefficients, known, strict=True)]
+                values = [one - factor * other for one, other in zip(values, known_values, strict=True)]
+        return coefficients, values

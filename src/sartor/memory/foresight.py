@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from sartor.memory.limits import GROWTH_BYTES, RESERVE_BYTES
 from sartor.memory.prediction import Component, Prediction
 from sartor.memory.search import Setting
-from sartor.memory.simulate import Training, Work, simulate_model
+from sartor.memory.simulate import Known, Training, Work, simulate_model
 from sartor.memory.speed import Batch
 from sartor.memory.tracker import Phase
 from sartor.records import Layout, Plan
@@ -88,6 +88,7 @@ class Foresight:
         self.training = training
         self.memory = memory
         self._known: dict[Setting, Prediction] = {}
+        self._few_layers: Known = {}
 
     @property
     def num_simulated(self) -> int:
@@ -116,7 +117,7 @@ class Foresight:
         if setting not in self._known:
             plan = self.plan_of(setting, num_layers)
             work = self.shape.work(setting.micro_batch_tokens, plan.layout)
-            self._known[setting] = simulate_model(self.model, plan, work, self.training)
+            self._known[setting] = simulate_model(self.model, plan, work, self.training, self._few_layers)
         return self._known[setting]
 
     def needed_bytes(self, prediction: Prediction) -> int:

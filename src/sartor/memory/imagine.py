@@ -126,10 +126,10 @@ def layers_of(model: nn.Module, num_layers: int) -> tuple[nn.Module, str, nn.Mod
     return None
 
 
-def are_alike(layers: Sequence[nn.Module]) -> bool:
-    """Whether all layers have the same modules, shapes, dtypes and plain settings, but for their number."""
-    first = _signature(layers[0])
-    return all(_signature(layer) == first for layer in layers[1:])
+def kinds_of(layers: Sequence[nn.Module]) -> list[int]:
+    """A number for each layer, the same where modules, shapes, dtypes and plain settings are, but for its number."""
+    numbers: dict[tuple[Any, ...], int] = {}
+    return [numbers.setdefault(_signature(layer), len(numbers)) for layer in layers]
 
 
 def _signature(layer: nn.Module) -> tuple[Any, ...]:
@@ -140,25 +140,36 @@ def _signature(layer: nn.Module) -> tuple[Any, ...]:
             for key, value in vars(module).items()
             if key != "layer_idx" and isinstance(value, (int, float, str, bool, tuple, type(None)))
         }
-        parts.append((name, type(module), sorted(plain.items(), key=lambda item: item[0])))
+        parts.append((name, type(module), tuple(sorted((key, repr(value)) for key, value in plain.items()))))
     for name, parameter in layer.named_parameters():
         parts.append((name, tuple(parameter.shape), parameter.dtype, parameter.requires_grad))
     return tuple(parts)
 
 
 @contextmanager
-def shortened(model: nn.Module, num_layers: int, kept: int) -> Iterator[None]:
-    """The decoder with its first `kept` layers only, while the block lasts."""
+def with_layers(model: nn.Module, num_layers: int, places: Sequence[int]) -> Iterator[None]:
+    """The decoder with these of its `num_layers` layers only, while the block lasts.
+
+    Its configuration lists their types in this order, and all others after them: what is made once for each type there
+    is, a mask or rotary frequencies, goes on to be made.
+    """
     found = layers_of(model, num_layers)
-    if found is None or kept == num_layers:
+    if found is None or list(places) == list(range(num_layers)):
         yield
         return
     owner, name, layers = found
-    setattr(owner, name, nn.ModuleList(list(layers)[:kept]))
+    config: Any = decoder(model).config
+    types = vars(config).get("layer_types")  # some configurations derive it
+    setattr(owner, name, nn.ModuleList([layers[place] for place in places]))
+    if types is not None:
+        left = [kind for place, kind in enumerate(types) if place not in set(places)]
+        config.layer_types = [*(types[place] for place in places), *left]
     try:
         yield
     finally:
         setattr(owner, name, layers)
+        if types is not None:
+            config.layer_types = types
 
 
 def embedding(model: nn.Module) -> nn.Module:

@@ -24,9 +24,10 @@ from sartor.engine.flops import step_flops
 from sartor.engine.step import Engine
 from sartor.errors import ConfigurationError
 from sartor.memory import imagine, rehearse, trace
+from sartor.memory.marks import marking_layers
 from sartor.memory.optimizers import MakeOptimizer
 from sartor.memory.prediction import Prediction
-from sartor.memory.simulate import Training, Work, marking_layers, simulate_model
+from sartor.memory.simulate import Training, Work, simulate_model
 from sartor.memory.trace import Measured, Trace
 from sartor.memory.tracker import Phase
 from sartor.records import Example, Layout, MicroBatch

@@ -1,0 +1,132 @@
+"""Small models that stand for a large one: which few of its layers, in which order, show what each kind of layer costs.
+
+In: the kind of each layer of a model, in order.  Out: sketches, each a short sequence of kinds.  What it keeps true:
+each sketch begins, ends and goes from kind to kind only as the model does, and every such neighbourhood occurs; their
+counts of layers span the model's own; and there is one sketch more than is needed, so that what the others say of it
+can be held against it.
+
+Example: sliding and full attention, `sssssfsssssfssss`, come to `ssfs`, `sssfs`, `ssfsfs` and, to check, `sssfsfs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from itertools import pairwise
+
+Kind = int
+"""Layers of a kind are alike in all that costs memory."""
+Kinds = tuple[Kind, ...]
+_EDGE = -1
+
+
+def sketches(kinds: Sequence[Kind]) -> list[Kinds]:
+    """The sketches of a model, the one that checks last; empty where there are none.
+
+    Args:
+        kinds: of all layers, in order.
+    """
+    model = tuple(kinds)
+    base = _shortest(model)
+    grown: list[Kinds] = []
+    segments: list[tuple[int, Kinds]] = []
+    while not _spans([base, *grown], model):
+        found = _grown(base, model, [base, *grown])
+        if found is None:
+            return []
+        segments.append(found)
+        grown.append(_inserted(base, *found))
+    if not grown:  # as small as a sketch
+        return []
+    check = base
+    for place, segment in sorted(segments, reverse=True) * (2 if len(segments) == 1 else 1):
+        check = _inserted(check, place, segment)
+    chosen = [base, *grown, check]
+    return chosen if all(_has_enough(model, sketch) for sketch in chosen) else []
+
+
+def are_less_work(chosen: Sequence[Kinds], kinds: Sequence[Kind]) -> bool:
+    """Than the whole model: they have fewer layers, all together."""
+    return 0 < sum(map(len, chosen)) < len(kinds)
+
+
+def places(kinds: Sequence[Kind], sketch: Kinds) -> list[int]:
+    """Layers of the model that make up a sketch: of each kind the first ones."""
+    left = {kind: iter([place for place, found in enumerate(kinds) if found == kind]) for kind in set(sketch)}
+    return [next(left[kind]) for kind in sketch]
+
+
+def counts(kinds: Sequence[Kind], of: Sequence[Kind]) -> list[int]:
+    """How many layers there are of each kind in `of`."""
+    return [sum(1 for kind in kinds if kind == wanted) for wanted in of]
+
+
+def _shortest(model: Kinds) -> Kinds:
+    """The model without every segment that it can lose without losing a neighbourhood."""
+    wanted = _neighbourhoods(model)
+    sketch = model
+    while True:
+        smaller = _without_longest(sketch, wanted)
+        if smaller is None:
+            return sketch
+        sketch = smaller
+
+
+def _without_longest(sketch: Kinds, wanted: set[tuple[int, int, int]]) -> Kinds | None:
+    for length in range(len(sketch) - 2, 0, -1):
+        for start in range(len(sketch) - length + 1):
+            smaller = sketch[:start] + sketch[start + length :]
+            if _neighbourhoods(smaller) == wanted:
+                return smaller
+    return None
+
+
+def _neighbourhoods(kinds: Kinds) -> set[tuple[int, int, int]]:
+    """Pairs of neighbours, ends included; and which kinds there are away from the ends."""
+    ended = (_EDGE, *kinds, _EDGE)
+    pairs = {(0, one, other) for one, other in pairwise(ended)}
+    return pairs | {(1, kind, 0) for kind in kinds[1:-1]}
+
+
+def _grown(base: Kinds, model: Kinds, known: Sequence[Kinds]) -> tuple[int, Kinds] | None:
+    """The shortest segment of the model whose insertion shows something new: (place, segment)."""
+    wanted = _neighbourhoods(model)
+    for length in range(1, len(model)):
+        for segment in dict.fromkeys(model[start : start + length] for start in range(len(model) - length + 1)):
+            for place in range(1, len(base)):
+                longer = _inserted(base, place, segment)
+                if not _has_enough(model, longer) or _spans(known, longer):
+                    continue
+                if _neighbourhoods(longer) == wanted:
+                    return place, segment
+    return None
+
+
+def _inserted(kinds: Kinds, place: int, segment: Kinds) -> Kinds:
+    return kinds[:place] + segment + kinds[place:]
+
+
+def _has_enough(model: Kinds, sketch: Kinds) -> bool:
+    return all(model.count(kind) >= sketch.count(kind) for kind in set(sketch))
+
+
+def _spans(known: Sequence[Kinds], other: Kinds) -> bool:
+    """Whether the counts of kinds of `other` are an affine combination of those of `known`."""
+    every = sorted({kind for kinds in (*known, other) for kind in kinds})
+    rows = [[Fraction(value) for value in (1, *counts(kinds, every))] for kinds in known]
+    target = [Fraction(value) for value in (1, *counts(other, every))]
+    for column in range(len(target)):
+        pivot = next((row for row in rows if row[column] != 0), None)
+        if pivot is None:
+            if target[column] != 0:
+                return False
+            continue
+        rows = [_cleared(row, pivot, column) for row in rows if row is not pivot]
+        target = _cleared(target, pivot, column)
+    return True
+
+
+def _cleared(row: list[Fraction], pivot: list[Fraction], column: int) -> list[Fraction]:
+    """`row` with a zero in this column."""
+    factor = row[column] / pivot[column]
+    return [value - factor * other for value, other in zip(row, pivot, strict=True)]

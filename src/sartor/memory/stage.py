@@ -1,0 +1,164 @@
+"""A training on fake tensors: the engine's own passes and the optimizer's own updates, under a live set.
+
+In: a model without memory, a plan, the work.  Out: the stretches of what was done.  What it keeps true: what runs is
+`engine.step.Engine`, not a model of it, so that a change of the engine changes the prediction with it.
+
+Passes and updates are done apart, since passes may be taken by a few of the model's layers, while updates, which walk
+through lists of parameters in pieces, always take all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from sartor.engine.step import Engine
+from sartor.engine.traits import ModelTraits, evaluating
+from sartor.memory import answers, cuda_rules, imagine, optimizers, scratch
+from sartor.memory.marks import marking_layers
+from sartor.memory.prediction import Component, Stretch
+from sartor.memory.tracker import LiveSet, Phase
+from sartor.memory.training import Training, Work
+from sartor.records import MicroBatch, Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What there is before the first pass."""
+
+    live: LiveSet
+    engine: Engine
+    optimizer: torch.optim.Optimizer
+    micro: MicroBatch
+    training: Training
+
+    def make_gradients(self) -> None:
+        """Of no content."""
+        optimizers.make_gradients(self.optimizer)
+        self.live.own(Component.GRADIENTS, (parameter.grad for parameter in self.engine.model.parameters()))
+
+    def update(self) -> None:
+        """The optimizer's step, as the run takes it; states that it makes are known as such."""
+        self.training.update(self.optimizer, self.engine.plan)
+        self.live.own(Component.OPTIMIZER, optimizers.states(self.optimizer))
+
+    def backward(self) -> None:
+        """Forward and backward of the micro-batch."""
+        self.engine.backward(
+            self.micro, batch_targets=max(1, self.micro.num_targets), batch_tokens=self.micro.num_tokens
+        )
+        self.live.own(Component.GRADIENTS, (parameter.grad for parameter in self.engine.model.parameters()))
+
+
+@contextmanager
+def staged(
+    model: nn.Module, traits: ModelTraits, plan: Plan, work: Work, training: Training, places: Sequence[int]
+) -> Iterator[Stage]:
+    """Everything set up as a run sets it up, for the model with these of its layers."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    is_cuda = plan.device.startswith("cuda")
+    live = LiveSet(
+        scratch.rules("cuda" if is_cuda else "cpu", plan.num_threads),
+        answers=answers.largest,
+        rounding_bytes=cuda_rules.ROUNDING_BYTES if is_cuda else 1,
+    )
+    with ExitStack() as stack:
+        stack.enter_context(imagine.with_layers(model, traits.num_layers, places))
+        stack.enter_context(FakeTensorMode())
+        stack.enter_context(live)
+        imagine.materialise(model)
+        live.enter(Phase.BATCH)
+        engine = Engine(model, traits, plan, training.settings)
+        engine.balance_coefficient = training.balance_coefficient
+        engine.on_phase = lambda name: live.enter(Phase(name))
+        engine.form = replace(engine.form, fits_cache=not is_cuda, pieces=_differing_pieces)
+        make = training.make_optimizer or optimizers.maker(
+            training.optimizer, is_cuda=is_cuda, implementation=plan.optimizer_implementation
+        )
+        optimizer = make(optimizers.groups_of(model, imagine.embedding(model)))
+        stage = Stage(live, engine, optimizer, _micro_batch(work), training)
+        if is_cuda:
+            stack.enter_context(cuda_rules.CudaAutocast())
+        with _device_of(engine, plan):
+            stack.enter_context(engine.running())
+        # What an engine keeps from micro-batch to micro-batch is there now.
+        with imagine.with_layers(model, len(places), [0]):
+            stage.backward()
+        stack.enter_context(marking_layers(live, model, len(places)))
+        yield stage
+
+
+def passes(
+    model: nn.Module, traits: ModelTraits, plan: Plan, work: Work, training: Training, places: Sequence[int]
+) -> list[Stretch]:
+    """Forward and backward passes of a step that has one before it, with these of the model's layers; where asked for,
+    an evaluation after it."""
+    with staged(model, traits, plan, work, training, places) as stage:
+        live = stage.live
+        stage.make_gradients()
+        stage.update()
+        stage.optimizer.zero_grad(set_to_none=True)
+        first = live.num_marks()
+        for _ in range(min(2, work.num_micro_batches)):
+            stage.backward()
+        if training.evaluates:
+            model.zero_grad(set_to_none=True)
+            live.enter(Phase.EVALUATION)
+            with evaluating(model):
+                stage.engine.measure(stage.micro)
+    return live.stretches(first)
+
+
+def updates(model: nn.Module, traits: ModelTraits, plan: Plan, work: Work, training: Training) -> list[Stretch]:
+    """The first update, where states are made; clipping and update of a later step; where asked for, saving."""
+    with staged(model, traits, plan, work, training, range(traits.num_layers)) as stage:
+        live = stage.live
+        stage.make_gradients()
+        first = live.num_marks()
+        live.enter(Phase.FIRST_UPDATE)
+        stage.update()
+        live.enter(Phase.CLIP)
+        stage.engine.gradient_norm(training.settings.max_grad_norm)
+        live.enter(Phase.UPDATE)
+        stage.update()
+        if training.saves:
+            model.zero_grad(set_to_none=True)
+            live.enter(Phase.SAVING)
+            arrival: torch.dtype = getattr(torch, training.arrival_dtype)
+            rounded = [parameter.data.to(arrival) for parameter in model.parameters() if parameter.requires_grad]
+            del rounded
+    return live.stretches(first)
+
+
+def _differing_pieces(num_rows: int, piece_rows: int) -> list[int]:
+    """Where the first two pieces and the last one begin: all between allocate as the second does."""
+    starts = range(0, num_rows, piece_rows)
+    return sorted({*starts[:2], *starts[-1:]})
+
+
+@contextmanager
+def _device_of(engine: Engine, plan: Plan) -> Iterator[None]:
+    """The plan's device while the engine sets itself up: some of what it sets up is for a CPU alone."""
+    before = engine.device
+    engine.device = torch.device(plan.device)
+    try:
+        yield
+    finally:
+        engine.device = before
+
+
+def _micro_batch(work: Work) -> MicroBatch:
+    num_tokens = sum(work.document_lengths)
+    return MicroBatch(
+        torch.zeros(num_tokens, dtype=torch.int64),
+        torch.zeros(num_tokens, dtype=torch.int64),
+        work.document_lengths,
+        torch.zeros(work.num_targets, dtype=torch.int64),
+        torch.zeros(work.num_targets, dtype=torch.int64),
+        tuple(range(len(work.document_lengths))),
+    )
