@@ -26,7 +26,7 @@ def _of(text: str) -> list[str]:
         ("rr" + "k" * 29, ["rrkk", "rrkkk", "rrkkkk"]),
         ("sssssf" * 5 + "ssss", ["sfss", "ssfss", "sfsfss", "ssfsfss"]),
         ("sf" * 12, ["sfsf", "sfsfsf", "sfsfsfsf"]),
-        ("ccaccaccacacacac", ["ccac", "cccac", "ccacac", "cccacac"]),
+        ("ccaccaccacacacac", ["ccac", "cccac", "ccacac", "ccaccac"]),
     ],
 )
 def test_sketches_show_one_more_of_each_kind_and_one_to_check(layers: str, expected: list[str]) -> None:

@@ -39,10 +39,13 @@ def sketches(kinds: Sequence[Kind]) -> list[Kinds]:
     if not grown:  # as small as a sketch
         return []
     check = base
-    for place, segment in sorted(segments, reverse=True) * (2 if len(segments) == 1 else 1):
-        check = _inserted(check, place, segment)
+    for _, segment in segments * (2 if len(segments) == 1 else 1):
+        longer = (_inserted(check, place, segment) for place in range(1, len(check)))
+        fitting = (sketch for sketch in longer if _neighbourhoods(sketch) == _neighbourhoods(model))
+        check = next(fitting, check)
     chosen = [base, *grown, check]
-    return chosen if all(_has_enough(model, sketch) for sketch in chosen) else []
+    is_largest = len(check) > max(map(len, chosen[:-1]))
+    return chosen if is_largest and _has_enough(model, check) else []
 
 
 def are_less_work(chosen: Sequence[Kinds], kinds: Sequence[Kind]) -> bool:
