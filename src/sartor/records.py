@@ -299,6 +299,9 @@ class EngineSettings:
     fp16: bool = False
     """Permission for mixed precision; what is used depends on the device."""
     strict_precision: bool = False
+    compile_backend: str | None = None
+    """Of torch.compile, for the decoder's layers; None: they are not compiled."""
+    compile_mode: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,6 +340,13 @@ class Plan:
     """What a micro-batch of `pass_tokens` tokens was foreseen to need beside weights, gradients and optimizer states;
     None: it was not simulated, or holds no longer."""
     pass_tokens: int | None = None
+    forecast: Mapping[str, Any] = field(default_factory=dict)
+    """What `sartor plan --json` would say of this run when it began: bytes, times with where they come from,
+    neighbours,
+    proposals (docs/memory.md); empty: it was not simulated."""
+    compile_backend: str | None = None
+    """Of torch.compile, for the decoder's layers; None: they are not compiled."""
+    compile_mode: str | None = None
     incidents: tuple[str, ...] = ()
     """What happened when memory ran out: one sentence for each time that the plan was made to need less."""
     reasons: Mapping[str, str] = field(default_factory=dict)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from sartor.memory import foresight
+from sartor.memory.plan import read_plan
 from sartor.trainer import planning
 from tests.trainer import tiny
 
@@ -41,6 +42,25 @@ def test_a_larger_run_is_simulated_and_its_plan_holds_what_was_foreseen(
     assert any("more is needed, of" in line and "optimizer states" in line for line in said)
     assert any("time: a step about" in line and "2 steps" in line and "measured" in line for line in said)
     assert "a step needs" in trainer.plan.reasons["gradient_checkpointing"]
+    forecast = read_plan(tmp_path / "plan.json").forecast
+    assert forecast == trainer.plan.forecast
+    assert forecast["run_s"] == 2 * forecast["chosen"]["step_s"] > 0
+    assert forecast["neighbours"] == []  # comparing would take longer than the run
+    assert forecast["left_to_the_plan"] is None  # nothing was asked for
+
+
+def test_a_run_that_is_long_enough_says_what_neighbours_cost(
+    tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "TINY_BYTES", 0)
+    monkeypatch.setattr(planning, "NEIGHBOUR_SHARE", float("inf"))
+    trainer = tiny.trainer(tmp_path, max_steps=2)
+    trainer.train()
+    labels = {entry["label"]: entry for entry in trainer.plan.forecast["neighbours"]}
+    recomputed = labels["every layer recomputed"]
+    assert recomputed["step_s"] > trainer.plan.forecast["chosen"]["step_s"]
+    assert recomputed["needed_bytes"] <= trainer.plan.forecast["chosen"]["needed_bytes"]
+    assert any(line.startswith("  every layer recomputed:") and "time +" in line for line in said)
 
 
 def test_what_was_asked_for_is_obeyed_by_the_search_too(
@@ -52,6 +72,10 @@ def test_what_was_asked_for_is_obeyed_by_the_search_too(
     trainer.train()
     assert {name: getattr(trainer.plan, name) for name in options} == options
     assert trainer.plan.recomputed_layers is None
+    free = trainer.plan.forecast["left_to_the_plan"]
+    assert (free["recomputed_layers"], free["loss_chunk_rows"]) == (0, 4_096)
+    assert free["micro_batch_tokens"] < 20  # all of a batch
+    assert sum("left to the plan (" in line and "time -" in line for line in said) == 1
     assert all(trainer.plan.reasons[name].startswith("as asked") for name in options)
 
 

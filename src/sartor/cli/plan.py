@@ -80,7 +80,7 @@ def _decide(
     from sartor.memory.simulate import Training, imagined
     from sartor.memory.speed import sizes_of
     from sartor.run.transaction import simulated_update
-    from sartor.trainer.planning import freedom_of, ways_of
+    from sartor.trainer.planning import freedom_of, ways_of, with_unasked
 
     device = torch.device("cuda" if card is not None or torch.cuda.is_available() else "cpu")
     config = _configuration(request.model, args)
@@ -103,7 +103,9 @@ def _decide(
     speed = _rates(card, device, compute)
     foresight = Foresight(model, base, shape, training, memory)
     free = freedom_of(model, traits, engine, base, shape, ways_of(model, base, engine, training, memory))
-    decision = Decider(foresight, free, sizes, speed).decide(compares=True)
+    decider = Decider(foresight, free, sizes, speed)
+    decision = decider.decide(compares=True)
+    decision = with_unasked(decision, decider, foresight, model, traits, engine)
     decision = with_proposals(decision, config, foresight, sizes)
     if decision.num_steps is None and args.max_steps > 0:
         decision = replace(decision, num_steps=args.max_steps)

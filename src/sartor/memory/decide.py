@@ -52,6 +52,8 @@ class Decision:
     available_bytes: int
     rates: Rates
     neighbours: tuple[Option, ...] = ()
+    unasked: Option | None = None
+    """What would be taken had the user chosen nothing; None: nothing was chosen, or it is the same."""
     proposals: tuple[Proposal, ...] = ()
     num_steps: int | None = None
     num_simulated: int = 0
@@ -130,6 +132,12 @@ class Decider:
             num_simulated=foresight.num_simulated,
             notes=prediction.notes,
         )
+
+    def unasked(self, free: Freedom, chosen: Setting) -> Option | None:
+        """What is taken where this is free; None: the same."""
+        available = self._foresight.memory.available_bytes
+        setting, _ = search(free, self.needed, self.seconds, available, self.saved)
+        return None if setting == chosen else self.option("left to the plan", setting)
 
     def option(self, label: str, setting: Setting) -> Option:
         """A setting with its costs."""

@@ -76,8 +76,7 @@ def default_plan(
         rows = settings.loss_chunk_rows
         reasons["loss_chunk_rows"] = "as asked"
     else:
-        fitting = max(1, LOSS_CHUNK_BYTES // (4 * traits.vocabulary_size))
-        rows = min(4_096, 1 << (fitting.bit_length() - 1))
+        rows = most_chunk_rows(traits.vocabulary_size)
         reasons["loss_chunk_rows"] = f"at most {LOSS_CHUNK_BYTES >> 20} MiB of logits at a time"
     return Plan(
         layout=choice.layout,
@@ -121,6 +120,12 @@ def with_optimizer(plan: Plan, settings: EngineSettings, name: str | None) -> Pl
         optimizer_states=settings.optimizer_states or "device",
         reasons=reasons,
     )
+
+
+def most_chunk_rows(vocabulary_size: int) -> int:
+    """Rows of logits at a time that are tried first: a power of two, of at most `LOSS_CHUNK_BYTES`."""
+    fitting = max(1, LOSS_CHUNK_BYTES // (4 * vocabulary_size))
+    return min(4_096, 1 << (fitting.bit_length() - 1))
 
 
 def most_tokens(device_type: str, compute_dtype: str) -> int:

@@ -24,7 +24,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7_200 else f"{seconds / 3_600:,.1f} h"
 
 
-def run_lines(decision: Decision) -> Iterator[str]:
+def run_lines(decision: Decision, num_layers: int) -> Iterator[str]:
     """What a run says before its first step."""
     parts = ", ".join(f"{name} {gigabytes(size)}" for name, size in components(decision))
     yield (
@@ -32,6 +32,7 @@ def run_lines(decision: Decision) -> Iterator[str]:
         f"free; at the worst moment ({decision.prediction.peak.label}) {parts}"
     )
     yield f"time: {times(decision)}"
+    yield from unasked_lines(decision, num_layers)
     yield from neighbour_lines(decision)
     yield from proposal_lines(decision)
 
@@ -47,6 +48,14 @@ def components(decision: Decision) -> list[tuple[str, int]]:
     """What is spent at the worst moment, in the order in which it is shown; nothing that is 0."""
     found = decision.prediction.components
     return [(part.value, found[part]) for part in Component if found.get(part)]
+
+
+def unasked_lines(decision: Decision, num_layers: int) -> Iterator[str]:
+    """What the settings that the user chose cost; nothing where they cost nothing."""
+    option = decision.unasked
+    if option is not None:
+        what = setting_in_words(option.setting, num_layers)
+        yield f"  left to the plan ({what}): {difference(option, decision.chosen)}"
 
 
 def neighbour_lines(decision: Decision) -> Iterator[str]:
@@ -115,8 +124,8 @@ def page(decision: Decision, *, head: str, num_layers: int, optimizer: str) -> s
         f"  {optimizer_in_words(decision.chosen.setting)}",
         f"  {times(decision)}",
     ]
-    if decision.neighbours:
-        lines += ["", "neighbours", *neighbour_lines(decision)]
+    if decision.neighbours or decision.unasked is not None:
+        lines += ["", "neighbours", *unasked_lines(decision, num_layers), *neighbour_lines(decision)]
     if not decision.fits:
         lines += ["", *proposal_lines(decision)]
     lines += ["", *(f"note: {note}" for note in decision.notes)]
@@ -159,6 +168,7 @@ def as_json(decision: Decision, *, num_layers: int, optimizer: str) -> dict[str,
             "bytes_per_s": decision.rates.bytes_per_second,
         },
         "neighbours": [option(entry) for entry in decision.neighbours],
+        "left_to_the_plan": None if decision.unasked is None else option(decision.unasked),
         "proposals": [
             {
                 "name": entry.name,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from sartor.errors import SartorError
 from sartor.memory import imagine, optimizers, plan_text, rates
 from sartor.memory.decide import Decider, Decision, recomputation
 from sartor.memory.foresight import Foresight, Memory, Shape, pass_bytes
-from sartor.memory.plan import ACTIVATION_VALUES_PER_HIDDEN, most_tokens
+from sartor.memory.plan import ACTIVATION_VALUES_PER_HIDDEN, most_chunk_rows, most_tokens, with_optimizer
 from sartor.memory.proposals import with_proposals
 from sartor.memory.search import Freedom, Way, freedom
 from sartor.memory.simulate import Training
@@ -39,6 +40,19 @@ TINY_BYTES = 256 << 20
 """A run that needs less by a rule of thumb, and less than a quarter of what is free, is not simulated: it would take
 longer than it is worth."""
 ASSUMED_CPU_RATE = 2e10
+KNOBS = (
+    "gradient_checkpointing",
+    "micro_batch_tokens",
+    "loss_chunk_rows",
+    "recomputed_operations",
+    "optimizer_implementation",
+    "optimizer_states",
+)
+"""Of `EngineSettings`: what the plan chooses where the user does not."""
+NEIGHBOURS = 10
+"""Simulations that comparing takes, at most."""
+NEIGHBOUR_SHARE = 0.005
+"""Of a run's time that it may take; `sartor plan` always compares."""
 
 
 def planned(
@@ -123,11 +137,47 @@ def _searched(
         else rates.measured(rate, device, base.compute_dtype)
     )
     foresight = Foresight(model, base, shape, training, memory)
-    decision = Decider(foresight, free, sizes, speed).decide(compares=False)
+    decider = Decider(foresight, free, sizes, speed)
+    start = time.perf_counter()
+    decision = decider.decide(compares=False)
+    each = (time.perf_counter() - start) / max(1, decision.num_simulated)
+    decision = with_unasked(decision, decider, foresight, trainer.model, traits, settings)
+    if decision.fits and NEIGHBOURS * each <= NEIGHBOUR_SHARE * (decision.run_seconds or 0.0):
+        decision = replace(decision, neighbours=decider.neighbours(decision.chosen.setting))
     decision = with_proposals(decision, base_model(trainer.model).config, foresight, sizes)
-    for line in plan_text.run_lines(decision):
+    for line in plan_text.run_lines(decision, traits.num_layers):
         trainer.say(line)
-    return plan_with(foresight, decision, settings, traits.num_layers)
+    forecast = plan_text.as_json(decision, num_layers=traits.num_layers, optimizer=training.optimizer)
+    return replace(plan_with(foresight, decision, settings, traits.num_layers), forecast=forecast)
+
+
+def with_unasked(
+    decision: Decision,
+    decider: Decider,
+    foresight: Foresight,
+    model: Any,
+    traits: ModelTraits,
+    settings: EngineSettings,
+) -> Decision:
+    """The decision; where the user chose settings of memory, with what would be taken had they not.
+
+    Args:
+        decision: about a training.
+        decider: that made it.
+        foresight: of the training.
+        model: that is trained, perhaps without memory.
+        traits: of it.
+        settings: what the user has chosen.
+    """
+    if all(getattr(settings, knob) is None for knob in KNOBS):
+        return decision
+    cleared: dict[str, Any] = dict.fromkeys(KNOBS)
+    nothing = replace(settings, **cleared)
+    rows = most_chunk_rows(traits.vocabulary_size)
+    base = with_optimizer(replace(foresight.plan, loss_chunk_rows=rows), nothing, foresight.training.optimizer)
+    ways = ways_of(model, base, nothing, foresight.training, foresight.memory)
+    free = freedom_of(model, traits, nothing, base, foresight.shape, ways)
+    return replace(decision, unasked=decider.unasked(free, decision.chosen.setting))
 
 
 def plan_with(foresight: Foresight, decision: Decision, settings: EngineSettings, num_layers: int) -> Plan:
