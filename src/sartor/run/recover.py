@@ -7,7 +7,8 @@ One event of a training batch of micro-batches 1, 2, 3, when memory ends in 2:
 
     gradients cleared, generators as at the batch's start, memory freed -> 1, 2, 3 again, cut as before
     memory ends again                                                   -> 1a, 1b, 2a, 2b, 3a, 3b
-    ... at one document each                                            -> activations are recomputed
+    ... at one document each                                            -> cheap activations are recomputed
+    ... and then                                                        -> whole layers are
     ... and then                                                        -> fewer rows of logits at a time
 
 A first event is forgiven: a fragmented heap or another program's moment may have been the cause, and the same cut gives
@@ -210,15 +211,18 @@ class Recovery:
         return self.recompute() or self.shrink_loss(num_tokens)
 
     def recompute(self) -> str | None:
-        """A remedy: activations are recomputed in the backward pass, where the architecture can and does not yet."""
+        """A remedy: activations are recomputed in the backward pass, where the architecture can and does not yet.
+
+        First what is cheap to compute again, then whole layers.
+        """
         plan = self.engine.plan
         if plan.gradient_checkpointing and plan.recomputed_layers is not None:
-            self._replan("recomputed_layers", None)
+            self._replan("recomputed_layers", None, recomputes_cheap=False)
             return "the activations of every layer are recomputed from here on"
         if plan.gradient_checkpointing or not self.engine.can_recompute:
             return None
-        self._replan("gradient_checkpointing", True)
-        return "activations are recomputed from here on"
+        self._replan("gradient_checkpointing", True, recomputed_layers=0, recomputes_cheap=True)
+        return "activations that are cheap to compute again are recomputed from here on"
 
     def shrink_loss(self, num_tokens: int) -> str | None:
         """A remedy: half the rows of logits at a time, of those that so many tokens can have."""
@@ -240,10 +244,10 @@ class Recovery:
             return f"at most {tokens:,} tokens at once in evaluations"
         return self.shrink_loss(num_tokens)
 
-    def _replan(self, field: str, value: int | None) -> None:
+    def _replan(self, field: str, value: int | None, **more: int) -> None:
         plan = self.engine.plan
         reasons = {**plan.reasons, field: self._when()}
-        changes: dict[str, Any] = {field: value}
+        changes: dict[str, Any] = {field: value, **more}
         if field in ("gradient_checkpointing", "recomputed_layers"):
             changes["pass_bytes"] = None  # it was foreseen for other activations
         self.engine.replan(dataclasses.replace(plan, reasons=reasons, **changes))
