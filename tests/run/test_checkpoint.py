@@ -4,6 +4,7 @@ Any damage is noticed, the one before is used, and a manifest stands beside noth
 """
 
 import json
+import mmap
 import os
 import shutil
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from sartor.errors import ConfigurationError
 from sartor.run import background, checkpoint, tensor_file
@@ -31,8 +33,8 @@ def make(run_folder: Path, step: int, *, state: dict[str, Any] | None = None) ->
     (partial / "model.safetensors").write_bytes(os.urandom(500))
     (partial / "adapter" / "adapter_config.json").write_text("{}", encoding="utf-8")
     (partial / "trainer_state.json").write_text(json.dumps({"global_step": step}), encoding="utf-8")
-    checkpoint.write_state(partial, checkpoint.pack_state({**STATE, "step": step} if state is None else state))
-    checkpoint.seal(partial)
+    known = checkpoint.write_state(partial, checkpoint.pack_state({**STATE, "step": step} if state is None else state))
+    checkpoint.seal(partial, known)
     checkpoint.publish(partial, target)
     return target
 
@@ -280,11 +282,50 @@ def test_what_is_written_is_a_file_of_safetensors(tmp_path: Path, monkeypatch: p
         assert (8 + length + entry["data_offsets"][0]) % tensors[name].element_size() == 0
 
 
+@pytest.mark.parametrize("direct", ["as it goes", "not at all", "not these sizes"])
+@pytest.mark.parametrize("block_bytes", [mmap.PAGESIZE, 3 * mmap.PAGESIZE, 1 << 24])
+def test_a_file_is_the_same_past_the_cache_or_through_it(
+    block_bytes: int, direct: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the file system refuses; and its checksums are those of what is then read."""
+    open_file, write = os.open, os.write
+    refused = []
+
+    def refuses(*given: Any) -> int:
+        if given[1] & getattr(os, "O_DIRECT", 0):
+            refused.append(given)
+            raise OSError(22, "Invalid argument")
+        return open_file(*given)
+
+    def refuses_first(descriptor: int, content: Any) -> int:
+        if not refused:
+            refused.append(descriptor)
+            raise OSError(22, "Invalid argument")
+        return write(descriptor, content)
+
+    monkeypatch.setattr(tensor_file, "BLOCK_BYTES", block_bytes)
+    if direct == "not at all":
+        monkeypatch.setattr(os, "open", refuses)
+    elif direct == "not these sizes":
+        monkeypatch.setattr(os, "write", refuses_first)
+    tensors = {"a": torch.randn(3000), "b": torch.arange(5), "c": torch.randn(70, 70).to(torch.bfloat16)}
+    checksums = tensor_file.write(tmp_path / "file", background.Loan(tensors))
+    monkeypatch.undo()
+    monkeypatch.setattr(tensor_file, "BLOCK_BYTES", block_bytes)
+    assert checksums == checkpoint._checksums(tmp_path / "file")
+    found = load_file(tmp_path / "file")
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+
+
 def test_where_a_large_file_is_damaged_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "_BLOCK_BYTES", 100)
+    page = mmap.PAGESIZE
+    monkeypatch.setattr(tensor_file, "BLOCK_BYTES", page)
     folder = make(tmp_path, 4)
-    flip(folder / "model.safetensors", 250)
-    with pytest.raises(checkpoint.DamagedError, match=r"first between the bytes 200 and 300$"):
+    (folder / "model.safetensors").write_bytes(os.urandom(3 * page + 5))
+    checkpoint.seal(folder)
+    checkpoint.verify(folder)
+    flip(folder / "model.safetensors", 2 * page + 1)
+    with pytest.raises(checkpoint.DamagedError, match=rf"first between the bytes {2 * page:,} and {3 * page:,}$"):
         checkpoint.verify(folder)
 
 

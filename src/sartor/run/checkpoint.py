@@ -30,7 +30,6 @@ STATE_FOLDER = "run_state"
 _TENSORS_NAME = "state.safetensors"
 _TREE_NAME = "state.json"
 _FORMAT = 2
-_BLOCK_BYTES = 1 << 24
 _NAME = re.compile(r"checkpoint-(\d+)")
 _ASIDE = re.compile(r"_checkpoint-\d+\.(partial|deleted)")
 
@@ -75,17 +74,18 @@ def pack_state(state: Mapping[str, Any], *, model_is_due: bool = False) -> Packe
     return Packed(tree, Loan(tensors, model_is_due=model_is_due))
 
 
-def write_state(folder: Path, packed: Packed) -> None:
-    """Write the state of a run into a checkpoint that is being made.
+def write_state(folder: Path, packed: Packed) -> dict[str, list[int]]:
+    """Write the state of a run into a checkpoint that is being made; the checksums that are known, for `seal`.
 
     Raises:
         ConfigurationError: a tensor has a dtype that cannot be written.
         OSError: the disk is full, or refuses.
     """
     (folder / STATE_FOLDER).mkdir(exist_ok=True)
-    tensor_file.write(folder / STATE_FOLDER / _TENSORS_NAME, packed.tensors)
+    checksums = tensor_file.write(folder / STATE_FOLDER / _TENSORS_NAME, packed.tensors)
     text = json.dumps(packed.tree, ensure_ascii=False, allow_nan=False)
     (folder / STATE_FOLDER / _TREE_NAME).write_text(text, encoding="utf-8")
+    return {f"{STATE_FOLDER}/{_TENSORS_NAME}": checksums}
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -97,8 +97,12 @@ def read_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def seal(folder: Path) -> None:
-    """See every file of `folder` onto the disk, and then a manifest with size and checksum of each.
+def seal(folder: Path, known: Mapping[str, list[int]] | None = None) -> None:
+    """See every file of `folder` onto the disk, and then a manifest with size and checksums of each.
+
+    Args:
+        folder: of the checkpoint.
+        known: checksums of files that need not be read for them, since they were computed when these were written.
 
     Raises:
         OSError: the disk is full, or refuses.
@@ -110,7 +114,9 @@ def seal(folder: Path) -> None:
             folders.add(path)
         elif path.name != MANIFEST_NAME or path.parent != folder:
             _to_disk(path)
-            files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "crc32": _checksums(path)}
+            name = path.relative_to(folder).as_posix()
+            checksums = (known or {}).get(name) or _checksums(path)
+            files[name] = {"bytes": path.stat().st_size, "crc32": checksums}
     for inner in sorted(folders):
         _to_disk(inner)
     content = {"format": _FORMAT, "files": files}
@@ -265,7 +271,7 @@ def _checksums(path: Path) -> list[int]:
     CRC-32 sees every flipped bit and every burst of up to 32 of them; of other damage it misses one in 4e9, per block.
     """
     checksums = []
-    block = memoryview(bytearray(min(_BLOCK_BYTES, max(1, path.stat().st_size))))
+    block = memoryview(bytearray(min(tensor_file.BLOCK_BYTES, max(1, path.stat().st_size))))
     with path.open("rb") as file:  # buffered: a raw file may give less than was asked for
         while length := file.readinto(block):
             checksums.append(zlib.crc32(block[:length]))
@@ -276,9 +282,11 @@ def _where(found: list[int], expected: Mapping[str, Any]) -> str:
     """For messages: the first block that differs."""
     pairs = enumerate(zip(found, expected["crc32"], strict=False))
     number = next((number for number, (one, other) in pairs if one != other), 0)
-    if expected["bytes"] <= _BLOCK_BYTES:
+    if expected["bytes"] <= tensor_file.BLOCK_BYTES:
         return ""
-    return f", first between the bytes {number * _BLOCK_BYTES:,} and {(number + 1) * _BLOCK_BYTES:,}"
+    return (
+        f", first between the bytes {number * tensor_file.BLOCK_BYTES:,} and {(number + 1) * tensor_file.BLOCK_BYTES:,}"
+    )
 
 
 def _digest_of(content: Mapping[str, Any]) -> str:

@@ -1,14 +1,23 @@
 """A safetensors file, written piece by piece from tensors that are lent.
 
-In: tensors by name.  Out: a file that safetensors reads.  What it keeps true: at most one piece of `PIECE_BYTES` is in
-memory a second time, and none of a contiguous tensor on the CPU; each tensor is returned as soon as it is written.
+In: tensors by name.  Out: a file that safetensors reads, and the checksums of its blocks.  What it keeps true: at
+    most one
+block and one piece are in memory a second time; each tensor is returned as soon as it is written.
+
+The file does not go through the system's cache where that can be left out (`O_DIRECT`): finding and filling pages for
+gigabytes that nobody reads again takes a core several times as long as writing them.
 """
 
 from __future__ import annotations
 
+import errno
 import json
+import mmap
+import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -17,6 +26,9 @@ from sartor.errors import ConfigurationError
 from sartor.run.background import Loan
 
 PIECE_BYTES = 1 << 25
+"""Of a tensor on a GPU, that are copied at a time."""
+BLOCK_BYTES = 1 << 24
+"""Of a file, that share a checksum; whole pages."""
 
 # https://github.com/huggingface/safetensors#format
 _NAMES = {
@@ -37,10 +49,11 @@ _NAMES = {
     torch.bool: "BOOL",
 }
 _ALIGNMENT_BYTES = 8
+_PAGE_BYTES = mmap.PAGESIZE
 
 
-def write(path: Path, tensors: Loan) -> int:
-    """Write everything that is lent, and return it; the bytes of it.
+def write(path: Path, tensors: Loan) -> list[int]:
+    """Write everything that is lent, and return it; the CRC-32 of each block of the file.
 
     Raises:
         ConfigurationError: a dtype that the format does not have.
@@ -61,14 +74,14 @@ def write(path: Path, tensors: Loan) -> int:
         header[name] = {"dtype": _NAMES[tensor.dtype], "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header, ensure_ascii=False).encode()
     text += b" " * (-len(text) % _ALIGNMENT_BYTES)
-    with path.open("wb", buffering=0) as file:
-        _write_all(file, memoryview(len(text).to_bytes(8, "little") + text))
+    with _File(path) as file:
+        file.write(memoryview(len(text).to_bytes(8, "little") + text))
         for name in names:
             with tensors.reading(name) as tensor:
                 for piece in _pieces(tensor):
-                    _write_all(file, piece)
+                    file.write(piece)
             tensors.returned(name)
-    return end
+    return file.checksums
 
 
 def _pieces(tensor: torch.Tensor) -> Iterator[memoryview]:
@@ -81,7 +94,68 @@ def _pieces(tensor: torch.Tensor) -> Iterator[memoryview]:
         yield flat[start : start + step].cpu().view(torch.uint8).numpy().data
 
 
-def _write_all(file: Any, content: memoryview) -> None:
-    """A raw file may take less than it is given."""
-    while content:
-        content = content[file.write(content) :]
+class _File:
+    """A new file, written a block at a time, past the system's cache where it lets that be."""
+
+    def __init__(self, path: Path) -> None:
+        self.checksums: list[int] = []
+        assert BLOCK_BYTES % _PAGE_BYTES == 0, BLOCK_BYTES
+        self._block = mmap.mmap(-1, BLOCK_BYTES)  # at the start of a page, as writing past the cache needs it
+        self._filled = self._size = 0
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        self._direct: int = getattr(os, "O_DIRECT", 0)
+        try:
+            self._descriptor = os.open(path, flags | self._direct, 0o666)
+        except OSError as error:
+            if error.errno != errno.EINVAL or not self._direct:
+                raise
+            self._direct = 0
+            self._descriptor = os.open(path, flags, 0o666)
+
+    def __enter__(self) -> _File:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self._flush()
+        finally:
+            os.close(self._descriptor)
+
+    def write(self, content: memoryview) -> None:
+        """Append."""
+        while content:
+            part = content[: BLOCK_BYTES - self._filled]
+            self._block[self._filled : self._filled + len(part)] = part
+            self._filled += len(part)
+            content = content[len(part) :]
+            if self._filled == BLOCK_BYTES:
+                self._flush()
+
+    def _flush(self) -> None:
+        if not self._filled:
+            return
+        with memoryview(self._block) as block:
+            self.checksums.append(zlib.crc32(block[: self._filled]))
+            end = -(-self._filled // _PAGE_BYTES) * _PAGE_BYTES if self._direct else self._filled
+            written = 0
+            while written < end:
+                written += self._write_some(block[written:end])
+        self._size += self._filled
+        if end != self._filled:  # whole pages alone may be written past the cache
+            os.ftruncate(self._descriptor, self._size)
+        self._filled = 0
+
+    def _write_some(self, content: memoryview) -> int:
+        try:
+            return os.write(self._descriptor, content)
+        except OSError as error:
+            if error.errno != errno.EINVAL or not self._direct:
+                raise
+            import fcntl
+
+            fcntl.fcntl(self._descriptor, fcntl.F_SETFL, fcntl.fcntl(self._descriptor, fcntl.F_GETFL) & ~self._direct)
+            self._direct = 0
+            return os.write(self._descriptor, content)

@@ -125,6 +125,7 @@ class Checkpoints:
 
         def finish() -> None:
             try:
+                known: dict[str, list[int]] = {}
                 with saving.explained(target):
                     if model_later:
                         assert packed is not None
@@ -132,8 +133,8 @@ class Checkpoints:
                             saving.save_model_alone(trainer, partial)
                     if packed is not None and has_state:
                         _leave_out_saved(packed, partial)
-                        checkpoint.write_state(partial, packed)
-                    checkpoint.seal(partial)
+                        known = checkpoint.write_state(partial, packed)
+                    checkpoint.seal(partial, known)
                     checkpoint.publish(partial, target)
             except BaseException:
                 run.best_model_checkpoint = best_before
