@@ -5,15 +5,18 @@ steps while torch's profiler counts what c10's allocator gives out; the predicti
 
     python -m benchmarks.memory                      # all cells, appended to benchmarks/memory.csv
     python -m benchmarks.memory --architectures llama gpt2
-    python -m benchmarks.memory --published          # seconds and bytes of five published models
+    python -m benchmarks.memory --malloc             # against every malloc of a process of its own, to
+    memory_malloc.csv python -m benchmarks.memory --published          # seconds and bytes of five published models
     python -m benchmarks.memory --real --weights F   # real steps of the sizes of published models on this machine
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import gc
 import itertools
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +25,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import memory_measure, memory_models, records
+from benchmarks import malloc_count, memory_measure, memory_models, records
 from sartor.engine import attention
 from sartor.engine.layout import choose_layout
 from sartor.engine.precision import Masters
@@ -34,6 +37,8 @@ from sartor.records import EngineSettings, Layout, Plan
 from sartor.run.transaction import simulated_update
 
 CSV = Path(__file__).parent / "memory.csv"
+MALLOC_CSV = Path(__file__).parent / "memory_malloc.csv"
+MALLOC_ARCHITECTURES = ("llama, tied", "qwen3", "gemma3", "gpt2", "qwen3_moe", "lfm2")
 WORK = Work(document_lengths=(400, 300, 200, 124), num_targets=800)
 PUBLISHED_WORK = Work((1_024,) * 8, num_targets=8_000)
 PRECISIONS = {"float32": ("float32", "float32"), "bfloat16": ("bfloat16", "bfloat16")}
@@ -91,8 +96,14 @@ def training(cell: Cell) -> Training:
     )
 
 
-def measured(cell: Cell, config: Any, work: Work, weights: str | None = None) -> tuple[Plan, int]:
-    """The plan under which two real steps were taken, and the allocator's peak in bytes."""
+def measured(
+    cell: Cell, config: Any, work: Work, weights: str | None = None, *, counts_malloc: bool = False
+) -> tuple[Plan, int]:
+    """The plan under which two real steps were taken, and the peak in bytes: of torch's allocator, or of every malloc.
+
+    What a process needs once (imported modules, compiled kernels) is no step's: before mallocs are counted, steps with
+    an optimizer of their own are taken.
+    """
     import peft
     from transformers import AutoModelForCausalLM
 
@@ -108,8 +119,10 @@ def measured(cell: Cell, config: Any, work: Work, weights: str | None = None) ->
     if cell.is_lora:
         model = peft.get_peft_model(model, lora(cell.architecture))
     Masters(model).widen(compute)
+    if counts_malloc:
+        _warm_up(cell, model, work)
     held_bytes = memory_measure.held_bytes(model)
-    with memory_measure.AllocatorPeak() as peak:
+    with malloc_count.MallocPeak() if counts_malloc else memory_measure.AllocatorPeak() as peak:
         traits = read_traits(model)
         choice = choose_layout(model, traits)
         plan = Plan(
@@ -123,19 +136,39 @@ def measured(cell: Cell, config: Any, work: Work, weights: str | None = None) ->
             num_threads=torch.get_num_threads(),
             device="cpu",
         )
-        inner = model.get_base_model() if cell.is_lora else model
-        groups = optimizers.groups_of(model, inner.get_input_embeddings())
-        optimizer = optimizers.maker(cell.optimizer, is_cuda=False)(groups)
-        engine, stepper = memory_measure.stepper(model, plan, EngineSettings(), optimizer)
-        batch = memory_measure.examples(work.document_lengths, work.num_targets, traits.vocabulary_size)
-        memory_measure.take_steps(engine, stepper, batch)
+        _take_steps(cell, model, plan, work)
     return plan, held_bytes + peak.num_bytes
 
 
-def compare(cell: Cell, config: Any | None = None, work: Work = WORK, weights: str | None = None) -> dict[str, Any]:
+def _take_steps(cell: Cell, model: Any, plan: Plan, work: Work) -> None:
+    inner = model.get_base_model() if cell.is_lora else model
+    groups = optimizers.groups_of(model, inner.get_input_embeddings())
+    optimizer = optimizers.maker(cell.optimizer, is_cuda=False)(groups)
+    engine, stepper = memory_measure.stepper(model, plan, EngineSettings(), optimizer)
+    batch = memory_measure.examples(work.document_lengths, work.num_targets, inner.config.vocab_size)
+    memory_measure.take_steps(engine, stepper, batch)
+
+
+def _warm_up(cell: Cell, model: Any, work: Work) -> None:
+    choice = choose_layout(model, read_traits(model))
+    plan = plan_of(model.config, tokens=1 << 20, compute=PRECISIONS[cell.precision][1], recomputes=cell.recomputes)
+    plan = dataclasses.replace(plan, layout=choice.layout, attention=choice.attention, loss_chunk_rows=256)
+    _take_steps(cell, model, plan, work)
+    model.zero_grad(set_to_none=True)
+    gc.collect()
+
+
+def compare(
+    cell: Cell,
+    config: Any | None = None,
+    work: Work = WORK,
+    weights: str | None = None,
+    *,
+    counts_malloc: bool = False,
+) -> dict[str, Any]:
     """One row: foreseen and counted."""
     config = memory_models.small(cell.architecture) if config is None else config
-    plan, counted = measured(cell, config, work, weights)
+    plan, counted = measured(cell, config, work, weights, counts_malloc=counts_malloc)
     gc.collect()
     start = time.process_time()
     foreseen: Prediction = simulate(config, plan, work, training(cell))
@@ -238,19 +271,26 @@ def show(row: dict[str, Any]) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """See the module's own text."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--architectures", nargs="+", default=list(memory_models.SMALL))
+    parser.add_argument("--architectures", nargs="+")
     parser.add_argument("--optimizers", nargs="+", default=["adamw_torch_fused", "adamw_torch", "sgd", "adafactor"])
     parser.add_argument("--published", action="store_true")
     parser.add_argument("--real", action="store_true")
+    parser.add_argument("--malloc", action="store_true", help="needs Linux, glibc and a C compiler")
     parser.add_argument("--weights", help="folder of SmolLM2-135M's weights, for --real; else random ones")
-    parser.add_argument("--csv", type=Path, default=CSV)
+    parser.add_argument("--csv", type=Path)
     args = parser.parse_args(argv)
     if args.published:
         foresee_published()
         return
+    if args.malloc and not malloc_count.is_counted():
+        ran = malloc_count.run_counted(["-m", "benchmarks.memory", *(sys.argv[1:] if argv is None else argv)])
+        print(ran.stdout, end="")
+        raise SystemExit(ran.returncode)
+    names = args.architectures or (MALLOC_ARCHITECTURES if args.malloc else memory_models.SMALL)
+    path = args.csv or (MALLOC_CSV if args.malloc else CSV)
     errors = []
     parts: Iterable[list[dict[str, Any]]] = (
-        [compare(cell) for cell in cells(name, args.optimizers)] for name in args.architectures
+        [compare(cell, counts_malloc=args.malloc) for cell in cells(name, args.optimizers)] for name in names
     )
     if args.real:
         parts = [compare_real(args.weights)]
@@ -258,7 +298,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for row in rows:
             show(row)
             errors.append(abs(row["error_percent"]))
-        records.append(args.csv, rows)
+        records.append(path, rows)
     print(f"{len(errors)} cells; worst {max(errors):.3f} %")
 
 
