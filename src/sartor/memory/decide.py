@@ -105,9 +105,9 @@ class Decider:
         return each * self._sizes.trained_weights
 
     def saved(self, way: Way) -> int:
-        """What the optimizer's part of a way spares, at most: its states, and as many temporaries as parameters."""
+        """What the optimizer's part of a way spares, at most: its states, and temporaries of a piece of the update."""
         spared = self._state_bytes() if way.states == "host" else 0
-        return spared + (4 * self._sizes.trained_weights if way.implementation == "for-loop" else 0)
+        return spared + (min(4 * self._sizes.trained_weights, _PIECE_BYTES) if way.implementation == "for-loop" else 0)
 
     def needed(self, setting: Setting) -> int:
         """Free memory that a setting takes."""
@@ -153,7 +153,8 @@ class Decider:
             count = min(max(count, longest), most)
             if count != tokens and count not in [setting.micro_batch_tokens for _, setting in changed]:
                 changed.append((f"{count:,} tokens at once", replace(chosen, micro_batch_tokens=count)))
-        for layers in sorted({0, num_layers // 2, num_layers} - {chosen.recomputed_layers}):
+        known = set() if chosen.way.recomputes_cheap else {chosen.recomputed_layers}
+        for layers in sorted({0, num_layers // 2, num_layers} - known):
             if layers == 0 or self._free.layers[-1] > 0:
                 kept = replace(chosen.way, recomputes_cheap=False)
                 changed.append((recomputation(layers, num_layers), replace(chosen, recomputed_layers=layers, way=kept)))
@@ -182,6 +183,7 @@ class Decider:
         return [self.option(label, replace(chosen, way=other_way)) for label, other_way in changed]
 
 
+_PIECE_BYTES = 64 << 20
 CHEAP = "cheap operations recomputed"
 UPDATE_PASSES: dict[str | None, int] = {None: 1, "fused": 1, "foreach": 4, "for-loop": 5}
 """How often an update goes over its numbers.  Estimated from the number of its operations; for-loop launches more."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import psutil
 import torch
+from transformers.trainer_utils import SaveStrategy
 from transformers.training_args import OptimizerNames
 
 from sartor.engine.traits import ModelTraits, base_model, is_adapter
@@ -30,6 +31,7 @@ from sartor.memory.simulate import Training
 from sartor.memory.speed import Batch, sizes_of
 from sartor.records import DataSummary, EngineSettings, Plan
 from sartor.run.transaction import simulated_update
+from sartor.trainer.sampling import asked
 
 if TYPE_CHECKING:
     from sartor.config import SFTConfig
@@ -222,6 +224,8 @@ def training_of(trainer: SFTTrainer) -> Training:
         update=simulated_update,
         lora=model.peft_config[model.active_adapter] if is_adapter(model) else None,
         settings=trainer.settings.engine,
+        saves=trainer.args.save_strategy != SaveStrategy.NO,
+        asked=asked(trainer),
     )
 
 
@@ -285,7 +289,11 @@ def ways_of(model: Any, base: Plan, settings: EngineSettings, training: Training
     cheap: tuple[bool, ...] = (False, True)
     if settings.recomputed_operations is not None:
         cheap = (settings.recomputed_operations == "cheap",)
-    elif settings.gradient_checkpointing is not None or not base_model(model).supports_gradient_checkpointing:
+    elif (
+        settings.gradient_checkpointing is not None
+        or base.compile_backend is not None  # a program's operations are not seen one by one
+        or not base_model(model).supports_gradient_checkpointing
+    ):
         cheap = (False,)
     name, device = training.optimizer, base.device.partition(":")[0]
     implementations: tuple[str | None, ...] = (base.optimizer_implementation,)

@@ -1,0 +1,259 @@
+"""Ways to compute the same: when the search takes which, what each needs and how long it takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from benchmarks import memory_measure, memory_models
+from benchmarks.memory import plan_of, recomputation
+
+from sartor.errors import ConfigurationError
+from sartor.memory import optimizers, rates
+from sartor.memory.foresight import Foresight, Memory, Shape
+from sartor.memory.plan import with_optimizer
+from sartor.memory.prediction import Component
+from sartor.memory.search import Freedom, Setting, Way, freedom, search
+from sartor.memory.simulate import imagined, simulate, simulate_model
+from sartor.memory.speed import Batch, Sizes, step_seconds
+from sartor.memory.training import Training, Work
+from sartor.records import EngineSettings, Plan
+from sartor.run import transaction
+from sartor.run.transaction import simulated_update
+from sartor.trainer.planning import ways_of
+
+WORK = Work((100, 60, 40), 150)
+ALL = tuple(Way(*way) for way in itertools.product((False, True), ("foreach", "for-loop"), ("device", "host")))
+LAYERS = 8
+
+
+def plan(recomputes: bool | str = False, **changes: Any) -> Plan:
+    config = memory_models.small("llama, tied")
+    found = plan_of(config, tokens=200, compute="float32", recomputes=recomputes)
+    return dataclasses.replace(found, **changes)
+
+
+# --- bytes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("implementation", ["fused", "for-loop"])
+def test_states_that_are_streamed_are_foreseen_as_the_allocator_counts_them(
+    implementation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU, where the host's memory and the device's are one: both copies count."""
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.setattr(transaction, "PIECE_BYTES", 1 << 20)
+    config = memory_models.small("llama, tied")
+    taken = plan(optimizer_states="host", optimizer_implementation=implementation, loss_chunk_rows=256)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    held_bytes = memory_measure.held_bytes(model)
+    with memory_measure.AllocatorPeak() as peak:
+        groups = optimizers.groups_of(model, model.get_input_embeddings())
+        optimizer = optimizers.maker("adamw_torch", is_cuda=False, implementation=implementation)(groups)
+        engine, stepper = memory_measure.stepper(model, taken, EngineSettings(), optimizer)
+        batch = memory_measure.examples(WORK.document_lengths, WORK.num_targets, config.vocab_size)
+        memory_measure.take_steps(engine, stepper, batch)
+    training = Training(optimizer="adamw_torch", update=simulated_update)
+    foreseen = simulate(config, taken, WORK, training)
+    assert foreseen.peak_bytes == pytest.approx(held_bytes + peak.num_bytes, rel=0.005)
+    on_device = simulate(config, dataclasses.replace(taken, optimizer_states="device"), WORK, training)
+    one, other = (next(s for s in found.timeline if s.phase == "update") for found in (foreseen, on_device))
+    assert one.num_bytes >= other.num_bytes + (8 << 20 if implementation == "fused" else 0)
+
+
+def cuda(**changes: Any) -> Any:
+    config = memory_models.small("llama, tied")
+    training = Training(optimizer="adamw_torch", update=simulated_update)
+    return simulate(config, plan(device="cuda", **changes), WORK, training)
+
+
+def test_on_a_gpu_the_hosts_states_are_not_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transaction, "PIECE_BYTES", 1 << 20)
+    host, device = (cuda(optimizer_states=place, optimizer_implementation="fused") for place in ("host", "device"))
+    numbers = 8_192 * 256 + 4 * (256 * (256 + 128 + 128 + 256) + 3 * 256 * 704 + 2 * 256) + 256
+    for one, other in zip(host.timeline, device.timeline, strict=True):
+        if one.phase in ("forward", "loss", "backward", "clip"):
+            spared = other.components[Component.OPTIMIZER] - one.components[Component.OPTIMIZER]
+            assert 8 * numbers <= spared <= 8.01 * numbers + 512 * 80
+    update = next(stretch for stretch in host.timeline if stretch.phase == "update")
+    piece_bytes = 3 * max(transaction.PIECE_BYTES, 4 * 8_192 * 256)  # two states, and the parameters as they were
+    assert update.num_bytes <= 2 * 4 * numbers + piece_bytes + (1 << 20)
+    assert host.peak_bytes < device.peak_bytes
+
+
+def test_not_fused_an_update_needs_temporaries() -> None:
+    needed = [
+        max(one.num_bytes for one in cuda(optimizer_implementation=name).timeline if one.phase == "update")
+        for name in ("fused", "for-loop", "foreach")
+    ]
+    assert needed[0] < min(needed[1:])
+
+
+# --- the search ------------------------------------------------------------------------------------------------------
+
+
+def needs(setting: Setting) -> int:
+    kept = LAYERS - setting.recomputed_layers
+    layer = 11 if setting.way.recomputes_cheap else 20
+    states = 0 if setting.way.states == "host" else 40_000
+    temporaries = 0 if setting.way.implementation == "for-loop" else 10_000
+    activations = setting.micro_batch_tokens * (kept * layer + setting.recomputed_layers * 3)
+    return 20_000 + states + max(activations + 100 * setting.loss_chunk_rows, temporaries)
+
+
+def saved(way: Way) -> int:
+    return (40_000 if way.states == "host" else 0) + (10_000 if way.implementation == "for-loop" else 0)
+
+
+def takes(setting: Setting) -> float:
+    kept = LAYERS - setting.recomputed_layers
+    again = setting.recomputed_layers / 3 + (kept / 50 if setting.way.recomputes_cheap else 0)
+    slow = 0.4 * (setting.way.states == "host") + 0.01 * (setting.way.implementation == "for-loop")
+    return (8 + again) * (1 + 20 / setting.micro_batch_tokens) + slow
+
+
+def free(ways: tuple[Way, ...] = ALL) -> Freedom:
+    return freedom(tokens=None, layers=None, rows=256, smallest_tokens=300, largest_tokens=1_024, num_layers=LAYERS,
+                   largest_rows=256, ways=ways)  # fmt: skip
+
+
+def test_where_all_fits_nothing_is_given_up_for_memory() -> None:
+    setting, fits = search(free(), needs, takes, 10**9, saved)
+    assert fits
+    assert (setting.way, setting.recomputed_layers) == (ALL[0], 0)
+
+
+def test_less_memory_is_met_first_by_what_costs_least() -> None:
+    amounts = range(30_000, 280_000, 2_000)
+    found = [search(free(), needs, takes, available, saved)[0] for available in amounts]
+    enough = [needs(free().leanest) <= available for available in amounts]
+    assert all(needs(one) <= available for one, available, fits in zip(found, amounts, enough, strict=True) if fits)
+    ways = [setting.way for setting in found]
+    cheap = [way.recomputes_cheap for way in ways]
+    assert any(cheap)
+    assert not cheap[-1]
+    assert {way.states for way in ways} == {"device", "host"}
+    assert ways[-1].states == "device"
+    times = [takes(setting) for setting in found]
+    assert all(later <= earlier * 1.1 for earlier, later in itertools.pairwise(times))
+
+
+@pytest.mark.parametrize("available", [60_000, 90_000, 120_000, 150_000, 180_000, 220_000])
+def test_what_is_chosen_is_about_the_fastest_of_all_that_fit_and_few_are_simulated(available: int) -> None:
+    asked: set[Setting] = set()
+
+    def ask(setting: Setting) -> int:
+        asked.add(setting)
+        return needs(setting)
+
+    box = free()
+    setting, fits = search(box, ask, takes, available, saved)
+    every = (Setting(*values) for values in itertools.product(box.tokens, box.layers, box.rows, box.ways))
+    best = min(takes(one) for one in every if needs(one) <= available)
+    assert fits
+    assert takes(setting) <= 1.05 * best
+    assert len(asked) <= 30
+
+
+def test_what_spares_least_is_the_leanest() -> None:
+    assert free().leanest.way == Way(True, "for-loop", "host")
+
+
+# --- what is left open -----------------------------------------------------------------------------------------------
+
+
+def ways(device: str = "cuda", optimizer: str = "adamw_torch_fused", *, host: int | None = None,
+         **asked: Any) -> tuple[Way, ...]:  # fmt: skip
+    settings = EngineSettings(**asked)
+    base = with_optimizer(plan(device=device, compile_backend=settings.compile_backend), settings, optimizer)
+    model = imagined(memory_models.small("llama, tied"), "float32", Training())
+    return ways_of(model, base, settings, Training(optimizer=optimizer), Memory(0, host_bytes=host))
+
+
+def test_on_a_cpu_states_have_one_place_and_torch_two_implementations_at_most() -> None:
+    assert ways("cpu") == (Way(False, "fused"), Way(True, "fused"))
+    assert ways("cpu", "adamw_torch") == (Way(False, "for-loop"), Way(True, "for-loop"))
+    assert ways("cpu", "adafactor") == (Way(), Way(True))
+
+
+def test_on_a_gpu_states_may_live_with_the_host_where_it_has_room_for_them() -> None:
+    assert {way.states for way in ways()} == {"device", "host"}
+    assert {way.implementation for way in ways(optimizer="adamw_torch")} == {"foreach", "for-loop"}
+    assert {way.states for way in ways(host=10**6)} == {"device"}
+    assert {way.states for way in ways(host=10**12)} == {"device", "host"}
+    assert {way.states for way in ways(optimizer="adafactor")} == {"device"}
+    assert {way.states for way in ways(optimizer="sgd")} == {"device"}  # it has none
+
+
+def test_what_was_asked_for_is_the_only_way() -> None:
+    asked = {"recomputed_operations": "cheap", "optimizer_implementation": "foreach", "optimizer_states": "host"}
+    assert ways(**asked) == (Way(True, "foreach", "host"),)
+    assert not any(way.recomputes_cheap for way in ways(gradient_checkpointing=True))
+    assert not any(way.recomputes_cheap for way in ways(recomputed_operations="all"))
+    assert not any(way.recomputes_cheap for way in ways(compile_backend="inductor"))
+
+
+def test_a_way_becomes_a_plan_and_whole_layers_leave_nothing_cheap() -> None:
+    model = imagined(memory_models.small("llama, tied"), "float32", Training())
+    shape = Shape(100, 200, 0.7, Batch(200, 150, 80))
+    foresight = Foresight(model, plan(), shape, Training(update=simulated_update), Memory(0))
+    some = foresight.plan_of(Setting(200, 2, 256, Way(True, "fused", "host")), 4)
+    assert (some.gradient_checkpointing, some.recomputed_layers, some.recomputes_cheap) == (True, 2, True)
+    assert (some.optimizer_implementation, some.optimizer_states) == ("fused", "host")
+    none = foresight.plan_of(Setting(200, 0, 256, Way(True)), 4)
+    assert (none.gradient_checkpointing, none.recomputed_layers, none.recomputes_cheap) == (True, 0, True)
+    every = foresight.plan_of(Setting(200, 4, 256, Way(True)), 4)
+    assert (every.gradient_checkpointing, every.recomputed_layers, every.recomputes_cheap) == (True, None, False)
+    one, other = (foresight.prediction(Setting(200, 4, 256, Way(cheap)), 4) for cheap in (False, True))
+    assert one is other
+    assert foresight.num_simulated == 1
+
+
+def test_some_layers_recomputed_whole_and_the_others_cheaply_lie_between() -> None:
+    model = imagined(memory_models.small("llama, tied"), "float32", Training())
+    peaks = [
+        max(one.components[Component.ACTIVATIONS] for one in simulate_model(model, taken, WORK, Training()).timeline)
+        for taken in (plan(True), plan(True, recomputed_layers=2, recomputes_cheap=True), plan("cheap"), plan(False))
+    ]
+    assert peaks == sorted(peaks)
+    assert len(set(peaks)) == 4
+    assert recomputation("cheap")["recomputes_cheap"]
+
+
+# --- time ------------------------------------------------------------------------------------------------------------
+
+TABLE = Sizes(LAYERS, 20_060_000, 28_975_104, 49_000_000, 49_000_000, 576)
+
+
+def seconds(**changes: Any) -> float:
+    given: dict[str, Any] = {"micro_batch_tokens": 1_024, "recomputed_layers": 0, "loss_chunk_rows": 1_024,
+                             "is_cuda": False, "is_half": False}  # fmt: skip
+    return step_seconds(TABLE, Batch(1_024, 1_024, 230), rates.measured(1.6e11, "cpu", "float32"),
+                        **{**given, **changes})  # fmt: skip
+
+
+def test_what_is_cheap_costs_a_percent_and_whole_layers_many() -> None:
+    assert 1.003 < seconds(recomputes_cheap=True) / seconds() < 1.03  # measured: 1.007
+    assert seconds(recomputed_layers=LAYERS) > 1.07 * seconds()  # measured: 1.092
+    assert seconds(recomputed_layers=LAYERS, recomputes_cheap=True) == seconds(recomputed_layers=LAYERS)
+
+
+def test_streamed_states_cost_their_way_to_the_device_and_back() -> None:
+    card = rates.card("H100")
+    rate = rates.listed(card, "bfloat16")
+    assert rate.host_bytes_per_second == card.host_bytes_per_second > rates.card("T4").host_bytes_per_second
+    slower = seconds(streamed_bytes=10**9) - seconds()
+    assert slower == pytest.approx(2 * 10**9 / rates.measured(1e11, "cpu", "float32").host_bytes_per_second)
+    assert seconds(num_update_passes=4) > seconds()
+
+
+def test_an_implementation_that_there_is_not_is_an_error() -> None:
+    assert optimizers.implementations("adagrad", "cuda") == ("foreach", "for-loop")
+    assert optimizers.implementations("lion_8bit", "cuda") == ()
+    with pytest.raises(ConfigurationError, match="optim='madgrad'"):
+        optimizers.maker("madgrad", is_cuda=False, implementation="fused")
