@@ -333,6 +333,20 @@ LOSS = (
         ("tests/engine/test_loss_rows.py::test_the_number_of_rows_at_once_changes_nothing",),
     ),
     Mutant(
+        "compiled layers look into the documents' lengths",
+        f"{ENGINE}/attention.py",
+        "if between_programs else",
+        "if False else",
+        ("tests/engine/test_compiled.py::test_other_lengths_and_other_numbers_of_documents_need_no_new_program",),
+    ),
+    Mutant(
+        "longest examples last",
+        "src/sartor/batching/cut.py",
+        "rest.sort(key=lambda index: -lengths[index])",
+        "rest.sort(key=lambda index: lengths[index])",
+        ("tests/batching/test_cut.py",),
+    ),
+    Mutant(
         "label smoothing with the wrong sign",
         f"{ENGINE}/loss.py",
         "z_CV.sub_((form.label_smoothing",
@@ -1237,11 +1251,40 @@ REHEARSAL = (
         "best = min(found, key=measure)",
         (f"{REHEARSED}::test_the_largest_micro_batch_of_the_run_is_taken",),
     ),
+    Mutant(
+        "a forecast that was too low stays",
+        f"{TRAINER}/rehearsing.py",
+        "pass_bytes=plan.pass_bytes + more",
+        "pass_bytes=plan.pass_bytes",
+        (f"{REHEARSED}::test_a_forecast_that_was_too_low_is_corrected_before_the_run_and_rehearsed_again",),
+    ),
 )
 
 SEARCHED = "tests/memory/test_search.py"
+GUARDED = "tests/memory/test_guard.py"
 
 PLANNING = (
+    Mutant(
+        "the guard goes by a rule of thumb",
+        f"{MEMORY_ROOM}/guard.py",
+        "        if foreseen is not None:\n            return int(",
+        "        if foreseen is None:\n            foreseen = 0.0\n        if False:\n            return int(",
+        (f"{GUARDED}::test_what_was_simulated_takes_the_place_of_the_rule_of_thumb",),
+    ),
+    Mutant(
+        "the heap's unused memory is lost",
+        f"{MEMORY_ROOM}/limits.py",
+        "return self.free_bytes + self.idle_bytes",
+        "return self.free_bytes",
+        (f"{GUARDED}::test_what_the_plan_says_fits_is_not_refused_by_the_guard",),
+    ),
+    Mutant(
+        "explicit settings without their cost",
+        f"{TRAINER}/planning.py",
+        "    if all(getattr(settings, knob) is None for knob in KNOBS):\n",
+        "    if True:\n",
+        ("tests/trainer/test_planning.py::test_what_was_asked_for_is_obeyed_by_the_search_too",),
+    ),
     Mutant(
         "plan ignores the limit",
         "src/sartor/memory/search.py",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,30 @@ def test_memory_that_ends_in_the_rehearsal_makes_the_cut_finer_before_the_run(
     assert all(incident.startswith("the rehearsal: memory ran out") for incident in plan["incidents"])
     assert plan["reasons"]["micro_batch_tokens"] == "memory ran out before the first step"
     assert len(found.state.log_history) == len(expected.state.log_history)
+
+
+def test_a_forecast_that_was_too_low_is_corrected_before_the_run_and_rehearsed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from sartor.trainer import planning
+
+    caplog.set_level("INFO", logger="sartor")
+    monkeypatch.setattr(planning, "TINY_BYTES", 0)
+    plain = run(tmp_path / "plain", rehearse=True)
+    inner = planning.plan_with
+
+    def too_low(*given: Any) -> Any:
+        plan = inner(*given)
+        less = {**plan.predicted_bytes, "peak": plan.predicted_bytes["peak"] // 2}
+        return dataclasses.replace(plan, predicted_bytes=less, pass_bytes=plan.pass_bytes // 4)
+
+    monkeypatch.setattr(planning, "plan_with", too_low)
+    found = run(tmp_path / "corrected", rehearse=True)
+    missing = found.plan.measured_bytes - found.plan.predicted_bytes["peak"]
+    assert found.plan.pass_bytes >= plain.plan.pass_bytes // 4 + missing
+    assert sum("more than was foreseen" in record.message for record in caplog.records) == 1
+    expected = tiny.weights(plain.model)
+    assert all(torch.equal(weight, expected[name]) for name, weight in tiny.weights(found.model).items())
 
 
 def test_what_cannot_be_made_smaller_ends_the_run_before_its_first_step(

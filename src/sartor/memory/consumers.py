@@ -47,10 +47,13 @@ def _variants(plan: Plan, work: Work, training: Training) -> Iterator[_Variant]:
     other = not plan.gradient_checkpointing
     yield (
         f"gradient_checkpointing={other}",
-        dataclasses.replace(plan, gradient_checkpointing=other, recomputed_layers=None),
+        dataclasses.replace(plan, gradient_checkpointing=other, recomputed_layers=None, recomputes_cheap=False),
         work,
         training,
     )
+    if not plan.recomputes_cheap:
+        cheap = dataclasses.replace(plan, gradient_checkpointing=True, recomputed_layers=0, recomputes_cheap=True)
+        yield "cheap operations recomputed", cheap, work, training
     yield (
         "documents half as long",
         plan,

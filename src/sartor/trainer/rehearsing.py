@@ -27,7 +27,7 @@ from sartor.memory import imagine, rehearse, trace
 from sartor.memory.marks import marking_layers
 from sartor.memory.optimizers import MakeOptimizer
 from sartor.memory.prediction import Prediction
-from sartor.memory.simulate import Training, Work, simulate_model
+from sartor.memory.simulate import CPU_MARGIN, Training, Work, simulate_model
 from sartor.memory.trace import Measured, Trace
 from sartor.memory.tracker import Phase
 from sartor.records import Example, Layout, MicroBatch
@@ -190,6 +190,8 @@ class Rehearsal:
         self._last: MicroBatch | None = None
         self._updates = True
         """Whether the update is rehearsed too."""
+        self._is_corrected = False
+        """Whether the plan was found to foresee too little."""
 
     def run(self) -> dict[str, Any]:
         """Rehearse, say what was found, and freeze it into the plan; returns what `memory.json` holds."""
@@ -197,7 +199,7 @@ class Rehearsal:
         with _unchanged(engine):
             step, recovery.step = recovery.step, 0
             try:
-                worst, measured = recovery.survive("the rehearsal", self._attempt, self._less, self._undo)
+                worst, measured = recovery.survive("the rehearsal", self._corrected, self._less, self._undo)
             finally:
                 recovery.step = step
                 self._undo()
@@ -212,6 +214,27 @@ class Rehearsal:
         freeze(trainer, freeze_plan)
         trainer.say(sentence(worst.micro, measured_bytes, foreseen_bytes, reason))
         return found
+
+    def _corrected(self) -> tuple[_Worst, list[Measured]]:
+        """`_attempt`; where it needed more than was foreseen, the plan counts with that from then on, and it is tried
+        once more: the guard cuts finer what would not fit then.
+        """
+        plan, (worst, measured) = self._engine.plan, self._attempt()
+        foreseen = plan.predicted_bytes.get("peak")
+        largest = max(stretch.num_bytes for stretch in measured)
+        if self._is_corrected or foreseen is None or plan.pass_bytes is None or not plan.pass_tokens:
+            return worst, measured
+        if largest <= (1 + CPU_MARGIN) * foreseen:
+            return worst, measured
+        self._is_corrected = True
+        more = (largest - foreseen) * plan.pass_tokens // worst.micro.num_tokens
+        self._engine.replan(dataclasses.replace(plan, pass_bytes=plan.pass_bytes + more))
+        self._trainer.say(
+            f"the rehearsal needed {_amount(largest - foreseen)} more than was foreseen: the plan counts with it "
+            "from here on"
+        )
+        self._undo()
+        return self._attempt()
 
     def _attempt(self) -> tuple[_Worst, list[Measured]]:
         """The micro-batch that needed most, and its pass's stretches."""
