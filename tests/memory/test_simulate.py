@@ -6,15 +6,20 @@ import dataclasses
 import sys
 from typing import Any
 
+import peft
 import pytest
 import torch
 from benchmarks import memory_models
 from benchmarks.memory import PUBLISHED_WORK, Cell, compare, lora, plan_of, recomputation, training
+from benchmarks.memory_measure import AllocatorPeak, held_bytes
+from transformers import AutoModelForCausalLM
 
+from sartor.engine.precision import Masters, autocast
 from sartor.errors import ConfigurationError
 from sartor.memory import sketches, stage
 from sartor.memory.prediction import Component, Prediction, Stretch
 from sartor.memory.simulate import Training, Work, imagined, simulate, simulate_model
+from sartor.memory.training import Asked
 from sartor.records import EngineSettings, Plan
 from sartor.run.transaction import Update
 
@@ -37,6 +42,7 @@ TOLERANCE_PERCENT = 1.0
         Cell("gemma3", "float32", False, True, "adamw_torch_fused"),
         Cell("qwen3_moe", "float32", False, False, "adafactor"),
         Cell("lfm2", "float32", False, False, "sgd"),
+        Cell("llama, tied", "float16", False, False, "adamw_torch_fused"),  # with a scaler of the loss
     ],
     ids=lambda cell: cell.name,
 )
@@ -119,7 +125,7 @@ def test_settings_that_differ_in_recomputed_layers_share_what_was_simulated() ->
     for layers in (12, 18):
         found = simulate_model(model, dataclasses.replace(plan, recomputed_layers=layers), ONE, Training(), known)
         peaks.append(found.peak_bytes)
-    assert len(known) == 4
+    assert len(known) == 5  # and the updates
     assert peaks == sorted(peaks, reverse=True)
 
 
@@ -187,6 +193,41 @@ def test_evaluating_and_saving_are_stretches_of_their_own() -> None:
     assert 0 < evaluation.components[Component.TEMPORARIES] < foreseen.peak_bytes - evaluation.num_bytes
     parameters_bytes = 2 * config.vocab_size * config.hidden_size
     assert saving.components[Component.TEMPORARIES] > parameters_bytes
+
+
+@pytest.mark.parametrize(("architecture", "compute"), [("llama, tied", "float32"), ("qwen3", "bfloat16")])
+def test_answers_need_what_the_allocator_counts_while_the_model_generates(architecture: str, compute: str) -> None:
+    config = memory_models.small(architecture)
+    asked = Asked(num_prompts=3, prompt_tokens=40, new_tokens=20)
+    plan = plan_of(config, tokens=200, compute=compute, recomputes=False)
+    foreseen = [s for s in simulate(config, plan, ONE, Training(asked=asked)).timeline if s.phase == "answers"]
+    assert len(foreseen) == 2
+    own = (Component.PARAMETERS, Component.TEMPORARIES, Component.SCRATCH)  # the buffer of logits is the engine's
+    found = max(sum(stretch.components[part] for part in own if part in stretch.components) for stretch in foreseen)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    ids = torch.randint(3, config.vocab_size, (3, 40))
+    options = {"max_new_tokens": 20, "eos_token_id": None, "do_sample": False, "use_cache": True}
+    with AllocatorPeak() as counted, torch.no_grad(), autocast(torch.device("cpu"), getattr(torch, compute)):
+        model.generate(ids, **options)
+    assert found == pytest.approx(held_bytes(model) + counted.num_bytes, rel=0.02)
+
+
+@pytest.mark.parametrize("is_lora", [False, True])
+def test_saving_needs_what_the_allocator_counts_while_weights_are_rounded(is_lora: bool) -> None:
+    config = memory_models.small("llama, tied")
+    adapter = lora("llama") if is_lora else None
+    plan = plan_of(config, tokens=200, compute="float32", recomputes=False)
+    training = Training(arrival_dtype="bfloat16", lora=adapter, saves=True)
+    saving = simulate(config, plan, ONE, training).timeline[-1]
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    if adapter is not None:
+        model = peft.get_peft_model(model, adapter)
+    masters = Masters(model)
+    masters.widen(torch.float32)
+    with AllocatorPeak() as counted, masters.rounded():
+        pass
+    assert saving.phase == "saving"
+    assert saving.components[Component.TEMPORARIES] == pytest.approx(counted.num_bytes, rel=1e-3, abs=8_192)
 
 
 def test_cuda_has_rules_of_its_own() -> None:

@@ -1179,8 +1179,8 @@ FORESIGHT = (
     Mutant(
         "the first update is left out",
         f"{MEMORY_ROOM}/simulate.py",
-        "    return _prediction([first, *between, *after], note, plan, training)\n",
-        "    return _prediction([*between, *after], note, plan, training)\n",
+        "    return _prediction([first, *between, *after], notes, plan, training)\n",
+        "    return _prediction([*between, *after], notes, plan, training)\n",
         (f"{FORESEEN}::test_the_peak_is_what_the_allocator_counts",),
     ),
     Mutant(

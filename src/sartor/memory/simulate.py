@@ -35,7 +35,7 @@ CUDA_MARGIN = 0.10
 """Unmeasured."""
 CUDA_CONTEXT_BYTES = 600 << 20
 """Of a process on a GPU, and cuBLAS' workspaces.  Unmeasured."""
-_AFTER_UPDATE = (Phase.EVALUATION, Phase.SAVING)
+_AFTER_UPDATE = (Phase.EVALUATION, Phase.ANSWERS, Phase.SAVING)
 
 Known = dict[Any, list[Stretch]]
 """What small models of one training needed, to be used again: settings that differ in the number of recomputed layers
@@ -94,11 +94,18 @@ def simulate_model(
             "simulated: it needs documents, and no more targets than tokens."
         )
     traits = read_traits(model)
-    passes, note = _passes(model, traits, plan, work, training, {} if known is None else known)
-    first, *later = stage.updates(model, traits, plan, work, training)
+    known = {} if known is None else known
+    passes, note = _passes(model, traits, plan, work, training, known)
+    key = _key(plan, work)
+    if key not in known:
+        known[key] = stage.updates(model, traits, plan, work, training)
+    first, *later = known[key]
     between = [part for part in (*passes, *later) if part.phase not in _AFTER_UPDATE]
     after = [part for phase in _AFTER_UPDATE for part in (*passes, *later) if part.phase == phase]
-    return _prediction([first, *between, *after], note, plan, training)
+    notes = [note]
+    if training.asked is not None and not any(part.phase == Phase.ANSWERS for part in after):
+        notes.append("answers are not foreseen: this architecture carries a state in place of keys and values")
+    return _prediction([first, *between, *after], notes, plan, training)
 
 
 def _passes(
@@ -133,15 +140,19 @@ def _sketched(
     """The passes of a few layers of the model, as many of them recomputed as are of such a kind."""
     if plan.recomputed_layers is not None:
         plan = replace(plan, recomputed_layers=sum(_is_recomputed(kind) for kind in sketch))
-    key = (
-        *(plan.layout, plan.attention, plan.compute_dtype, plan.num_threads, plan.device, plan.loss_chunk_rows),
-        *(plan.gradient_checkpointing, plan.recomputed_layers, plan.recomputes_cheap, work, sketch),
-        *(plan.optimizer_implementation, plan.optimizer_states),
-    )
+    key = (*_key(plan, work), plan.gradient_checkpointing, plan.recomputed_layers, plan.recomputes_cheap, sketch)
     if key not in known:
         places = sketches.places(kinds, sketch)
         known[key] = stage.passes(model, traits, plan, work, training, places)
     return known[key]
+
+
+def _key(plan: Plan, work: Work) -> tuple[Any, ...]:
+    """What updates depend on, and passes beside recomputation."""
+    return (
+        *(plan.layout, plan.attention, plan.compute_dtype, plan.num_threads, plan.device, plan.loss_chunk_rows),
+        *(plan.optimizer_implementation, plan.optimizer_states, work),
+    )
 
 
 def _kinds(model: nn.Module, traits: ModelTraits, plan: Plan) -> list[int] | None:
@@ -165,8 +176,7 @@ def _is_recomputed(kind: int) -> bool:
     return kind % 2 == 1
 
 
-def _prediction(timeline: Sequence[Stretch], note: str, plan: Plan, training: Training) -> Prediction:
-    notes = [note]
+def _prediction(timeline: Sequence[Stretch], notes: list[str], plan: Plan, training: Training) -> Prediction:
     if training.make_optimizer is None and training.optimizer in optimizers.RULED:
         notes.append(f"states of {training.optimizer} by rule, unmeasured")
     if training.quantization is not None:

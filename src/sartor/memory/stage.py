@@ -12,17 +12,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
 
+from sartor.engine.precision import autocast
 from sartor.engine.step import Engine
-from sartor.engine.traits import ModelTraits, evaluating
+from sartor.engine.traits import ModelTraits, base_model, evaluating, is_adapter
 from sartor.memory import answers, cuda_rules, imagine, optimizers, scratch
 from sartor.memory.marks import marking_layers
 from sartor.memory.prediction import Component, Stretch
 from sartor.memory.tracker import LiveSet, Phase
-from sartor.memory.training import Training, Work
+from sartor.memory.training import Asked, Training, Work
 from sartor.records import MicroBatch, Plan
 
 
@@ -53,6 +55,47 @@ class Stage:
         )
         self.live.own(Component.GRADIENTS, (parameter.grad for parameter in self.engine.model.parameters()))
 
+    def unscale(self) -> None:
+        """What float16's scaler does with the gradients before they are clipped."""
+        scaler = torch.amp.GradScaler("cpu")
+        scaler.scale(torch.ones(()))
+        scaler.unscale_(self.optimizer)
+
+    @torch.no_grad()
+    def answer(self, asked: Asked) -> None:
+        """The first pass and the last one of the model's own `generate`, with the attention that it has there.
+
+        Nothing where the architecture carries a state in place of keys and values.
+        """
+        from transformers import DynamicCache
+
+        inner: Any = base_model(self.engine.model)
+        if inner._is_stateful:
+            return
+        cache = DynamicCache(config=inner.config)
+        with evaluating(self.engine.model), autocast(torch.device("cpu"), self.engine.compute_dtype):
+            for phase, num_tokens in (
+                (Phase.ANSWERS, asked.prompt_tokens),
+                (Phase.BATCH, asked.new_tokens - 2),  # the tokens between, which come one by one
+                (Phase.ANSWERS, 1),
+            ):
+                if num_tokens <= 0:
+                    continue
+                self.live.enter(phase)
+                ids_BL = torch.zeros(asked.num_prompts, num_tokens, dtype=torch.int64)
+                found = inner(input_ids=ids_BL, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                choice = found.logits[:, -1].to(torch.float32, copy=True).argmax(-1)
+                del found, choice
+
+    def save(self) -> None:
+        """The weights in the dtype they arrived in, as `engine.precision.Masters.rounded` shows them to be saved."""
+        self.live.enter(Phase.SAVING)
+        arrival: torch.dtype = getattr(torch, self.training.arrival_dtype)
+        model = self.engine.model
+        widened = (p for p in model.parameters() if not (is_adapter(model) and p.requires_grad))  # adapters were wide
+        rounded = [parameter.data.to(arrival) for parameter in widened if parameter.dtype == torch.float32]
+        del rounded
+
 
 @contextmanager
 def staged(
@@ -73,7 +116,7 @@ def staged(
         stack.enter_context(live)
         imagine.materialise(model)
         live.enter(Phase.BATCH)
-        engine = Engine(model, traits, plan, training.settings)
+        engine = Engine(model, traits, replace(plan, compile_backend=None), training.settings)  # of programs, no rules
         engine.balance_coefficient = training.balance_coefficient
         engine.on_phase = lambda name: live.enter(Phase(name))
         engine.form = replace(engine.form, fits_cache=not is_cuda, pieces=_differing_pieces)
@@ -123,16 +166,17 @@ def updates(model: nn.Module, traits: ModelTraits, plan: Plan, work: Work, train
         live.enter(Phase.FIRST_UPDATE)
         stage.update()
         live.enter(Phase.CLIP)
+        if stage.engine.compute_dtype == torch.float16:
+            stage.unscale()
         stage.engine.gradient_norm(training.settings.max_grad_norm)
         live.enter(Phase.UPDATE)
         stage.update()
+        model.zero_grad(set_to_none=True)
+        if training.asked is not None:
+            stage.answer(training.asked)
         if training.saves:
-            model.zero_grad(set_to_none=True)
-            live.enter(Phase.SAVING)
-            arrival: torch.dtype = getattr(torch, training.arrival_dtype)
-            rounded = [parameter.data.to(arrival) for parameter in model.parameters() if parameter.requires_grad]
-            del rounded
-    return live.stretches(first)
+            stage.save()
+    return [stretch for stretch in live.stretches(first) if stretch.phase != Phase.BATCH]
 
 
 def _differing_pieces(num_rows: int, piece_rows: int) -> list[int]:

@@ -37,6 +37,7 @@ class Phase(StrEnum):
     CLIP = "clip"
     UPDATE = "update"
     EVALUATION = "evaluation"
+    ANSWERS = "answers"
     SAVING = "saving"
 
 

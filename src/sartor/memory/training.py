@@ -27,6 +27,16 @@ def _plain_update(optimizer: torch.optim.Optimizer, plan: Plan) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """Questions that are answered together, greedily, while training goes on."""
+
+    num_prompts: int
+    prompt_tokens: int
+    """Of the longest."""
+    new_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Training:
     """What is trained, and how: everything that changes bytes beside the plan."""
 
@@ -45,4 +55,6 @@ class Training:
     evaluates: bool = False
     """Add the stretch of an evaluation between steps, of a micro-batch of the same shape."""
     saves: bool = False
-    """Add the stretch of saving: what is trained once more, in the dtype that it arrived in."""
+    """Add the stretch of saving: what was widened once more, in the dtype that it arrived in."""
+    asked: Asked | None = None
+    """Add the stretches of answering: the questions at once, and the last token with keys and values of all others."""

@@ -20,6 +20,7 @@ from sartor.chat.sample import Speaker
 from sartor.engine.precision import autocast
 from sartor.errors import OutOfMemoryError, RunFolderError
 from sartor.memory.plan import ACTIVATION_VALUES_PER_HIDDEN
+from sartor.memory.training import Asked
 from sartor.trainer import saving
 
 if TYPE_CHECKING:
@@ -117,9 +118,9 @@ class SampleAnswers(TrainerCallback):
         assert trainer.engine is not None
         assert trainer.recovery is not None
         traits = trainer.engine.traits
-        asked = max(len(trainer.processing_class(text)["input_ids"]) for text in prompts) + _TEMPLATE_TOKENS
-        cached = 2 * traits.num_layers * (asked + (self._options.max_new_tokens or 0))
-        values = (cached + asked * ACTIVATION_VALUES_PER_HIDDEN) * traits.hidden_size + 2 * traits.vocabulary_size
+        longest = _longest_tokens(trainer, prompts)
+        cached = 2 * traits.num_layers * (longest + (self._options.max_new_tokens or 0))
+        values = (cached + longest * ACTIVATION_VALUES_PER_HIDDEN) * traits.hidden_size + 2 * traits.vocabulary_size
         trainer.recovery.guard.allocate(4 * len(prompts) * values, "the answers to sample_prompts")
 
     def _less(self) -> str | None:
@@ -130,6 +131,18 @@ class SampleAnswers(TrainerCallback):
             return forgiven
         self._at_once = max(1, self._at_once // 2)
         return f"{self._at_once} of sample_prompts at a time"
+
+
+def asked(trainer: SFTTrainer) -> Asked | None:
+    """The questions of a run as far as memory is concerned; None where there are none."""
+    prompts = trainer.args.sample_prompts
+    if not prompts:
+        return None
+    return Asked(len(prompts), _longest_tokens(trainer, prompts), trainer.args.sample_max_new_tokens)
+
+
+def _longest_tokens(trainer: SFTTrainer, prompts: Sequence[str]) -> int:
+    return max(len(trainer.processing_class(text)["input_ids"]) for text in prompts) + _TEMPLATE_TOKENS
 
 
 def write(folder: str | os.PathLike[str], samples: Sequence[Sample]) -> None:
