@@ -3,11 +3,14 @@
 Weights, optimizer, records, bit for bit; or it says why not.
 """
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +25,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from sartor import SFTTrainer
 from sartor.errors import ConfigurationError, DataError, DiskFullError, ModelError, RunFolderError
 from sartor.memory import device
+from sartor.report.metrics import MetricsFile
 from sartor.run import background, checkpoint, state, tensor_file
 from sartor.trainer import saving
 from tests import kill
@@ -87,9 +91,6 @@ def same_run(one: SFTTrainer, other: SFTTrainer) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")
 def test_runs_killed_at_random_equal_runs_never_killed() -> None:
     """In an own process: a fork of one with threads is not safe."""
-    import subprocess
-    import sys
-
     done = subprocess.run(
         [sys.executable, "-m", "tests.kill", "--n", "4", "--seed", "1"],
         cwd=Path(__file__).parents[2],
@@ -709,15 +710,142 @@ def test_a_run_ends_only_when_its_last_checkpoint_is_on_the_disk(
     checkpoint.verify(tmp_path / "checkpoint-2")
 
 
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_may_not_be_written_is_one_clear_error(tmp_path: Path) -> None:
+def protect(folder: Path) -> Callable[[], None]:
+    """Make a folder one that can be read and not written; returns what ends that."""
+    if os.geteuid() != 0:
+        os.chmod(folder, 0o555)
+        return lambda: os.chmod(folder, 0o755)
+    for options in (["--bind", folder, folder], ["-o", "remount,bind,ro", folder]):  # root may write anywhere else
+        if subprocess.run(["mount", *options], capture_output=True, check=False).returncode != 0:
+            subprocess.run(["umount", "-l", folder], capture_output=True, check=False)
+            pytest.skip("this machine lets nobody mount")
+    return lambda: subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="folders are protected in POSIX' ways")
+def test_a_folder_that_may_not_be_written_is_one_clear_error_before_the_first_step(tmp_path: Path) -> None:
     stop(tmp_path, 3, **EVERY, max_steps=4)
-    os.chmod(tmp_path, 0o555)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    end = protect(tmp_path)
     try:
-        with pytest.raises(RunFolderError, match="permissions"):
-            tiny.trainer(tmp_path, **EVERY, max_steps=4).train(resume_from_checkpoint=True)
+        for resume in (True, None):
+            with pytest.raises(RunFolderError, match=r"cannot be written: .*another output_dir, or see to its permiss"):
+                tiny.trainer(tmp_path, **EVERY, max_steps=4).train(resume_from_checkpoint=resume)
     finally:
-        os.chmod(tmp_path, 0o755)
+        end()
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="folders are protected in POSIX' ways")
+@pytest.mark.parametrize("policy", ["stop", "continue"])
+def test_a_folder_that_becomes_read_only_stops_the_run_and_leaves_the_checkpoint_before(
+    policy: str, tmp_path: Path
+) -> None:
+    """Whatever `on_full_disk` says: that is about room."""
+    ends: list[Callable[[], None]] = []
+
+    class Protects(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            if state.global_step == 3:
+                trainer.checkpoints.wait()  # type: ignore[union-attr]
+                ends.append(protect(tmp_path))
+
+    trainer = tiny.trainer(tmp_path, callbacks=[Protects()], **EVERY, max_steps=8, on_full_disk=policy)
+    try:
+        with pytest.raises(
+            RunFolderError, match=r"cannot write .*README.md: .* Choose an output_dir that you may write to"
+        ):
+            trainer.train()
+    finally:
+        for end in ends:
+            end()
+    assert [path.name for path in tmp_path.glob("*checkpoint*")] == ["checkpoint-2"]
+    checkpoint.verify(tmp_path / "checkpoint-2")
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="only root may mount a small disk")
+@pytest.mark.parametrize("policy", ["stop", "continue"])
+def test_a_disk_that_is_really_full_for_a_while(policy: str, tmp_path: Path) -> None:
+    """All of a run's files are on it.  What went on says so, and in the end no line of its metrics is missing."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", disk], capture_output=True, check=False)
+    if mounted.returncode != 0:
+        pytest.skip("this machine lets nobody mount")
+
+    class Fills(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            if state.global_step == 3:
+                trainer.checkpoints.wait()  # type: ignore[union-attr]
+                with (disk / "other").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+                    while file.write(b"0" * 512):
+                        pass
+            elif state.global_step == 7:
+                (disk / "other").unlink()
+
+    options = {**EVERY, "logging_steps": 1, "max_steps": 9}
+    whole = tiny.trainer(tmp_path / "whole", model=dropping(), **options)
+    whole.train()
+    trainer = tiny.trainer(disk / "run", model=dropping(), **options, on_full_disk=policy)
+    trainer.add_callback(Fills())
+    told = heard(trainer)
+    try:
+        if policy == "stop":
+            with pytest.raises(DiskFullError):
+                trainer.train()
+            assert [path.name for path in (disk / "run").glob("*checkpoint*")] == ["checkpoint-2"]
+        else:
+            trainer.train()
+            assert records(disk / "run") == records(tmp_path / "whole")
+            left = {path.name for path in (disk / "run").glob("*checkpoint*")}
+            assert left == {f"checkpoint-{step}" for step in (2, 8, 9)}
+            assert sum("The run goes on without it" in line for line in told) == 2
+        checkpoint.verify(disk / "run" / "checkpoint-2")
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_lines_of_metrics_that_have_no_room_wait_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In their order, and no checkpoint is saved without them."""
+    write = MetricsFile.write
+
+    def refuses(self: MetricsFile, record: Any) -> None:
+        if 3 <= trainer.state.global_step <= 5:
+            raise DiskFullError("cannot write metrics.jsonl: No space left on device.")
+        write(self, record)
+
+    options = {**EVERY, "logging_steps": 1, "max_steps": 7}
+    whole = tiny.trainer(tmp_path / "whole", model=dropping(), **options)
+    whole.train()
+    monkeypatch.setattr(MetricsFile, "write", refuses)
+    trainer = tiny.trainer(tmp_path / "run", model=dropping(), **options, on_full_disk="continue")
+    told = heard(trainer)
+    trainer.train()
+    assert records(tmp_path / "run") == records(tmp_path / "whole")
+    assert sum("its metrics wait for room" in line for line in told) == 1
+    assert any("2 lines of metrics.jsonl wait for room, and no checkpoint can be saved" in line for line in told)
+    assert {path.name for path in (tmp_path / "run").glob("*checkpoint*")} == {f"checkpoint-{n}" for n in (2, 6, 7)}
+    trainer = tiny.trainer(tmp_path / "stops", **options)
+    with pytest.raises(DiskFullError, match="cannot write metrics"):
+        trainer.train()
+
+
+def test_too_little_room_for_one_checkpoint_is_told_before_any_of_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = tiny.trainer(tmp_path, model=tiny.make_model(hidden_size=64), **EVERY, max_steps=6)
+    usage = shutil.disk_usage(tmp_path)
+
+    class Fills(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            if state.global_step == 3:
+                monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100_000))
+                trainer.save_model = None  # type: ignore[assignment,method-assign]
+
+    trainer.add_callback(Fills())
+    with pytest.raises(DiskFullError, match=r"checkpoint-4 cannot be written\. It needs .* MB, and 0\.1 MB are free"):
+        trainer.train()
+    assert [path.name for path in tmp_path.glob("*checkpoint*")] == ["checkpoint-2"]
 
 
 def test_every_option_is_part_of_the_mathematics_unless_it_is_listed() -> None:

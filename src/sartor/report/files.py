@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from sartor.errors import RunFolderError
+from sartor.errors import DiskFullError, RunFolderError
 
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NOT_ALLOWED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
@@ -20,14 +20,16 @@ def errors_name(path: Path) -> Iterator[None]:
     """Turn an OSError of the block into a RunFolderError that names `path` and says what to do.
 
     Raises:
-        RunFolderError: for any OSError; one that is a RunFolderError already passes unchanged.
+        RunFolderError: for any OSError, a DiskFullError where there is no room; one that is a RunFolderError already
+            passes unchanged.
     """
     try:
         yield
     except RunFolderError:
         raise
     except OSError as error:
-        raise RunFolderError(f"cannot write {path}: {_explain(path, error)}") from error
+        kind = DiskFullError if error.errno in _NO_SPACE else RunFolderError
+        raise kind(f"cannot write {path}: {_explain(path, error)}") from error
 
 
 def _explain(path: Path, error: OSError) -> str:

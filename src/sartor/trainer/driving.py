@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate.utils.memory import clear_device_cache
 from transformers.trainer_utils import SaveStrategy, TrainOutput, speed_metrics
 
-from sartor.errors import RunFolderError
+from sartor.errors import DiskFullError, RunFolderError
 from sartor.records import StepResult
 from sartor.run import loop
 from sartor.run.interrupt import Interrupts, Terminated
@@ -266,8 +266,18 @@ class Drive:
             },
             "num_tokens": self.trainer.total_train_tokens,
             "journal": self.journal.state(),
-            "metrics_bytes": mark.metrics_bytes if mark is not None else self.journal.durable_bytes(),
+            "metrics_bytes": mark.metrics_bytes if mark is not None else self._metrics_bytes(),
         }
+
+    def _metrics_bytes(self) -> int:
+        """Raises DiskFullError where lines wait for room: a run that goes on from here would never write them."""
+        num_bytes = self.journal.durable_bytes()
+        if self.journal.num_waiting:
+            raise DiskFullError(
+                f"no space left on the disk: {self.journal.num_waiting} lines of {saving.METRICS_NAME} wait for room, "
+                f"and no checkpoint can be saved without them. {saving.MAKE_ROOM}"
+            )
+        return num_bytes
 
     def resume(self, content: Mapping[str, Any], *, ignores_stop: bool) -> tuple[int, int]:
         """Go on from what `state` returned: (epoch to begin with, device batches of it that are done).

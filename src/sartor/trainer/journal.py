@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from sartor.errors import DiskFullError
 from sartor.memory.device import peak_bytes
 from sartor.report.metrics import MetricsFile
 
@@ -16,8 +17,24 @@ if TYPE_CHECKING:
 class Journal:
     """Counts tokens and time between logs, and appends one line per log."""
 
-    def __init__(self, path: str, device: torch.device, peak_flops: float | None) -> None:
+    def __init__(
+        self,
+        path: str,
+        device: torch.device,
+        peak_flops: float | None,
+        on_full: Callable[[DiskFullError], None] | None = None,
+    ) -> None:
+        """Args:
+        path: of the file.
+        device: that is computed on.
+        peak_flops: its rate, where that is known.
+        on_full: called where the disk is full; the line is then kept, and written before the next one.  None: the error
+            is raised.
+        """
         self._file = MetricsFile(path)
+        self._on_full = on_full
+        self._waiting: list[dict[str, Any]] = []
+        """Lines that the disk had no room for."""
         self._device = device
         self._peak_flops = peak_flops
         self._tokens = 0
@@ -54,7 +71,8 @@ class Journal:
             if self._saving_s:
                 record["saving_runtime"] = self._saving_s
                 self._saving_s = 0.0
-        self._file.write(record)
+        self._waiting.append(record)
+        self._write_waiting()
 
     def state(self) -> dict[str, float]:
         """What was counted since the last log."""
@@ -66,8 +84,29 @@ class Journal:
 
     def durable_bytes(self) -> int:
         """The length of the file, all of which is on the disk when this returns."""
+        self._write_waiting()
         return self._file.sync()
 
+    @property
+    def num_waiting(self) -> int:
+        """Lines that the disk had no room for so far."""
+        return len(self._waiting)
+
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file; lines that wait get their last chance."""
+        try:
+            self._write_waiting()
+        finally:
+            self._file.close()
+
+    def _write_waiting(self) -> None:
+        while self._waiting:
+            try:
+                self._file.write(self._waiting[0])
+            except BaseException as error:
+                if isinstance(error, DiskFullError) and self._on_full is not None:
+                    self._on_full(error)
+                    return
+                self._waiting.clear()
+                raise
+            del self._waiting[0]

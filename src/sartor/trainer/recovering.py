@@ -6,14 +6,14 @@ In: a trainer and its engine.  Out: the run's `Recovery` and its policy for numb
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transformers.trainer_utils import get_last_checkpoint
 
 from sartor.engine.step import Engine
-from sartor.errors import NonFiniteError, RunFolderError
+from sartor.errors import DiskFullError, NonFiniteError, RunFolderError
 from sartor.memory import limits
 from sartor.memory.guard import MemoryGuard, Needs
 from sartor.memory.plan import ACTIVATION_VALUES_PER_HIDDEN, write_plan
@@ -88,6 +88,20 @@ def _needs(engine: Engine) -> Needs:
 def non_finite_policy(trainer: SFTTrainer) -> NonFinitePolicy:
     """What `on_non_finite` asks for."""
     return NonFinitePolicy(trainer.args.on_non_finite == "skip", lambda keys: rows_named(trainer, keys), trainer.say)
+
+
+def full_disk_policy(trainer: SFTTrainer) -> Callable[[DiskFullError], None] | None:
+    """What becomes of a line of metrics that has no room: None, where the run is to stop; else said, the first time."""
+    if trainer.args.on_full_disk != "continue":
+        return None
+    told: list[str] = []
+
+    def tell(error: DiskFullError) -> None:
+        if not told:
+            told.append(str(error))
+            trainer.say(f"{error} The run goes on, and its metrics wait for room (on_full_disk='continue').")
+
+    return tell
 
 
 def rows_named(trainer: SFTTrainer, keys: Sequence[int]) -> str:

@@ -26,7 +26,7 @@ from sartor.trainer.evaluating import lazy_loader
 from sartor.trainer.feed import Feed
 from sartor.trainer.journal import Journal
 from sartor.trainer.padded import PaddedStepper
-from sartor.trainer.recovering import non_finite_policy, with_last_checkpoint
+from sartor.trainer.recovering import full_disk_policy, non_finite_policy, with_last_checkpoint
 from sartor.trainer.rehearsing import rehearse_run
 from sartor.trainer.resuming import Resumption
 from sartor.trainer.setup import announce, count_streams, engine_for, matrix_rate
@@ -97,7 +97,8 @@ def _start(
     announce(trainer, engine.plan)
     saving.write_json(os.path.join(args.output_dir, saving.CONFIGURATION_NAME), resolved_configuration(args))
     rate = matrix_rate(engine.device, engine.compute_dtype)
-    trainer.journal = Journal(os.path.join(args.output_dir, saving.METRICS_NAME), engine.device, rate)
+    metrics = os.path.join(args.output_dir, saving.METRICS_NAME)
+    trainer.journal = Journal(metrics, engine.device, rate, full_disk_policy(trainer))
     drive = Drive(
         trainer,
         feed,
@@ -181,6 +182,8 @@ def _end(trainer: SFTTrainer) -> None:
     """Whatever happened: files closed, no gradients left."""
     if trainer.journal is not None:
         trainer.journal.close()
+        if trainer.journal.num_waiting:
+            trainer.say(f"{trainer.journal.num_waiting} lines of {saving.METRICS_NAME} never had room on the disk.")
         trainer.journal = None
     if trainer.checkpoints is not None:
         trainer.checkpoints.settle()
