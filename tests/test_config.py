@@ -44,9 +44,6 @@ REFUSED_VALUES: dict[str, Any] = {
     "deepspeed": {"train_batch_size": 1},
     "parallelism_config": "x",
     "accelerator_config": {"split_batches": True},
-    "torch_compile": True,
-    "torch_compile_backend": "inductor",
-    "torch_compile_mode": "default",
     "use_liger_kernel": True,
     "liger_kernel_config": {"rope": True},
     "optim_target_modules": ["attn"],
@@ -223,10 +220,10 @@ def test_a_wrong_option_is_named_with_what_to_do(options: dict[str, Any], text: 
 
 def test_all_problems_are_told_at_once() -> None:
     with pytest.raises(ConfigurationError) as caught:
-        config(learning_rate="1e-5", torch_compile=True, optim="adam", packing=True, max_length=None, save_steps=-2)
+        config(learning_rate="1e-5", fsdp="full_shard", optim="adam", packing=True, max_length=None, save_steps=-2)
     told = "\n".join(caught.value.problems)
     assert len(caught.value.problems) == 5
-    for name in ("learning_rate", "torch_compile", "optim", "packing", "save_steps"):
+    for name in ("learning_rate", "fsdp", "optim", "packing", "save_steps"):
         assert name in told
 
 

@@ -1322,7 +1322,113 @@ PLANNING = (
     ),
 )
 
+RECOMPUTED = "tests/engine/test_recompute.py"
+WAYS_TESTED = "tests/memory/test_ways.py"
+STREAMED = "tests/run/test_host_states.py"
+
+WAYS = (
+    Mutant(
+        "a product that was written to is used again",
+        f"{ENGINE}/recompute.py",
+        "if parts is None or _versions(parts) != self.versions:",
+        "if parts is None:",
+        (RECOMPUTED,),
+    ),
+    Mutant(
+        "recomputing what is cheap takes products again",
+        f"{ENGINE}/recompute.py",
+        'how["context_fn"] = _contexts',
+        "pass",
+        (f"{RECOMPUTED}::test_products_and_attention_are_taken_once_and_what_is_cheap_twice",),
+    ),
+    Mutant(
+        "attention with dropout is kept, and draws nothing again",
+        f"{ENGINE}/recompute.py",
+        "return _dropout(function, args, kwargs) == 0",
+        "return True",
+        (f"{RECOMPUTED}::test_what_is_kept_takes_many_operations_for_each_value",),
+    ),
+    Mutant(
+        "an adapter's way back from its rank is kept",
+        f"{ENGINE}/recompute.py",
+        "WIDENED = 8",
+        "WIDENED = 8_000",
+        (f"{RECOMPUTED}::test_what_is_kept_takes_many_operations_for_each_value",),
+    ),
+    Mutant(
+        "a layer's last product is kept for nothing",
+        f"{ENGINE}/recompute.py",
+        "            self._results[-1].parts = None",
+        "            pass",
+        (f"{RECOMPUTED}::test_a_layers_last_product_is_kept_only_where_what_follows_needs_it",),
+    ),
+    Mutant(
+        "a last product that is needed is dropped",
+        f"{ENGINE}/recompute.py",
+        "self._saves_nothing &= func._schema.name in _SAVE_NOTHING",
+        "pass",
+        (f"{RECOMPUTED}::test_a_layers_last_product_is_kept_only_where_what_follows_needs_it",),
+    ),
+    Mutant(
+        "a failed piece keeps the states of the device",
+        f"{RUN}/host_states.py",
+        "self._optimizer.state[parameter] = home",
+        "pass",
+        (STREAMED,),
+    ),
+    Mutant(
+        "new states do not reach the host",
+        f"{RUN}/host_states.py",
+        "home.copy_(state[name], non_blocking=True)",
+        "pass",
+        (STREAMED,),
+    ),
+    Mutant(
+        "an update steps on the host's own memory",
+        f"{RUN}/host_states.py",
+        "return torch.empty_like(value, device=device, pin_memory=False).copy_(value, non_blocking=True)",
+        "return value.to(device)",
+        (STREAMED,),
+    ),
+    Mutant(
+        "the optimizer's implementation is planned and not set",
+        f"{TRAINER}/training.py",
+        "    set_implementation(trainer.optimizer, engine.plan.optimizer_implementation)\n",
+        "",
+        ("tests/trainer/test_ways.py::test_the_implementation_that_was_asked_for_is_taken",),
+    ),
+    Mutant(
+        "recomputing only what is cheap is never searched",
+        f"{TRAINER}/planning.py",
+        "cheap: tuple[bool, ...] = (False, True)",
+        "cheap: tuple[bool, ...] = (False,)",
+        (f"{WAYS_TESTED}::test_on_a_cpu_states_have_one_place_and_torch_two_implementations_at_most",),
+    ),
+    Mutant(
+        "the host's memory counts to the device",
+        "src/sartor/memory/tracker.py",
+        'if tensor.device.type == "meta":',
+        "if False:",
+        (f"{WAYS_TESTED}::test_on_a_gpu_the_hosts_states_are_not_the_devices",),
+    ),
+    Mutant(
+        "streamed states come and do not go back",
+        "src/sartor/memory/speed.py",
+        "streamed = 2 * streamed_bytes",
+        "streamed = streamed_bytes",
+        (f"{WAYS_TESTED}::test_streamed_states_cost_their_way_to_the_device_and_back",),
+    ),
+    Mutant(
+        "what the host's memory spares is not weighed",
+        "src/sartor/memory/search.py",
+        "- saved(setting.way) + saved(plain)",
+        "",
+        (WAYS_TESTED,),
+    ),
+)
+
 MUTANTS: tuple[Mutant, ...] = (
+    *WAYS,
     *WEIGHTING,
     *STEPPING,
     *ISOLATION,

@@ -28,6 +28,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "recomputed_operations": ("all", "cheap"),
     "optimizer_implementation": ("fused", "foreach", "for-loop"),
     "optimizer_states": ("device", "host"),
+    "torch_compile_mode": ("default", "max-autotune-no-cudagraphs"),
     "loss_type": ("nll", "dft"),
     "train_sampling_strategy": ("random", "sequential", "group_by_length"),
     "include_num_input_tokens_seen": ("no", "all", "non_padding"),
@@ -38,8 +39,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
 _TORCH_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
 """Whose step has several implementations, and takes each parameter by itself."""
 
-_OPEN = frozenset({"recomputed_operations", "optimizer_implementation", "optimizer_states"})
-"""Of these, those that may be None: the plan chooses."""
+_OPEN = frozenset({"recomputed_operations", "optimizer_implementation", "optimizer_states", "torch_compile_mode"})
+"""Of these, those that may be None: the plan chooses, or torch does."""
 
 _MINIMUM: dict[str, float] = {
     "per_device_train_batch_size": 1,
@@ -263,6 +264,11 @@ def _plan_contradictions(args: Any) -> dict[str, str]:
         problems["recomputed_operations"] = (
             f"recomputed_operations={args.recomputed_operations!r} and gradient_checkpointing=False contradict each "
             "other: leave one of them out"
+        )
+    if args.torch_compile and args.recomputed_operations == "cheap":
+        problems["recomputed_operations"] = (
+            "recomputed_operations='cheap' and torch_compile=True do not go together: compiled layers keep and compute "
+            "again what torch.compile decides; leave one of them out"
         )
     optim = str(_name(args.optim))
     for name in ("optimizer_implementation", "optimizer_states"):

@@ -82,6 +82,9 @@ MEMORY = frozenset(
         "recomputed_operations",
         "optimizer_implementation",
         "optimizer_states",
+        "torch_compile",
+        "torch_compile_backend",
+        "torch_compile_mode",
     ]
 )
 """What the plan decides: a resumed run keeps the plan of its checkpoint, whatever these say."""

@@ -77,6 +77,12 @@ _HONOURED_WITH_REMARK = {
     "loss_type": "`nll` or `dft`; `chunked_nll` is the old name of `nll`.",
     "train_sampling_strategy": "`random`, `sequential` or `group_by_length`; `batch_rebalance` is refused: it needs "
     "several processes.",
+    "torch_compile": "The decoder's layers are compiled, for the passes that gradients are computed in; not with "
+    "an own "
+    "loss or data_collator.",
+    "torch_compile_backend": "Of torch.compile; without one `inductor`.",
+    "torch_compile_mode": "`default` or `max-autotune-no-cudagraphs`; those with CUDA graphs are refused: they keep "
+    "memory for each length.",
     # our own
     **dict.fromkeys(OWN_FIELDS, "Sartor's own."),
 }
@@ -84,7 +90,6 @@ _HONOURED_WITH_REMARK = {
 _ONE_PROCESS = "Sartor trains on one device in one process"
 _NO_WORKERS = "batches are cut from memory-mapped rows in the training process, which needs no worker processes"
 _SCRIPTS = "only scripts read this; the trainer does what its methods are called for"
-_COMPILE = "compiling is not supported yet: leave it out"
 _LIGER = "Sartor's own chunked loss saves the same memory, and the model's layers stay transformers' own: leave it out"
 
 _REFUSED = {
@@ -93,9 +98,6 @@ _REFUSED = {
     "deepspeed": f"{_ONE_PROCESS}: leave it out",
     "parallelism_config": f"{_ONE_PROCESS}: leave it out",
     "accelerator_config": "accelerate neither loads nor splits batches here: leave it out (its defaults are accepted)",
-    "torch_compile": _COMPILE,
-    "torch_compile_backend": _COMPILE,
-    "torch_compile_mode": _COMPILE,
     "use_liger_kernel": _LIGER,
     "liger_kernel_config": _LIGER,
     "optim_target_modules": "optimizers that act on some modules alone (GaLore, APOLLO) are not supported: use "

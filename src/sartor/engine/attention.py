@@ -22,6 +22,18 @@ from torch.nn import functional as F
 NAME = "sartor_documents"
 
 
+class DocumentLengths:
+    """Lengths of a flat row's documents, on their way through a decoder.
+
+    Compiled layers hand an object on without looking into it; of a plain tuple they would be compiled anew for each.
+    """
+
+    __slots__ = ("tokens",)
+
+    def __init__(self, tokens: tuple[int, ...]) -> None:
+        self.tokens = tokens
+
+
 def documents_attention(
     module: nn.Module,
     query: torch.Tensor,
@@ -31,7 +43,8 @@ def documents_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    document_lengths: tuple[int, ...] = (),
+    *,
+    document_lengths: DocumentLengths,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention within each document of a flat row.
@@ -51,7 +64,7 @@ def documents_attention(
     Returns:
         1 x T x heads x width, as transformers' attention functions do, and no weights.
     """
-    lengths = list(document_lengths)
+    lengths = list(document_lengths.tokens)
     grouped = key.shape[1] != query.shape[1]
     # split, not slices: the backward pass of D slices would make D gradients of the whole row
     parts = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
@@ -86,11 +99,16 @@ def window_mask(length: int, window: int, device: torch.device) -> torch.Tensor:
     return (distance >= 0) & (distance < window)
 
 
-def register() -> None:
-    """Make `sartor_documents` known to transformers; its masks are None.  Safe to call again."""
+def register(*, between_programs: bool = False) -> None:
+    """Make `sartor_documents` known to transformers; its masks are None.  Safe to call again.
+
+    Args:
+        between_programs: torch.compile leaves it alone, and compiles what comes before and after it.
+    """
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    AttentionInterface.register(NAME, documents_attention)
+    function = torch.compiler.disable(documents_attention) if between_programs else documents_attention
+    AttentionInterface.register(NAME, function)
     AttentionMaskInterface.register(NAME, _no_mask)
 
 

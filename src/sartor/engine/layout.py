@@ -55,7 +55,7 @@ def model_inputs(micro: MicroBatch, layout: Layout, traits: ModelTraits) -> dict
         inputs["position_ids"] = micro.position_ids_T[None]
     if layout is Layout.FLAT_DOCUMENTS:
         # lengths as numbers beside transformers' tensors: reading a tensor back in every layer would wait for a GPU
-        inputs["document_lengths"] = micro.document_lengths
+        inputs["document_lengths"] = own_attention.DocumentLengths(micro.document_lengths)
     elif layout is Layout.FLAT_MASK:
         inputs["attention_mask"] = _block_mask(micro, traits)
     return inputs

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sartor.engine import attention, layout, noise
+from sartor.engine import attention, compiled, layout, noise
 from sartor.engine.embedding import rows_added_directly
 from sartor.engine.loss import LogitsBuffer, LossForm, linear_cross_entropy, no_sums
 from sartor.engine.precision import autocast
@@ -53,6 +53,7 @@ class Engine:
         self._micro: MicroBatch | None = None
         self._adds_noise = False
         self._logits: LogitsBuffer | None = None
+        self._compiled: compiled.Calls = ()
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -62,8 +63,10 @@ class Engine:
             ModelError: the plan recomputes activations, and the architecture cannot.
         """
         inner = base_model(self.model)
-        attention.register()
+        attention.register(between_programs=self.plan.compile_backend is not None)
         with ExitStack() as undo:
+            self._compiled = compiled.compiled_calls(inner, self.plan)
+            undo.callback(self._give_back_programs)
             undo.enter_context(recomputation(inner, self.plan))
             undo.enter_context(rows_added_directly(inner.get_input_embeddings(), self.device))
             if self.settings.neftune_noise_alpha:
@@ -76,6 +79,10 @@ class Engine:
 
     def _give_back_logits(self) -> None:
         self._logits = None
+
+    def _give_back_programs(self) -> None:
+        self._compiled = ()
+        attention.register()
 
     @property
     def can_recompute(self) -> bool:
@@ -108,7 +115,7 @@ class Engine:
         if micro.num_targets == 0 and not self.balance_coefficient:
             return no_sums(self.device)
         # A caller's autocast would reach the backward pass too; what is to be cast is cast by us.
-        with autocast(self.device, torch.float32), self._planned_attention():
+        with autocast(self.device, torch.float32), self._planned_attention(), compiled.in_use(self._compiled):
             return self._backward(micro, batch_targets, batch_tokens, loss_scale)
 
     def _backward(self, micro: MicroBatch, batch_targets: float, batch_tokens: int, loss_scale: float) -> LossSums:

@@ -90,6 +90,8 @@ def default_plan(
         compute_dtype=compute_dtype,
         num_threads=num_threads,
         device=str(device),
+        compile_backend=settings.compile_backend,
+        compile_mode=settings.compile_mode,
         reasons=reasons,
     )
 

@@ -221,6 +221,9 @@ class Recovery:
             return "the activations of every layer are recomputed from here on"
         if plan.gradient_checkpointing or not self.engine.can_recompute:
             return None
+        if plan.compile_backend is not None:  # a program's operations are not seen one by one
+            self._replan("gradient_checkpointing", True)
+            return "the activations of every layer are recomputed from here on"
         self._replan("gradient_checkpointing", True, recomputed_layers=0, recomputes_cheap=True)
         return "activations that are cheap to compute again are recomputed from here on"
 

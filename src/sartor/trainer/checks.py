@@ -11,6 +11,8 @@ import torch
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from sartor.config import SFTConfig
+from sartor.engine.compiled import check_compiler
+from sartor.errors import ConfigurationError
 
 EVALUATION_KEYS = (
     "loss",
@@ -42,7 +44,12 @@ class Given:
 
 def problems_of(args: SFTConfig, given: Given) -> list[str]:
     """One sentence per problem, each with what to do."""
-    return [*_data_problems(args, given), *_evaluation_problems(args, given), *_model_problems(args, given)]
+    return [
+        *_data_problems(args, given),
+        *_evaluation_problems(args, given),
+        *_model_problems(args, given),
+        *_compiler_problems(args, given),
+    ]
 
 
 def _data_problems(args: SFTConfig, given: Given) -> list[str]:
@@ -117,6 +124,22 @@ def _model_problems(args: SFTConfig, given: Given) -> list[str]:
         ):
             if value is not None:
                 problems.append(f"{name} is for a model given by name, and this one is loaded already: leave it out.")
+    return problems
+
+
+def _compiler_problems(args: SFTConfig, given: Given) -> list[str]:
+    if not args.torch_compile:
+        return []
+    problems = []
+    if given.compute_loss_func is not None or given.data_collator is not None:
+        problems.append(
+            "torch_compile=True compiles layers for Sartor's own step, which an own loss or data_collator takes the "
+            "place of: leave torch_compile out."
+        )
+    try:
+        check_compiler(str(args.torch_compile_backend), args.device)
+    except ConfigurationError as error:
+        problems.append(str(error))
     return problems
 
 
