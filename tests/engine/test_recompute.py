@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sartor.engine.recompute import is_kept
+from sartor.engine.recompute import _contexts, is_kept
 from sartor.records import EngineSettings, Layout
 from tests.engine.architectures import ARCHITECTURES, make, with_lora
 from tests.engine.batches import accumulate, documents, engine, micro_batches
@@ -157,6 +157,25 @@ def test_a_product_that_the_model_writes_to_is_taken_again() -> None:
     for layer in model.model.layers:
         layer.mlp.up_proj = WritesInPlace(layer.mlp.up_proj)
     assert_same_bits(model)
+
+
+@pytest.mark.parametrize("tail", ["added", "scaled"])
+def test_a_layers_last_product_is_kept_only_where_what_follows_needs_it(tail: str) -> None:
+    keeping, returning = _contexts()
+    states, weight = torch.randn(16, 8, requires_grad=True), torch.randn(8, 8, requires_grad=True)
+
+    def layer() -> torch.Tensor:
+        product = torch.mm(torch.tanh(torch.mm(states, weight)), weight)
+        return states + product.view(16, 8) if tail == "added" else product * torch.sigmoid(product)
+
+    with keeping:
+        result = layer()
+    assert [kept.parts is not None for kept in keeping._results] == [True, tail == "scaled"]
+    with counted() as operators, returning:
+        again = layer()
+    assert torch.equal(result, again)
+    assert operators.get("mm", 0) == (1 if tail == "added" else 0)
+    assert all(kept.parts is None for kept in keeping._results)  # handed over, so that memory is freed as it was used
 
 
 A_16x8, B_8x4, B_8x65 = torch.empty(16, 8), torch.empty(8, 4), torch.empty(8, 65)

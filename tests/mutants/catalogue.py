@@ -1330,9 +1330,9 @@ WAYS = (
     Mutant(
         "a product that was written to is used again",
         f"{ENGINE}/recompute.py",
-        "if parts is None or _versions(parts) != self.versions:",
-        "if parts is None:",
-        (RECOMPUTED,),
+        "self._results[self._places[key]].parts = None",
+        "pass",
+        (f"{RECOMPUTED}::test_a_product_that_the_model_writes_to_is_taken_again",),
     ),
     Mutant(
         "recomputing what is cheap takes products again",

@@ -10,8 +10,8 @@ embeddings, casts, sums, dropout, an adapter's way back from its rank, attention
 products and of attention kernels.  Example, a gated MLP: x, gate(x) and up(x) are kept; silu(gate(x)) and its product
 with up(x), as large as each of them, are made again.
 
-torch's `create_selective_checkpoint_contexts` does the same, but for two things: it refuses results that a model writes
-to in place (gpt_oss adds a bias so), and it keeps the last product, which nothing needs.
+torch's `create_selective_checkpoint_contexts` does the same, but for two things: of results that a model writes to in
+place (gpt_oss adds a bias so) it refuses some and misses others, and it keeps the last product, which nothing needs.
 """
 
 from __future__ import annotations
@@ -144,7 +144,9 @@ class _Result:
     @classmethod
     def of(cls, result: Any) -> _Result:
         parts = [result] if isinstance(result, torch.Tensor) else list(result)
-        detached = [part.detach() if isinstance(part, torch.Tensor) else part for part in parts]
+        # With this key left in, torch counts writes to the result as writes to what is kept of it.
+        with torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.ADInplaceOrView, False):
+            detached = [part.detach() if isinstance(part, torch.Tensor) else part for part in parts]
         return cls(detached, _versions(detached), isinstance(result, torch.Tensor))
 
     def take(self) -> Any:
@@ -183,7 +185,9 @@ class _Keeping(TorchDispatchMode):
             self._saves_nothing = True
             return result
         self._saves_nothing &= func._schema.name in _SAVE_NOTHING
-        if func._schema.is_mutable:  # what is written to is no longer what the product gave: take it again
+        # What is written to is no longer what the product gave: it is taken again.  By storage, since torch's count of
+        # writes does not reach from what a linear layer returns, an "unsafe view", to its product.
+        if func._schema.is_mutable:
             for key in _storages(_written(func, args)):
                 if key in self._places:
                     self._results[self._places[key]].parts = None
