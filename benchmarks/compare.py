@@ -66,6 +66,12 @@ VARIANTS = {
         Variant(
             "sartor, 768 tokens at once", "sartor", {**TUTORIAL, "bf16": False, "micro_batch_tokens": 768}, HUGE_PAGES
         ),
+        Variant(
+            "sartor, whole batch at once",  # still less memory than trl at its best
+            "sartor",
+            {**TUTORIAL, "bf16": False, "micro_batch_tokens": 4096, "loss_chunk_rows": 2048},
+            HUGE_PAGES,
+        ),
         Variant("trl, tutorial, bf16=True", "trl", {**TUTORIAL, "gradient_checkpointing": True, "bf16": True}, {}),
         Variant(
             "sartor, tutorial, bf16=True",
