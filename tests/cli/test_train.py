@@ -63,6 +63,9 @@ def test_the_final_model_is_in_output_dir_and_the_folder_is_then_refused(
     assert "note: dataloader_num_workers=1 has no effect" in captured.err
     before, after = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (model, folder))
     assert any(not torch.equal(before[name], after[name]) for name in before)
+    report = (folder / "report.md").read_text(encoding="utf-8")
+    assert "![Loss per target token](figures/loss.png)" in report
+    assert (folder / "figures" / "loss.png").stat().st_size > 1_000
     assert len((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) == 3
     assert json.loads((folder / "sft_config.json").read_text(encoding="utf-8"))["disable_tqdm"] is False
     assert train(model, rows, folder) == 2

@@ -164,13 +164,18 @@ def _train(request: Request, folder: Path, resume: str | bool) -> None:
 
 
 def _write_figures(trainer: Any) -> None:
-    """Loss, lengths and memory as pictures; a disk that is full by now has the model on it, and that is what counts."""
+    """Loss, lengths and memory as pictures, and the page that shows them.
+
+    A disk that is full by now has the model on it, and that is what counts.
+    """
+    from sartor.report.run_page import write_run_page
     from sartor.trainer.profiling import write_figures
 
     try:
         write_figures(trainer)
+        print(f"\nWhat happened: {write_run_page(trainer.args.output_dir)}")
     except RunFolderError as error:
-        print(f"sartor train: the figures are missing: {error}", file=sys.stderr)
+        print(f"sartor train: the report is missing: {error}", file=sys.stderr)
 
 
 def check(request: Request, folder: Path) -> "tuple[SFTConfig, Any, Any]":
