@@ -435,6 +435,43 @@ def test_a_foreign_optimizer_that_fails_within_its_step_ends_the_run() -> None:
         Update(optimizer).step()
 
 
+@pytest.mark.parametrize(("phase", "step"), [("backward", 1), ("evaluation", 2)])
+def test_a_run_that_memory_ends_saves_its_last_whole_step_and_goes_on_from_it(
+    phase: str, step: int, num_calls: dict[str, int], undisturbed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever needs less is tried before; afterwards, where there is memory again, not a step is missing."""
+    saving = {"save_strategy": "steps", "save_steps": 100}
+    trainer = tiny.trainer(tmp_path, eval_dataset=tiny.texts(6, start=40), **{**OPTIONS, **saving})
+    told: list[str] = []
+    trainer.say = told.append
+    with failing(monkeypatch, phase, set(range(num_calls[phase], 1000))), pytest.raises(OutOfMemoryError) as caught:
+        trainer.train()
+    assert "nothing is left that would need less" in str(caught.value)
+    assert str(tmp_path / f"checkpoint-{step}") in str(caught.value)
+    assert any(line.startswith(f"memory ran out: checkpoint-{step} is saved") for line in told)
+    again = tiny.trainer(tmp_path, eval_dataset=tiny.texts(6, start=40), **{**OPTIONS, **saving})
+    again.train(resume_from_checkpoint=True)
+    assert difference(weights_of(again), weights_of(undisturbed)) < 1e-6
+    steps = [entry["step"] for entry in again.state.log_history if "eval_loss" in entry]
+    assert steps == [entry["step"] for entry in undisturbed.state.log_history if "eval_loss" in entry]
+
+
+def test_memory_that_ends_within_an_update_saves_nothing_that_is_half_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Foreign(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            super().step(closure)
+            raise out_of_memory()
+
+    trainer = tiny.trainer(
+        tmp_path, optimizer_cls_and_kwargs=(Foreign, {"lr": 0.1}), save_strategy="steps", save_steps=100, max_steps=2
+    )
+    with pytest.raises(OutOfMemoryError, match=r"within the step of Foreign.* No checkpoint was saved before it"):
+        trainer.train()
+    assert not list(tmp_path.glob("*checkpoint*"))
+
+
 def test_generators_of_every_kind_are_restored() -> None:
     engine = engine_of(tiny.make_model(), tokens=64)
     drawn: list[tuple[float, float, float]] = []

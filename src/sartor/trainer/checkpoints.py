@@ -28,6 +28,7 @@ from sartor.errors import DiskFullError, RunFolderError
 from sartor.memory.device import available_bytes
 from sartor.run import checkpoint, state
 from sartor.run.background import Loan, Writer
+from sartor.run.recover import is_out_of_memory
 from sartor.run.stepper import Updater
 from sartor.trainer import disk, saving
 from sartor.trainer.fingerprints import fingerprints, versions
@@ -371,14 +372,22 @@ def require_stoppable(error: Exception, trainer: SFTTrainer) -> None:
     trainer.say(f"{error} The run goes on without it (on_full_disk='continue').")
 
 
-def interrupted_save(trainer: SFTTrainer, save: Callable[[], None]) -> None:
-    """Save because of an interrupt, and say how to go on; the interrupt is what the caller must see in any case."""
+def interrupted_save(trainer: SFTTrainer, save: Callable[[], None], why: str) -> None:
+    """Save before a run ends, and say how to go on; what ends it is what the caller must see in any case.
+
+    Args:
+        trainer: of the run.
+        save: saves what is whole.
+        why: the run ends: "interrupted".
+    """
     try:
         save()
-    except RunFolderError as error:
-        trainer.say(f"interrupted, and nothing could be saved: {error}")
+    except (RunFolderError, RuntimeError, MemoryError) as error:
+        if not isinstance(error, RunFolderError) and not is_out_of_memory(error):
+            raise
+        trainer.say(f"{why}, and nothing could be saved: {error}")
     else:
         trainer.say(
-            f"interrupted: checkpoint-{trainer.state.global_step} is saved in {trainer.args.output_dir}. Go on with "
+            f"{why}: checkpoint-{trainer.state.global_step} is saved in {trainer.args.output_dir}. Go on with "
             "train(resume_from_checkpoint=True), or with the same command and --resume."
         )

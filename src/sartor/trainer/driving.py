@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate.utils.memory import clear_device_cache
 from transformers.trainer_utils import SaveStrategy, TrainOutput, speed_metrics
 
-from sartor.errors import DiskFullError, RunFolderError
+from sartor.errors import DiskFullError, OutOfMemoryError, RunFolderError
 from sartor.records import StepResult
 from sartor.run import loop
 from sartor.run.interrupt import Interrupts, Terminated
@@ -346,7 +346,7 @@ class Drive:
         )
         try:
             metrics: dict[str, float] = trainer._evaluate(None, self.ignore_keys, skip_scheduler=not steps_schedule)
-        except (KeyboardInterrupt, Terminated):  # it is done anew when the run goes on
+        except (KeyboardInterrupt, Terminated, OutOfMemoryError):  # it is done anew when the run goes on
             del trainer.state.log_history[self._mark.num_logs :]
             restore_callbacks(trainer, self._mark.callbacks)
             raise

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from transformers.trainer_utils import get_last_checkpoint
 
 from sartor.engine.step import Engine
-from sartor.errors import DiskFullError, NonFiniteError, RunFolderError
+from sartor.errors import DiskFullError, RunFolderError
 from sartor.memory import limits
 from sartor.memory.guard import MemoryGuard, Needs
 from sartor.memory.plan import ACTIVATION_VALUES_PER_HIDDEN, write_plan
@@ -115,18 +115,15 @@ def rows_named(trainer: SFTTrainer, keys: Sequence[int]) -> str:
     )
 
 
-def with_last_checkpoint(error: NonFiniteError, trainer: SFTTrainer) -> NonFiniteError:
-    """The same error, which also says from where one can go on."""
+def last_checkpoint(trainer: SFTTrainer) -> str:
+    """For the error that ends a run: from where one can go on."""
     if trainer.checkpoints is not None:
-        with contextlib.suppress(RunFolderError):  # what the caller must see is the loss
+        with contextlib.suppress(RunFolderError):  # what the caller must see is the error
             trainer.checkpoints.wait()
     folder = get_last_checkpoint(trainer.args.output_dir)
-    left = (
-        f"The last good checkpoint is {folder}: every loss before it was finite."
-        if folder is not None
-        else "No checkpoint was saved before it."
-    )
-    return NonFiniteError(f"{error} {left}")
+    if folder is None:
+        return "No checkpoint was saved before it."
+    return f"The last good checkpoint is {folder}: every loss before it was finite."
 
 
 def summary(trainer: SFTTrainer, *, num_skipped: int, num_spikes: int) -> dict[str, float]:

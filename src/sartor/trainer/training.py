@@ -13,7 +13,7 @@ from transformers.trainer_utils import SaveStrategy, TrainOutput, align_special_
 
 from sartor.config import resolved_configuration
 from sartor.engine.step import Engine
-from sartor.errors import NonFiniteError
+from sartor.errors import NonFiniteError, OutOfMemoryError
 from sartor.memory.allocator import retaining
 from sartor.run import loop
 from sartor.run.implementation import set_implementation
@@ -26,7 +26,7 @@ from sartor.trainer.evaluating import lazy_loader
 from sartor.trainer.feed import Feed
 from sartor.trainer.journal import Journal
 from sartor.trainer.padded import PaddedStepper
-from sartor.trainer.recovering import full_disk_policy, non_finite_policy, with_last_checkpoint
+from sartor.trainer.recovering import full_disk_policy, last_checkpoint, non_finite_policy
 from sartor.trainer.rehearsing import rehearse_run
 from sartor.trainer.resuming import Resumption
 from sartor.trainer.setup import announce, count_streams, engine_for, matrix_rate
@@ -62,9 +62,12 @@ def train(
             count_streams(trainer)
             return result
         except NonFiniteError as error:
-            raise with_last_checkpoint(error, trainer) from error
+            raise NonFiniteError(f"{error} {last_checkpoint(trainer)}") from error
+        except OutOfMemoryError as error:
+            _save_interrupted(trainer, drive, "memory ran out")
+            raise OutOfMemoryError(f"{error} {last_checkpoint(trainer)}") from error
         except (KeyboardInterrupt, Terminated):
-            _save_interrupted(trainer, drive)
+            _save_interrupted(trainer, drive, "interrupted")
             count_streams(trainer)
             raise
 
@@ -163,7 +166,7 @@ def do_nothing() -> None:
     """What `trainer.pause` is outside of training."""
 
 
-def _save_interrupted(trainer: SFTTrainer, drive: Drive) -> None:
+def _save_interrupted(trainer: SFTTrainer, drive: Drive, why: str) -> None:
     """A checkpoint of the steps that are done, where checkpoints are wanted and this one is not there yet."""
     if trainer.args.save_strategy == SaveStrategy.NO or not drive.is_whole or drive.interrupts.is_urgent:
         return
@@ -175,7 +178,7 @@ def _save_interrupted(trainer: SFTTrainer, drive: Drive) -> None:
         drive.checkpoints.wait()
 
     if trainer.state.global_step > 0:
-        interrupted_save(trainer, save)
+        interrupted_save(trainer, save, why)
 
 
 def _end(trainer: SFTTrainer) -> None:
