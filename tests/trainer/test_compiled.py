@@ -21,7 +21,10 @@ def _fresh_compiler() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def test_a_run_with_compiled_layers_ends_with_the_weights_of_one_without(tmp_path: Path) -> None:
+def test_a_run_with_compiled_layers_ends_with_the_weights_of_one_without(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="sartor")
     plain = tiny.trainer(tmp_path / "plain", max_steps=3)
     plain.train()
     frames = torch._dynamo.utils.counters["frames"]["ok"]
@@ -38,6 +41,7 @@ def test_a_run_with_compiled_layers_ends_with_the_weights_of_one_without(tmp_pat
     trainer.train()
 
     assert torch._dynamo.utils.counters["frames"]["ok"] > frames
+    assert "layers compiled by eager" in caplog.text
     assert json.loads((tmp_path / "compiled" / "plan.json").read_text())["compile_backend"] == "eager"
     for name, parameter in plain.model.named_parameters():
         assert torch.allclose(trainer.model.get_parameter(name), parameter, atol=1e-6), name

@@ -183,6 +183,7 @@ def announce(trainer: SFTTrainer, plan: Plan) -> None:
         f"{plan.layout.value}; up to {plan.micro_batch_tokens:,} tokens at once; gradient checkpointing "
         f"{_recomputation(plan)}"
         + (", optimizer states in the host's memory" if plan.optimizer_states == "host" else "")
+        + (f"; layers compiled by {plan.compile_backend}" if plan.compile_backend else "")
     )
     for field in ("compute_dtype", "layout"):
         if field in plan.reasons:
