@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import EarlyStoppingCallback
+from benchmarks.memory_measure import AllocatorPeak
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from sartor.errors import ConfigurationError
+from sartor.records import Example
+from sartor.run import evaluate as evaluation
 from sartor.trainer import sampling
 from tests.trainer import tiny
 
@@ -123,6 +126,40 @@ def test_logits_that_do_not_fit_are_made_of_fewer_rows(tmp_path: Path, monkeypat
     assert seen == [4, 4, 2, 1, 1, 1, 1, 1]
 
 
+@pytest.mark.parametrize("batch_size", [1, 7, 40])
+def test_an_evaluation_never_takes_more_memory_than_a_training_step(batch_size: int, tmp_path: Path) -> None:
+    """Counted by torch's allocator, whatever the evaluation's batches are."""
+    rows = [Example(ids := [(3 * place + row) % 80 + 5 for place in range(40)], ids) for row in range(40)]
+    trainer = tiny.trainer(
+        tmp_path,
+        model=tiny.make_model(hidden_size=64, intermediate_size=128, num_hidden_layers=3),
+        rows=tiny.dataset([{"input_ids": list(row.input_ids)} for row in rows[:8]]),
+        per_device_train_batch_size=8,
+        gradient_accumulation_steps=1,
+        micro_batch_tokens=160,
+        max_steps=2,
+    )
+    peaks: dict[str, int] = {}
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            if state.global_step == 1:
+                self.peak = AllocatorPeak().__enter__()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            if state.global_step == 2:
+                self.peak.__exit__(None, None, None)
+                peaks["step"] = self.peak.num_bytes
+                batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+                with AllocatorPeak() as peak:
+                    evaluation.evaluate(trainer.engine, batches, name="rows")
+                peaks["evaluation"] = peak.num_bytes
+
+    trainer.add_callback(Watch())
+    trainer.train()
+    assert 0 < peaks["evaluation"] < peaks["step"]
+
+
 # --- sample answers --------------------------------------------------------------------------------------------------
 
 PROMPTS = ["moon is", "why | not"]
@@ -146,6 +183,8 @@ def test_prompts_are_asked_before_during_and_after_training(
     trainer = tiny.trainer(
         tmp_path, eval_dataset=tiny.texts(2), sample_prompts=PROMPTS, sample_max_new_tokens=3, max_steps=5, **options
     )
+    told: list[str] = []
+    trainer.say = told.append
     trainer.train()
     assert answered(trainer) == [(step, prompt) for step in steps for prompt in PROMPTS]
     lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
@@ -154,6 +193,9 @@ def test_prompts_are_asked_before_during_and_after_training(
     assert page.count("| step | answer |") == 2
     assert "why \\| not" in page
     assert f"step {steps[-1]}: " in sampling.first_and_last(trainer.sample_answers.samples)
+    shown = [line for line in told if line.startswith("answers to sample_prompts")]
+    assert len(shown) == 1
+    assert sampling.first_and_last(trainer.sample_answers.samples) in shown[0]
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])

@@ -135,7 +135,7 @@ def _train(request: Request, folder: Path, resume: str | bool) -> None:
 
     from sartor.report.progress import TrainingProgress
     from sartor.trainer import SFTTrainer
-    from sartor.trainer.sampling import TABLE_NAME, first_and_last
+    from sartor.trainer.sampling import TABLE_NAME
 
     disable_progress_bar()  # bars of a second for loading and saving, between our lines
     progress = TrainingProgress(live=False if args.disable_tqdm else None)
@@ -159,7 +159,7 @@ def _train(request: Request, folder: Path, resume: str | bool) -> None:
         named = request.data[0] if len(request.data) == 1 and not Path(request.data[0]).exists() else None
         trainer.push_to_hub(dataset_name=named)
     if trainer.sample_answers is not None:
-        print(f"\n{first_and_last(trainer.sample_answers.samples)}\nAll answers: {folder / TABLE_NAME}")
+        print(f"\nAll answers to sample_prompts: {folder / TABLE_NAME}")
     print(f"\nThe model is in {folder}\nTalk to it:  sartor chat {shlex.quote(str(folder))}")
 
 

@@ -75,6 +75,7 @@ class SampleAnswers(TrainerCallback):
         """The model that training ends with, which may be the best one, not the last."""
         if not self._is_asked(state.global_step) or args.load_best_model_at_end:
             self._ask(state.global_step)
+        self._trainer.say(f"answers to sample_prompts, the first and the last:\n{first_and_last(self.samples)}")
 
     def _is_asked(self, step: int) -> bool:
         return any(sample.step == step for sample in self.samples)
