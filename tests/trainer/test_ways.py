@@ -121,6 +121,36 @@ def fetched_pieces(trainer: Any) -> int:
     return len(list(update._pieces()))
 
 
+@pytest.mark.parametrize("phase", ["fetch", "put_away"])
+@pytest.mark.parametrize("calls", [{2}, {5, 6}, {8, 11}])
+def test_memory_that_ends_while_states_are_streamed_is_survived_and_changes_nothing(
+    phase: str, calls: set[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = trained(tmp_path / "whole", max_steps=3, optimizer_states="host")
+    real = getattr(host_states.HostStates, phase)
+    count = 0
+
+    def ends(self: Any, piece: Any) -> None:
+        nonlocal count
+        count += 1
+        real(self, piece)
+        if count in calls and phase == "fetch":
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    def ends_at_once(self: Any, piece: Any) -> None:
+        nonlocal count
+        count += 1
+        if count in calls:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        real(self, piece)
+
+    monkeypatch.setattr(host_states.HostStates, phase, ends if phase == "fetch" else ends_at_once)
+    trainer = trained(tmp_path / "cut", max_steps=3, optimizer_states="host")
+    assert_same(trainer, whole)
+    assert len(trainer.plan.incidents) == len(calls)
+    assert all("the optimizer's step" in incident for incident in trainer.plan.incidents)
+
+
 @pytest.mark.parametrize("implementation", ["fused", "foreach", "for-loop"])
 @pytest.mark.parametrize("optim", ["adamw_torch", "sgd"])
 def test_the_implementation_that_was_asked_for_is_taken(implementation: str, optim: str, tmp_path: Path) -> None:

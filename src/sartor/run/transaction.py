@@ -142,13 +142,13 @@ class Update:
         """Step on these parameters alone; a failure leaves them as they were.  Returns what they were."""
         host = self._host
         before = [_Copy.of(parameter, {} if host is not None else self.optimizer.state) for parameter in piece]
-        if host is not None:
-            host.fetch(piece)
         own = set(piece)
         groups = [(group, group["params"]) for group in self.param_groups]
         for group, parameters in groups:
             group["params"] = [parameter for parameter in parameters if parameter in own]
         try:
+            if host is not None:
+                host.fetch(piece)
             self.optimizer.step()
             if host is not None:
                 host.put_away(piece)
