@@ -183,6 +183,15 @@ def test_recomputation_saves_activations_and_a_second_micro_batch_needs_gradient
     assert two.peak_bytes > kept.peak_bytes
 
 
+def test_recomputing_in_half_precision_no_copies_of_all_weights_are_kept_through_the_forward_pass() -> None:
+    config = memory_models.small("llama, tied")
+    plan = plan_of(config, tokens=200, compute="bfloat16", recomputes=True)
+    foreseen = simulate(config, plan, WORK, Training(arrival_dtype="bfloat16"))
+    weights_bytes = 2 * 4 * (256 * (256 + 128 + 128 + 256) + 3 * 256 * 704)
+    last = next(stretch for stretch in foreseen.timeline if (stretch.phase, stretch.layer) == ("forward", 3))
+    assert last.components[Component.TEMPORARIES] + last.components[Component.ACTIVATIONS] < 0.7 * weights_bytes
+
+
 def test_evaluating_and_saving_are_stretches_of_their_own() -> None:
     config = memory_models.small("llama, tied")
     plan = plan_of(config, tokens=200, compute="bfloat16", recomputes=False)

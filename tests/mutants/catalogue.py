@@ -1328,6 +1328,16 @@ STREAMED = "tests/run/test_host_states.py"
 
 WAYS = (
     Mutant(
+        "autocast keeps copies of all weights",
+        f"{ENGINE}/precision.py",
+        "cache_enabled=False",
+        "cache_enabled=True",
+        (
+            "tests/memory/test_simulate.py::"
+            "test_recomputing_in_half_precision_no_copies_of_all_weights_are_kept_through_the_forward_pass",
+        ),
+    ),
+    Mutant(
         "a product that was written to is used again",
         f"{ENGINE}/recompute.py",
         "self._results[self._places[key]].parts = None",
