@@ -243,8 +243,8 @@ def contradictions(args: Any) -> dict[str, str]:
     unknown = sorted(set(_mapping(args.gradient_checkpointing_kwargs)) - {"use_reentrant"})
     if unknown:
         problems["gradient_checkpointing_kwargs"] = (
-            f"gradient_checkpointing_kwargs: {', '.join(unknown)} cannot be set: layers are recomputed whole; leave "
-            f"it out"
+            f"gradient_checkpointing_kwargs: {', '.join(unknown)} cannot be set: leave it out; what is recomputed is "
+            "said by recomputed_operations"
         )
     unknown = sorted(set(_mapping(args.dataset_kwargs)) - {"skip_prepare_dataset"})
     if unknown:
