@@ -341,9 +341,7 @@ class Plan:
     None: it was not simulated, or holds no longer."""
     pass_tokens: int | None = None
     forecast: Mapping[str, Any] = field(default_factory=dict)
-    """What `sartor plan --json` would say of this run when it began: bytes, times with where they come from,
-    neighbours,
-    proposals (docs/memory.md); empty: it was not simulated."""
+    """What `sartor plan --json` would say of this run when it began (docs/memory.md); empty: it was not simulated."""
     compile_backend: str | None = None
     """Of torch.compile, for the decoder's layers; None: they are not compiled."""
     compile_mode: str | None = None

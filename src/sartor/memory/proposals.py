@@ -175,13 +175,17 @@ def _smaller(case: Case) -> Iterator[Proposal]:
 
 def _changed(case: Case, name: str, how: str, cost: str, training: Training) -> Iterator[Proposal]:
     """The same run with another training; nothing where the architecture refuses it."""
+    # Few states, or those of another optimizer: on the device, and not by AdamW's implementations.
+    same = training.optimizer == case.training.optimizer
+    way = replace(case.setting.way, states="device", implementation=case.setting.way.implementation if same else None)
+    setting = replace(case.setting, way=way)
     try:
         model = imagined(case.config, case.plan.compute_dtype, training)
         foresight = Foresight(model, case.plan, case.shape, training, replace(case.memory, held_bytes=0))
-        needed = foresight.needed_bytes(foresight.prediction(case.setting, case.sizes.num_layers))
+        needed = foresight.needed_bytes(foresight.prediction(setting, case.sizes.num_layers))
     except (SartorError, ValueError, RuntimeError):  # peft's and torch's own refusals: this change does not apply
         return
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     sizes = replace(case.sizes, trained_weights=trained)
     available = case.memory.available_bytes + case.memory.held_bytes  # what the model holds now would be free
-    yield Proposal(name, how, cost, needed, case.seconds(sizes, case.setting, case.shape), needed <= available)
+    yield Proposal(name, how, cost, needed, case.seconds(sizes, setting, case.shape), needed <= available)

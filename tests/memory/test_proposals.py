@@ -1,0 +1,53 @@
+"""What would make a training fit: every change that applies, with its bytes, from the leanest that leaves it alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from benchmarks import memory_models
+from benchmarks.memory import plan_of
+
+from sartor.engine.traits import read_traits
+from sartor.memory.foresight import Memory, Shape
+from sartor.memory.proposals import Case, proposals
+from sartor.memory.search import Setting, Way
+from sartor.memory.simulate import Training, imagined
+from sartor.memory.speed import Batch, sizes_of
+
+
+@pytest.fixture(scope="module")
+def case() -> Case:
+    """Two layers on a GPU that has too little memory, with states in the host's."""
+    config = memory_models.small("llama, tied")
+    config.num_hidden_layers = 2
+    training = Training()
+    plan = replace(plan_of(config, tokens=256, compute="bfloat16", recomputes=True), device="cuda")
+    model = imagined(config, "bfloat16", training)
+    setting = Setting(256, 2, 64, Way(implementation="fused", states="host"))
+    sizes = sizes_of(read_traits(model), model)
+    shape = Shape(256, 1_024, 1.0, Batch(1_024, 1_024, 256))
+
+    def seconds(*given: Any) -> float:
+        return 1.0
+
+    return Case(config, plan, shape, training, sizes, Memory(1 << 20), setting, 1 << 30, seconds)
+
+
+def test_every_change_is_proposed_from_a_setting_whose_states_are_on_the_host_too(case: Case) -> None:
+    found = {proposal.name: proposal for proposal in proposals(case)}
+    for name in ("LoRA, rank 16", "QLoRA, rank 16", "8-bit optimizer states", "Adafactor"):
+        assert found[name].needed_bytes > 0
+        assert not found[name].fits
+    assert found["QLoRA, rank 16"].needed_bytes < found["LoRA, rank 16"].needed_bytes
+    assert found["LoRA, rank 16"].needed_bytes < found["8-bit optimizer states"].needed_bytes
+
+
+def test_what_fits_comes_first_and_shorter_rows_and_a_smaller_model_are_among_it(case: Case) -> None:
+    most = max(proposal.needed_bytes for proposal in proposals(case))
+    found = proposals(replace(case, memory=Memory(2 * most), needed_bytes=3 * most))
+    fits = [proposal.fits for proposal in found]
+    assert fits == sorted(fits, reverse=True)
+    assert sum("rows of at most" in proposal.name for proposal in found if proposal.fits) == 1
+    assert sum("smaller model" in proposal.name for proposal in found if proposal.fits) == 1
