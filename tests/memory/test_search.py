@@ -219,6 +219,13 @@ def test_what_does_not_fit_is_said_with_the_bytes_that_are_missing() -> None:
     assert deciding(leanest, needs).decide(compares=False).missing_bytes == 0
 
 
+def test_states_on_the_host_say_what_they_take_of_its_memory() -> None:
+    setting = Setting(1_024, 0, 64, Way(implementation="fused", states="host"))
+    assert plan_text.optimizer_in_words(setting, 64_200_000_000) == (
+        "optimizer states on the host (64.2 GB of its memory), its step fused"
+    )
+
+
 def test_a_decision_that_fits_says_what_neighbours_cost_and_how_long_the_run_takes() -> None:
     decider = deciding(10**9, needs)
     decider._other_optimizers = lambda chosen: []  # type: ignore[method-assign]

@@ -56,6 +56,8 @@ class Decision:
     """What would be taken had the user chosen nothing; None: nothing was chosen, or it is the same."""
     proposals: tuple[Proposal, ...] = ()
     num_steps: int | None = None
+    host_bytes: int = 0
+    """Of a GPU's host, that optimizer states take."""
     num_simulated: int = 0
     notes: tuple[str, ...] = ()
 
@@ -129,6 +131,7 @@ class Decider:
             self._rates,
             neighbours=self.neighbours(setting) if compares and fits else (),
             num_steps=foresight.shape.num_steps,
+            host_bytes=self._state_bytes() if setting.way.states == "host" else 0,
             num_simulated=foresight.num_simulated,
             notes=prediction.notes,
         )

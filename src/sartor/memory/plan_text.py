@@ -100,10 +100,11 @@ def setting_in_words(setting: Setting, num_layers: int) -> str:
     )
 
 
-def optimizer_in_words(setting: Setting) -> str:
-    """`optimizer states on the device, its step fused`."""
+def optimizer_in_words(setting: Setting, host_bytes: int = 0) -> str:
+    """`optimizer states on the device, its step fused`; `on the host (64.2 GB of its memory), its step fused`."""
+    place = f" ({gigabytes(host_bytes)} of its memory)" if host_bytes else ""
     step = "" if setting.way.implementation is None else f", its step {setting.way.implementation}"
-    return f"optimizer states on the {setting.way.states}{step}"
+    return f"optimizer states on the {setting.way.states}{place}{step}"
 
 
 def page(decision: Decision, *, head: str, num_layers: int, optimizer: str) -> str:
@@ -121,7 +122,7 @@ def page(decision: Decision, *, head: str, num_layers: int, optimizer: str) -> s
         "",
         "chosen" if decision.fits else "the leanest that leaves the mathematics alone",
         f"  {setting_in_words(decision.chosen.setting, num_layers)}; {optimizer}",
-        f"  {optimizer_in_words(decision.chosen.setting)}",
+        f"  {optimizer_in_words(decision.chosen.setting, decision.host_bytes)}",
         f"  {times(decision)}",
     ]
     if decision.neighbours or decision.unasked is not None:
@@ -157,6 +158,7 @@ def as_json(decision: Decision, *, num_layers: int, optimizer: str) -> dict[str,
         "peak_at": decision.prediction.peak.label,
         "components": dict(components(decision)),
         "margin_bytes": decision.prediction.margin_bytes,
+        "host_bytes": decision.host_bytes,
         "chosen": option(decision.chosen),
         "num_layers": num_layers,
         "optimizer": optimizer,
