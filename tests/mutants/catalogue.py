@@ -347,6 +347,13 @@ LOSS = (
         ("tests/batching/test_cut.py",),
     ),
     Mutant(
+        "who watches a model sees imagined passes",
+        "src/sartor/memory/imagine.py",
+        "for name in _HOOKS if name in vars(module)",
+        "for name in ()",
+        ("tests/memory/test_imagine.py",),
+    ),
+    Mutant(
         "label smoothing with the wrong sign",
         f"{ENGINE}/loss.py",
         "z_CV.sub_((form.label_smoothing",
@@ -1141,6 +1148,27 @@ CHECKPOINTS = (
         "lends = args.save_in_background and not _somebody_may_change(trainer)",
         "lends = args.save_in_background",
         (resumed("test_a_callback_may_change_weights_between_two_steps"),),
+    ),
+    Mutant(
+        "a checkpoint saved while lines of metrics wait for room",
+        f"{TRAINER}/driving.py",
+        "        if self.journal.num_waiting:",
+        "        if False:",
+        (resumed("test_lines_of_metrics_that_have_no_room_wait_for_it"),),
+    ),
+    Mutant(
+        "an evaluation that memory ended is not done anew",
+        f"{TRAINER}/driving.py",
+        "        except (KeyboardInterrupt, Terminated, OutOfMemoryError):",
+        "        except (KeyboardInterrupt, Terminated):",
+        ("tests/run/test_out_of_memory.py::test_an_evaluation_that_memory_ended_is_done_anew_and_logged_once",),
+    ),
+    Mutant(
+        "memory that ends a run loses its last whole step",
+        f"{TRAINER}/training.py",
+        '            _save_interrupted(trainer, drive, "memory ran out")\n',
+        "",
+        ("tests/run/test_out_of_memory.py::test_a_run_that_memory_ends_saves_its_last_whole_step_and_goes_on_from_it",),
     ),
     Mutant(
         "callbacks not restored",

@@ -456,6 +456,30 @@ def test_a_run_that_memory_ends_saves_its_last_whole_step_and_goes_on_from_it(
     assert steps == [entry["step"] for entry in undisturbed.state.log_history if "eval_loss" in entry]
 
 
+def test_an_evaluation_that_memory_ended_is_done_anew_and_logged_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of several sets; the first had been evaluated, and stood in the log, when memory ended in the second."""
+    sets = {"near": tiny.texts(3, start=40), "far": tiny.texts(3, start=50)}
+    options = {**OPTIONS, "save_strategy": "steps", "save_steps": 100}
+    whole = tiny.trainer(tmp_path / "whole", eval_dataset=sets, **options)
+    with failing(monkeypatch, "evaluation", set()) as calls:
+        whole.train()
+    ended = tiny.trainer(tmp_path / "ended", eval_dataset=sets, **options)
+    with failing(monkeypatch, "evaluation", set(range(calls.count, 1000))), pytest.raises(OutOfMemoryError):
+        ended.train()
+    assert "eval_near_loss" not in ended.state.log_history[-1]
+    again = tiny.trainer(tmp_path / "ended", eval_dataset=sets, **options)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.log_history[-1]["out_of_memory_events"] > 0
+    keys = [[{*entry} - {"out_of_memory_events"} for entry in run.state.log_history] for run in (again, whole)]
+    assert keys[0] == keys[1]
+    lines = [
+        (tmp_path / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines() for name in ("ended", "whole")
+    ]
+    assert len(lines[0]) == len(lines[1])
+
+
 def test_memory_that_ends_within_an_update_saves_nothing_that_is_half_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
