@@ -85,6 +85,8 @@ def trace(library: str, model: Any, tokenizer: Any, rows: Sequence[dict[str, Any
         from trl import SFTConfig, SFTTrainer
     else:
         from sartor import SFTConfig, SFTTrainer  # type: ignore[assignment]
+
+        options = {"micro_batch_tokens": 1 << 16, **options}  # a batch at once: in pieces its rows come in any order
     found = Trace()
     passed: list[int] = []
 

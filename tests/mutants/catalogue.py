@@ -1403,7 +1403,7 @@ WAYS = (
     Mutant(
         "a last product that is needed is dropped",
         f"{ENGINE}/recompute.py",
-        "self._saves_nothing &= func._schema.name in _SAVE_NOTHING",
+        "self._saves_nothing &= is_asked or func._schema.name in _SAVE_NOTHING",
         "pass",
         (f"{RECOMPUTED}::test_a_layers_last_product_is_kept_only_where_what_follows_needs_it",),
     ),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -61,10 +62,17 @@ def _without_initialisation() -> Iterator[None]:
         yield
 
 
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
 def imitate(model: nn.Module) -> nn.Module:
-    """A copy of a model on the meta device: shapes, dtypes, ties and what is trained, without a byte of its weights."""
+    """A copy of a model on the meta device: shapes, dtypes, ties and what is trained, without a byte of its weights.
+
+    Hooks are left out: they are somebody's who watches the model, and who must not see a pass that is only imagined.
+    """
     memo: dict[int, Any] = {}
     for module in model.modules():
+        memo |= {id(vars(module)[name]): OrderedDict() for name in _HOOKS if name in vars(module)}
         held = [*module._parameters.values(), *module._buffers.values(), *vars(module).values()]
         for tensor in held:
             if not isinstance(tensor, torch.Tensor) or id(tensor) in memo:
