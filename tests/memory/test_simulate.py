@@ -183,6 +183,12 @@ def test_recomputation_saves_activations_and_a_second_micro_batch_needs_gradient
     assert two.peak_bytes > kept.peak_bytes
 
 
+def test_what_is_kept_of_each_layer_is_foreseen_where_the_last_product_is_dropped() -> None:
+    row = compare(Cell("llama, tied", "float32", "cheap", False, "adamw_torch_fused"))
+    assert "backward" in row["peak_at"]
+    assert abs(row["error_percent"]) < 0.1, row
+
+
 def test_recomputing_in_half_precision_no_copies_of_all_weights_are_kept_through_the_forward_pass() -> None:
     config = memory_models.small("llama, tied")
     plan = plan_of(config, tokens=200, compute="bfloat16", recomputes=True)

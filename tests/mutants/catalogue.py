@@ -1408,6 +1408,16 @@ WAYS = (
         (f"{RECOMPUTED}::test_a_layers_last_product_is_kept_only_where_what_follows_needs_it",),
     ),
     Mutant(
+        "simulated, a layer's last product is kept",
+        f"{ENGINE}/recompute.py",
+        "is_asked or func._schema.name in _SAVE_NOTHING",
+        "func._schema.name in _SAVE_NOTHING",
+        (
+            "tests/memory/test_simulate.py::"
+            "test_what_is_kept_of_each_layer_is_foreseen_where_the_last_product_is_dropped",
+        ),
+    ),
+    Mutant(
         "a failed piece keeps the states of the device",
         f"{RUN}/host_states.py",
         "self._optimizer.state[parameter] = home",

@@ -184,7 +184,9 @@ class _Keeping(TorchDispatchMode):
             self._results.append(kept)
             self._saves_nothing = True
             return result
-        self._saves_nothing &= func._schema.name in _SAVE_NOTHING
+        # Questions about a tensor, of which fake ones are asked more, are no step of the computation.
+        is_asked = not isinstance(result, (torch.Tensor, tuple, list))
+        self._saves_nothing &= is_asked or func._schema.name in _SAVE_NOTHING
         # What is written to is no longer what the product gave: it is taken again.  By storage, since torch's count of
         # writes does not reach from what a linear layer returns, an "unsafe view", to its product.
         if func._schema.is_mutable:
