@@ -16,7 +16,7 @@ from sartor.memory import plan_text, rates
 from sartor.memory.decide import Decider, Proposal
 from sartor.memory.foresight import Foresight, Memory, Shape
 from sartor.memory.prediction import Component, Prediction, Stretch
-from sartor.memory.search import Freedom, Setting, freedom, interpolated, search
+from sartor.memory.search import Freedom, Setting, Way, freedom, interpolated, search
 from sartor.memory.simulate import Training
 from sartor.memory.speed import Batch, Sizes, step_seconds
 from sartor.records import Layout, Plan
