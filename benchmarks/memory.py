@@ -282,6 +282,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--real", action="store_true")
     parser.add_argument("--malloc", action="store_true", help="needs Linux, glibc and a C compiler")
     parser.add_argument("--weights", help="folder of SmolLM2-135M's weights, for --real; else random ones")
+    parser.add_argument("--cells", type=int, help="so many of each architecture; else all")
     parser.add_argument("--csv", type=Path)
     args = parser.parse_args(argv)
     if args.published:
@@ -295,7 +296,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     path = args.csv or (MALLOC_CSV if args.malloc else CSV)
     errors = []
     parts: Iterable[list[dict[str, Any]]] = (
-        [compare(cell, counts_malloc=args.malloc) for cell in cells(name, args.optimizers)] for name in names
+        [
+            compare(cell, counts_malloc=args.malloc)
+            for cell in itertools.islice(cells(name, args.optimizers), args.cells)
+        ]
+        for name in names
     )
     if args.real:
         parts = [compare_real(args.weights)]
