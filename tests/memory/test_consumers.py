@@ -23,7 +23,7 @@ def test_every_setting_is_foreseen_and_means_what_it_says() -> None:
     assert peak["as it is"] == simulate(config, plan, WORK).peak_bytes == sum(part["as it is"].values())
     assert part["gradient_checkpointing=True"]["activations"] < part["as it is"]["activations"]
     cheap = part["cheap operations recomputed"]["activations"]
-    assert part["gradient_checkpointing=True"]["activations"] < cheap < part["as it is"]["activations"]
+    assert part["gradient_checkpointing=True"]["activations"] <= cheap < part["as it is"]["activations"]
     assert part["half as many documents at once"]["activations"] < part["as it is"]["activations"]
     assert part["twice as many documents at once"]["activations"] > 1.5 * part["as it is"]["activations"]
     assert part["LoRA, rank 16"]["optimizer states"] < 0.2 * part["as it is"]["optimizer states"]
