@@ -1003,7 +1003,7 @@ RECOVERY = (
     Mutant(
         "a piece of a failed step is not put back",
         f"{RUN}/transaction.py",
-        "                copy.put_back(self.optimizer.state)",
+        "                copy.put_back({} if host is not None else self.optimizer.state)",
         "                pass",
         ("tests/run/test_out_of_memory.py::test_a_step_that_fails_halfway_reaches_each_parameter_once",),
     ),
