@@ -184,8 +184,8 @@ ISOLATION = (
     Mutant(
         "documents leak in attention",
         f"{ENGINE}/attention.py",
-        "lengths = list(document_lengths)",
-        "lengths = [sum(document_lengths)]",
+        "lengths = list(document_lengths.tokens)",
+        "lengths = [sum(document_lengths.tokens)]",
         ("tests/engine/test_attention.py::test_a_token_sees_its_document_up_to_itself_within_the_window",),
     ),
     Mutant(
