@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sartor.engine import attention
-from sartor.engine.attention import documents_attention, window_mask
+from sartor.engine.attention import DocumentLengths, documents_attention, window_mask
 
 
 def weights(lengths: tuple[int, ...], **options: float | int) -> torch.Tensor:
@@ -18,7 +18,8 @@ def weights(lengths: tuple[int, ...], **options: float | int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     query, key = torch.randn(2, 1, 1, total, 4, generator=generator)
     value = torch.eye(total)[None, None]
-    found, none = documents_attention(nn.Identity(), query, key, value, None, document_lengths=lengths, **options)  # type: ignore[arg-type]
+    documents = DocumentLengths(lengths)
+    found, none = documents_attention(nn.Identity(), query, key, value, None, document_lengths=documents, **options)  # type: ignore[arg-type]
     assert none is None
     return found[0, :, 0]
 
@@ -67,7 +68,7 @@ def test_grouped_keys_equal_repeated_keys() -> None:
     repeated = [tensor.repeat_interleave(3, dim=1) for tensor in (key, value)]
 
     for window in (None, 2):
-        options = {"document_lengths": (3, 4), "sliding_window": window}
+        options = {"document_lengths": DocumentLengths((3, 4)), "sliding_window": window}
         grouped, _ = documents_attention(nn.Identity(), query, key, value, None, **options)  # type: ignore[arg-type]
         plain, _ = documents_attention(nn.Identity(), query, *repeated, None, **options)  # type: ignore[arg-type]
         torch.testing.assert_close(grouped, plain)
@@ -108,7 +109,7 @@ def test_lengths_that_do_not_add_up_are_an_error() -> None:
     query = torch.randn(1, 1, 5, 4)
 
     with pytest.raises(RuntimeError):
-        documents_attention(nn.Identity(), query, query, query, None, document_lengths=(2, 2))
+        documents_attention(nn.Identity(), query, query, query, None, document_lengths=DocumentLengths((2, 2)))
 
 
 def test_registering_twice_is_safe() -> None:
