@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 
 import pytest
 
@@ -21,6 +22,27 @@ if _IS_OURS:
 os.environ["HF_DATASETS_CACHE"] = os.environ["SARTOR_TESTS_CACHE"]
 if "datasets" in sys.modules:  # it has read the variable already
     sys.modules["datasets"].config.HF_DATASETS_CACHE = os.environ["SARTOR_TESTS_CACHE"]
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch in one thread: equal runs give equal numbers, and tiny models don't wait for threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """torch.compile without programs of other tests."""
+    import torch
+
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -1,16 +1,8 @@
 """One thread: the models are tiny, and threads would only wait for each other."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
-
 import pytest
-import torch
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def _one_thread(one_thread: None) -> None:
+    """For all of them."""

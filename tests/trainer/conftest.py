@@ -1,14 +1,8 @@
-"""What these tests share: no network, no trackers, and torch in one thread, so that equal runs give equal numbers."""
-
-from collections.abc import Iterator
+"""What these tests share: torch in one thread, so that equal runs give equal numbers."""
 
 import pytest
-import torch
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def _one_thread(one_thread: None) -> None:
+    """For all of them."""

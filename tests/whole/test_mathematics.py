@@ -35,12 +35,7 @@ class Expected:
     num_tokens: list[int] = field(default_factory=list)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def rows() -> list[dict[str, list[int]]]:

@@ -3,7 +3,6 @@
 from typing import Any
 
 import pytest
-import torch
 from benchmarks.parity import Comparison, trace
 
 from tests.trainer.tiny import make_model, make_tokenizer, texts
@@ -15,12 +14,7 @@ CHAT = [
 TEMPLATE = "{% for m in messages %}{{ '<|im_start|> ' + m.role + ' ' + m.content + ' <|im_end|> ' }}{% endfor %}"
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def compare(rows: list[dict[str, Any]], template: str | None = None, **options: Any) -> Comparison:

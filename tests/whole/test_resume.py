@@ -34,12 +34,7 @@ from tests.trainer import tiny
 EVERY = {"save_strategy": "steps", "save_steps": 2, "logging_steps": 3}
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class StopsAt(TrainerCallback):
