@@ -27,7 +27,7 @@ import torch
 
 from benchmarks import malloc_count, memory_measure, memory_models, records
 from sartor.engine import attention
-from sartor.engine.layout import choose_layout
+from sartor.engine.layout import LayoutChoice, choose_layout
 from sartor.engine.precision import Masters
 from sartor.engine.traits import read_traits
 from sartor.memory import optimizers
@@ -130,17 +130,7 @@ def measured(
     with malloc_count.MallocPeak() if counts_malloc else memory_measure.AllocatorPeak() as peak:
         traits = read_traits(model)
         choice = choose_layout(model, traits)
-        plan = Plan(
-            layout=choice.layout,
-            micro_batch_tokens=1 << 20,
-            **recomputation(cell.recomputes),
-            loss_chunk_rows=256,
-            attention=choice.attention,
-            parameter_dtype="float32",
-            compute_dtype=PRECISIONS[cell.precision][1],
-            num_threads=torch.get_num_threads(),
-            device="cpu",
-        )
+        plan = plan_for(cell, choice, num_threads=torch.get_num_threads(), device="cpu", loss_chunk_rows=256)
         _take_steps(cell, model, plan, work)
     return plan, held_bytes + peak.num_bytes
 
@@ -199,6 +189,21 @@ def recomputation(recomputes: bool | str) -> dict[str, Any]:
     if recomputes == "cheap":
         return {"gradient_checkpointing": True, "recomputed_layers": 0, "recomputes_cheap": True}
     return {"gradient_checkpointing": bool(recomputes)}
+
+
+def plan_for(cell: Cell, choice: LayoutChoice, *, num_threads: int, device: str, loss_chunk_rows: int) -> Plan:
+    """A plan for a model that exists, as the probe lays it out: all of the work at once."""
+    return Plan(
+        layout=choice.layout,
+        micro_batch_tokens=1 << 20,
+        **recomputation(cell.recomputes),
+        loss_chunk_rows=loss_chunk_rows,
+        attention=choice.attention,
+        parameter_dtype="float32",
+        compute_dtype=PRECISIONS[cell.precision][1],
+        num_threads=num_threads,
+        device=device,
+    )
 
 
 def plan_of(config: Any, *, tokens: int, compute: str, recomputes: bool | str, device: str = "cpu") -> Plan:

@@ -22,14 +22,15 @@ from typing import Any
 import torch
 
 from benchmarks import memory_measure, memory_models, records
-from benchmarks.memory import Cell, lora, recomputation, training
+from benchmarks.memory import PRECISIONS as DTYPES
+from benchmarks.memory import Cell, lora, plan_for, training
 from sartor.engine.layout import choose_layout
 from sartor.engine.precision import Masters
 from sartor.engine.traits import read_traits
 from sartor.memory import optimizers
 from sartor.memory.simulate import CUDA_CONTEXT_BYTES, CUDA_MARGIN, simulate
 from sartor.memory.training import Work
-from sartor.records import EngineSettings, Plan
+from sartor.records import EngineSettings
 
 CSV = Path(__file__).parent / "memory_gpu.csv"
 WORK = Work(document_lengths=(1_024, 700, 500, 324), num_targets=2_000)
@@ -57,7 +58,7 @@ def compare(cell: Cell, device: str, work: Work = WORK) -> dict[str, Any]:
     import peft
     from transformers import AutoModelForCausalLM
 
-    arrival = "bfloat16" if cell.precision == "bfloat16" else "float32"
+    arrival = DTYPES[cell.precision][0]
     config = configuration(cell.architecture)
     gc.collect()
     torch.cuda.empty_cache()
@@ -68,18 +69,7 @@ def compare(cell: Cell, device: str, work: Work = WORK) -> dict[str, Any]:
             model = peft.get_peft_model(model, lora(cell.architecture))
     Masters(model).widen(getattr(torch, cell.precision))
     traits = read_traits(model)
-    choice = choose_layout(model, traits)
-    plan = Plan(
-        layout=choice.layout,
-        micro_batch_tokens=1 << 20,
-        **recomputation(cell.recomputes),
-        loss_chunk_rows=1_024,
-        attention=choice.attention,
-        parameter_dtype="float32",
-        compute_dtype=cell.precision,
-        num_threads=1,
-        device=device,
-    )
+    plan = plan_for(cell, choose_layout(model, traits), num_threads=1, device=device, loss_chunk_rows=1_024)
     inner = model.get_base_model() if cell.is_lora else model
     groups = optimizers.groups_of(model, inner.get_input_embeddings())
     optimizer = optimizers.maker(cell.optimizer, is_cuda=True)(groups)

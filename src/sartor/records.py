@@ -304,6 +304,17 @@ class EngineSettings:
     compile_mode: str | None = None
 
 
+PLAN_CHOICES = (
+    "gradient_checkpointing",
+    "micro_batch_tokens",
+    "loss_chunk_rows",
+    "recomputed_operations",
+    "optimizer_implementation",
+    "optimizer_states",
+)
+"""Of `EngineSettings`, under the names of `SFTConfig`: what the plan chooses where the user does not."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """How a run is executed: what may be chosen freely without changing its mathematics.  Written to `plan.json`."""

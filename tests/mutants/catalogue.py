@@ -1309,7 +1309,7 @@ PLANNING = (
     Mutant(
         "explicit settings without their cost",
         f"{TRAINER}/planning.py",
-        "    if all(getattr(settings, knob) is None for knob in KNOBS):\n",
+        "    if all(getattr(settings, choice) is None for choice in PLAN_CHOICES):\n",
         "    if True:\n",
         ("tests/trainer/test_planning.py::test_what_was_asked_for_is_obeyed_by_the_search_too",),
     ),

@@ -64,9 +64,7 @@ def _preparation(model: str, args: "SFTConfig", settings: "Settings") -> Any:
         tokenizer,
         settings.data,
         settings.eval_data,
-        formatting_func=None,
         skips=skips_preparation(args.dataset_kwargs),
-        has_collator=False,
         end_tokens=construction.end_tokens(model, tokenizer, args),
     )
     if args.chat_template_path is not None:

@@ -13,6 +13,7 @@ from sartor.cli.field_flags import FIELD_FLAGS
 from sartor.cli.flags import Flag, help_text, parse, tokens
 from sartor.cli.own_flags import LORA, OWN_FLAGS
 from sartor.errors import ConfigurationError
+from sartor.records import PLAN_CHOICES
 
 ASKED = "what to plan for"
 
@@ -32,12 +33,7 @@ _USED_FIELDS = (
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "total_batch_size",
-    "gradient_checkpointing",
-    "micro_batch_tokens",
-    "loss_chunk_rows",
-    "recomputed_operations",
-    "optimizer_implementation",
-    "optimizer_states",
+    *PLAN_CHOICES,
     "bf16",
     "fp16",
     "optim",

@@ -1,9 +1,8 @@
 """Activations that are computed again in the backward pass rather than kept: of whole layers, or only the cheap ones.
 
 In: a transformers model and a plan.  Out: the model's own checkpointing, set accordingly.  What it keeps true:
-    gradients
-are those without recomputation, bit for bit: what is computed again runs the same kernels on the same numbers, in the
-same state of the random generators.
+gradients are those without recomputation, bit for bit: what is computed again runs the same kernels on the same
+numbers, in the same state of the random generators.
 
 What is cheap takes few operations for each value that keeping it would hold: norms, activation functions, rotary
 embeddings, casts, sums, dropout, an adapter's way back from its rank, attention scores.  Kept are results of matrix

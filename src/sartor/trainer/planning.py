@@ -29,7 +29,7 @@ from sartor.memory.proposals import with_proposals
 from sartor.memory.search import Freedom, Way, freedom
 from sartor.memory.simulate import Training
 from sartor.memory.speed import Batch, sizes_of
-from sartor.records import DataSummary, EngineSettings, Plan
+from sartor.records import PLAN_CHOICES, DataSummary, EngineSettings, Plan
 from sartor.run.transaction import simulated_update
 from sartor.trainer.sampling import asked
 
@@ -42,15 +42,6 @@ TINY_BYTES = 256 << 20
 """A run that needs less by a rule of thumb, and less than a quarter of what is free, is not simulated: it would take
 longer than it is worth."""
 ASSUMED_CPU_RATE = 2e10
-KNOBS = (
-    "gradient_checkpointing",
-    "micro_batch_tokens",
-    "loss_chunk_rows",
-    "recomputed_operations",
-    "optimizer_implementation",
-    "optimizer_states",
-)
-"""Of `EngineSettings`: what the plan chooses where the user does not."""
 NEIGHBOURS = 10
 """Simulations that comparing takes, at most."""
 NEIGHBOUR_SHARE = 0.005
@@ -171,9 +162,9 @@ def with_unasked(
         traits: of it.
         settings: what the user has chosen.
     """
-    if all(getattr(settings, knob) is None for knob in KNOBS):
+    if all(getattr(settings, choice) is None for choice in PLAN_CHOICES):
         return decision
-    cleared: dict[str, Any] = dict.fromkeys(KNOBS)
+    cleared: dict[str, Any] = dict.fromkeys(PLAN_CHOICES)
     nothing = replace(settings, **cleared)
     rows = most_chunk_rows(traits.vocabulary_size)
     base = with_optimizer(replace(foresight.plan, loss_chunk_rows=rows), nothing, foresight.training.optimizer)

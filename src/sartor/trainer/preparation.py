@@ -27,9 +27,9 @@ class Preparation:
         train: DataSettings,
         evaluation: DataSettings,
         *,
-        formatting_func: Callable[[Any], str] | None,
         skips: bool,
-        has_collator: bool,
+        formatting_func: Callable[[Any], str] | None = None,
+        has_collator: bool = False,
         end_tokens: Sequence[str] = (),
     ) -> None:
         """`end_tokens`: texts at which the model's generation stops, besides the tokenizer's end-of-text token."""
