@@ -1025,6 +1025,13 @@ RECOVERY = (
         ),
     ),
     Mutant(
+        "an earlier run's checkpoint is called this run's last good one",
+        "src/sartor/trainer/recovering.py",
+        "    if not last_saved:\n        return None\n",
+        "    last_saved = last_saved or 10**9\n",
+        ("tests/run/test_non_finite.py",),
+    ),
+    Mutant(
         "a skipped batch is not counted",
         f"{RUN}/stepper.py",
         "        self.num_skipped += 1\n",
@@ -1082,7 +1089,7 @@ CHECKPOINTS = (
     Mutant(
         "a flipped bit passes",
         f"{RUN}/checkpoint.py",
-        'if (found := _checksums(path)) != expected["crc32"]:',
+        'if (found := _checksums(path)) != expected["xxh3_64"]:',
         "if False:",
         ("tests/run/test_checkpoint.py::test_every_damage_is_noticed_and_the_one_before_is_used",),
     ),
@@ -1116,10 +1123,41 @@ CHECKPOINTS = (
     ),
     Mutant(
         "masters taken from the rounded weights",
-        f"{TRAINER}/checkpoints.py",
+        f"{TRAINER}/model_files.py",
+        "return tensor is not None and is_there and tensor.dtype == self.dtypes[name]",
+        "return tensor is not None and is_there",
+        (resumed("test_a_stopped_run_ends_as_one_that_was_not[full]"),),
+    ),
+    Mutant(
+        "masters taken from weights that an own save_model rounded",
+        f"{TRAINER}/draft.py",
         "    if one.dtype != other.dtype or one.shape != other.shape:",
         "    if one.dtype != other.dtype:\n        return True\n    if one.shape != other.shape:",
-        (resumed("test_a_stopped_run_ends_as_one_that_was_not[full]"),),
+        ("tests/trainer/test_model_files.py::test_a_checkpoint_that_only_transformers_can_write_is_gone_on_from",),
+    ),
+    Mutant(
+        "a tensor of the model returned before the state was written",
+        f"{TRAINER}/draft.py",
+        "stay.__contains__",
+        "lambda name: False",
+        (
+            "tests/trainer/test_model_files.py::"
+            "test_a_checkpoint_of_a_published_model_is_loaded_as_the_model_that_was_trained",
+        ),
+    ),
+    Mutant(
+        "weights written unrounded under the name of a smaller dtype",
+        f"{RUN}/tensor_file.py",
+        "yield flat[start : start + step].to(dtype).cpu()",
+        "yield flat[start : start + step].cpu()",
+        ("tests/trainer/test_model_files.py::test_weights_are_rounded_as_they_are_written",),
+    ),
+    Mutant(
+        "tied weights written twice",
+        f"{TRAINER}/model_files.py",
+        "    tensors = remove_tied_weights_from_state_dict(state, model)",
+        "    tensors = state",
+        ("tests/trainer/test_model_files.py::test_weights_are_rounded_as_they_are_written",),
     ),
     Mutant(
         "an optimizer's step does not wait for what is being written",

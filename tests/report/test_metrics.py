@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sartor.errors import ConfigurationError, RunFolderError
-from sartor.report.metrics import MetricsFile, keys_holding_text, read
+from sartor.report.metrics import MetricsFile, keys_holding_text, last_run, read
 
 
 def test_a_record_is_in_the_file_as_one_line_of_json_as_soon_as_write_returns(tmp_path: Path) -> None:
@@ -155,3 +155,13 @@ def test_text_is_found_wherever_it_is_and_numbers_are_not_text(tmp_path: Path) -
         file.write({"loss": math.nan, "deep": {"x": ["row"]}, "n": [1, 2]})
         file.write({"answer": "row", "ok": True, "none": None})
     assert keys_holding_text(file.path) == {"deep", "answer"}
+
+
+def test_where_the_step_goes_back_another_run_begins() -> None:
+    def steps(*numbers: int) -> list[dict[str, int]]:
+        return [{"step": number} for number in numbers]
+
+    assert last_run(steps(1, 2, 2, 0, 1, 1)) == steps(0, 1, 1)
+    assert last_run(steps(3, 2, 1)) == steps(1)
+    assert last_run(steps(1, 2, 2)) == steps(1, 2, 2)
+    assert last_run([]) == []

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,32 @@ def test_a_run_stops_with_step_line_and_last_checkpoint(
     assert "rows.jsonl, line 3" in text
     assert "checkpoint-2: every loss before it was finite" in text
     assert ("gradient" in text) is gradient
+
+
+def test_a_checkpoint_of_an_earlier_run_in_the_folder_is_not_called_this_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 8}
+    trainer_of(tmp_path, **saving).train()
+    assert (tmp_path / "run" / "checkpoint-8").is_dir()
+    poisoned(monkeypatch, first_token=star(), gradient=False)
+    again = trainer_of(tmp_path, **saving)
+    told: list[str] = []
+    again.say = told.append
+    with pytest.raises(NonFiniteError, match="No checkpoint was saved before it"):
+        again.train()
+    assert any("holds checkpoint-8 of an earlier run: this one begins anew" in line for line in told)
+
+
+def test_the_checkpoint_that_a_run_went_on_from_is_its_last_good_one_also_in_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 6, "max_steps": 8, "dataloader_drop_last": False}
+    trainer_of(tmp_path, **saving).train()
+    shutil.move(tmp_path / "run", tmp_path / "before")
+    poisoned(monkeypatch, first_token=star(), gradient=False)
+    with pytest.raises(NonFiniteError, match=r"of step 7 .*before/checkpoint-6: every loss"):
+        trainer_of(tmp_path, **saving).train(resume_from_checkpoint=str(tmp_path / "before" / "checkpoint-6"))
 
 
 @pytest.mark.parametrize("gradient", [False, True])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from types import TracebackType
@@ -32,7 +32,8 @@ class _Array(Protocol):
 class MetricsFile:
     """Appends records to a JSON Lines file, one line at a time and never a part of one.
 
-    An existing file is continued; a last line that a crash cut short is removed first.  Usable as a context manager.
+    An existing file is continued, by a new run too (`last_run` tells them apart); a last line that a crash cut short
+    is removed first.  Usable as a context manager.
 
     Raises:
         RunFolderError: the file cannot be opened: no such folder, not writable.
@@ -113,6 +114,20 @@ def read(path: Path | str) -> list[dict[str, Any]]:
             raise RunFolderError(f"{path}, line {number} is not a JSON object: {line[:80]!r}")
         records.append({key: _restored(value) for key, value in record.items()})
     return records
+
+
+def last_run(records: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """The records of the last run: from where the step last goes back on.
+
+    Example: of the steps 10, 20, 10 the last.  A run that is resumed continues the file, and never goes back.
+    """
+    begin, before = 0, -1
+    for place, record in enumerate(records):
+        step = record.get("step", before)
+        if step < before:
+            begin = place
+        before = step
+    return records[begin:]
 
 
 def keys_holding_text(path: Path | str) -> frozenset[str]:

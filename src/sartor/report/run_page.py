@@ -37,7 +37,7 @@ def write_run_page(folder: Path | str) -> Path:
     folder = Path(folder)
     shown = [(f"figures/{name}", title) for name, title in FIGURES if (folder / "figures" / name).exists()]
     log = folder / "metrics.jsonl"
-    records = metrics.read(log) if log.exists() else []
+    records = metrics.last_run(metrics.read(log)) if log.exists() else []
     page = run_page(folder.name, _read(folder / "plan.json"), _read(folder / "memory.json"), records, shown)
     return write_whole(folder / NAME, page)
 

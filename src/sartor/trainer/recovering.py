@@ -10,14 +10,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transformers.trainer_utils import get_last_checkpoint
-
 from sartor.engine.step import Engine
 from sartor.errors import DiskFullError, RunFolderError
 from sartor.memory import limits
 from sartor.memory.guard import MemoryGuard, Needs
 from sartor.memory.plan import ACTIVATION_VALUES_PER_HIDDEN, write_plan
 from sartor.records import Incident, Plan
+from sartor.run import checkpoint
 from sartor.run.recover import Recovery
 from sartor.run.stepper import NonFinitePolicy, rows_by_number
 from sartor.trainer import saving
@@ -115,15 +114,23 @@ def rows_named(trainer: SFTTrainer, keys: Sequence[int]) -> str:
     )
 
 
-def last_checkpoint(trainer: SFTTrainer) -> str:
-    """For the error that ends a run: from where one can go on."""
+def last_checkpoint(trainer: SFTTrainer, last_saved: int, resumed_from: Path | None) -> Path | None:
+    """For the error that ends a run: from where one can go on; None: from nowhere.
+
+    Args:
+        trainer: of the run.
+        last_saved: the step of the last checkpoint that the run began to save or went on from; 0: there was none.  A
+            checkpoint of a later step in its folder is an earlier run's.
+        resumed_from: the checkpoint that it went on from, which may be in another folder.
+    """
     if trainer.checkpoints is not None:
         with contextlib.suppress(RunFolderError):  # what the caller must see is the error
             trainer.checkpoints.wait()
-    folder = get_last_checkpoint(trainer.args.output_dir)
-    if folder is None:
-        return "No checkpoint was saved before it."
-    return f"The last good checkpoint is {folder}: every loss before it was finite."
+    if not last_saved:
+        return None
+    folder = Path(trainer.args.output_dir)
+    ours = [path for path in checkpoint.later_than(folder, 0) if checkpoint.step_of(path) <= last_saved]
+    return ours[-1] if ours else resumed_from
 
 
 def summary(trainer: SFTTrainer, *, num_skipped: int, num_spikes: int) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +16,7 @@ from sartor.config import resolved_configuration
 from sartor.engine.step import Engine
 from sartor.errors import NonFiniteError, OutOfMemoryError
 from sartor.memory.allocator import retaining
-from sartor.run import loop
+from sartor.run import checkpoint, loop
 from sartor.run.implementation import set_implementation
 from sartor.run.interrupt import Terminated
 from sartor.run.stepper import EngineStepper, Updater
@@ -33,6 +34,8 @@ from sartor.trainer.setup import announce, count_streams, engine_for, matrix_rat
 
 if TYPE_CHECKING:
     from sartor.trainer.sft_trainer import SFTTrainer
+
+_NONE_SAVED = "No checkpoint was saved before it."
 
 
 def train(
@@ -57,15 +60,20 @@ def train(
         trainer.plan = engine.plan
         feed.traits = engine.traits
         drive, events = _start(trainer, engine, feed, ignore_keys, resumption)
+        came_from = None if resumption is None else resumption.folder
         try:
             result = drive.run(events)
             count_streams(trainer)
             return result
         except NonFiniteError as error:
-            raise NonFiniteError(f"{error} {last_checkpoint(trainer)}") from error
+            folder = last_checkpoint(trainer, drive.last_saved, came_from)
+            where = f"The last good checkpoint is {folder}: every loss before it was finite." if folder else _NONE_SAVED
+            raise NonFiniteError(f"{error} {where}") from error
         except OutOfMemoryError as error:
             _save_interrupted(trainer, drive, "memory ran out")
-            raise OutOfMemoryError(f"{error} {last_checkpoint(trainer)}") from error
+            folder = last_checkpoint(trainer, drive.last_saved, came_from)
+            where = f"The run can go on from {folder}, where there is more memory." if folder else _NONE_SAVED
+            raise OutOfMemoryError(f"{error} {where}") from error
         except (KeyboardInterrupt, Terminated):
             _save_interrupted(trainer, drive, "interrupted")
             count_streams(trainer)
@@ -119,10 +127,24 @@ def _start(
         updater.load_state(resumption.content["updater"])
         first_epoch, seen = drive.resume(resumption.content, ignores_stop=resumption.extends)
     else:
+        _tell_earlier(trainer)
         rehearse_run(trainer, engine, feed, updater)
     trainer.checkpoints.prepare()
     epochs = range(first_epoch, num_train_epochs)
     return drive, loop.loop(epochs, feed.batches, _stepper(trainer, engine, updater), seen=seen)
+
+
+def _tell_earlier(trainer: SFTTrainer) -> None:
+    """Say what a run that begins anew will do to an earlier one in its folder, while it can still be stopped."""
+    found = checkpoint.later_than(Path(trainer.args.output_dir), 0)
+    if found:
+        limit = ", and it may be deleted (save_total_limit)" if trainer.args.save_total_limit else ""
+        trainer.say(
+            f"{trainer.args.output_dir} holds {found[-1].name} of an earlier run{limit}: this one begins anew, and "
+            "adds "
+            "its lines to metrics.jsonl. To go on with the earlier one: train(resume_from_checkpoint=True), or "
+            "--resume."
+        )
 
 
 def _stepper(trainer: SFTTrainer, engine: Engine, updater: Updater) -> EngineStepper | PaddedStepper:
