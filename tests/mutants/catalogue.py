@@ -1513,8 +1513,35 @@ WAYS = (
     ),
 )
 
+SPLIT_TESTED = "tests/trainer/test_device_batch.py"
+
+SPLITTING = (
+    Mutant(
+        "the split of a batch is planned and not taken",
+        f"{TRAINER}/device_batch.py",
+        "    take(trainer, size, steps)\n",
+        "",
+        (f"{SPLIT_TESTED}::test_the_plan_splits_and_everyone_sees_the_same_parts",),
+    ),
+    Mutant(
+        "a run that goes on splits anew",
+        f"{TRAINER}/device_batch.py",
+        "take(trainer, size, steps, is_final=True)",
+        "pass",
+        (f"{SPLIT_TESTED}::test_a_run_that_goes_on_keeps_its_split_and_its_weights",),
+    ),
+    Mutant(
+        "free memory decides which rows are dropped",
+        f"{TRAINER}/device_batch.py",
+        "    if args.dataloader_drop_last:",
+        "    if False:",
+        (f"{SPLIT_TESTED}::test_free_memory_does_not_decide_what_is_learned",),
+    ),
+)
+
 MUTANTS: tuple[Mutant, ...] = (
     *WAYS,
+    *SPLITTING,
     *WEIGHTING,
     *STEPPING,
     *ISOLATION,

@@ -40,7 +40,7 @@ FIELD_FLAGS = (
     Flag('max_steps', 'int', -1, 'Optimizer steps in all, whatever num_train_epochs says. -1: not given.', 'length and batches'),
     Flag('per_device_train_batch_size', 'int', 8, 'Examples per batch; times gradient_accumulation_steps, per optimizer step.', 'length and batches'),
     Flag('gradient_accumulation_steps', 'int', 1, 'Batches per optimizer step.', 'length and batches'),
-    Flag('total_batch_size', 'int', None, 'Examples per optimizer step; sets gradient_accumulation_steps.', 'length and batches', optional=True),
+    Flag('total_batch_size', 'int', None, 'Examples per optimizer step. Alone, the plan chooses how it is split into device batches.', 'length and batches', optional=True),
     Flag('learning_rate', 'float', 2e-05, 'Peak learning rate.', 'optimizer'),
     Flag('lr_scheduler_type', 'str', 'linear', 'How the learning rate changes: linear, cosine, constant, constant_with_warmup, ...', 'optimizer', choices=('linear', 'cosine', 'cosine_with_restarts', 'polynomial', 'constant', 'constant_with_warmup', 'inverse_sqrt', 'reduce_lr_on_plateau', 'cosine_with_min_lr', 'cosine_warmup_with_min_lr', 'warmup_stable_decay', 'greedy')),
     Flag('lr_scheduler_kwargs', 'dict', None, 'Further arguments of the schedule, such as \'{"num_cycles": 1}\'.', 'optimizer', optional=True),

@@ -82,6 +82,7 @@ def _decide(
     from sartor.run.transaction import simulated_update
     from sartor.trainer.planning import freedom_of, ways_of, with_unasked
 
+    from sartor.trainer.device_batch import parts
     device = torch.device("cuda" if card is not None or torch.cuda.is_available() else "cpu")
     config = _configuration(request.model, args)
     compute, compute_reason = _compute_dtype(args, card, device)
@@ -113,6 +114,9 @@ def _decide(
     return replace(decision, notes=(*decision.notes, layout)), base, traits.num_layers, sizes.all_weights
 
 
+    tokens = decision.chosen.setting.micro_batch_tokens
+    size, steps, _ = parts(args, shape.longest_tokens, tokens)
+    decision = replace(decision, device_batch=(size, steps))
 def _configuration(name: str, args: "SFTConfig") -> Any:
     """The model's configuration.
 

@@ -104,7 +104,8 @@ class OwnOptions:
         },
     )
     total_batch_size: int | None = field(
-        default=None, metadata={"help": "Examples per optimizer step; sets gradient_accumulation_steps."}
+        default=None,
+        metadata={"help": "Examples per optimizer step. Alone, the plan chooses how it is split into device batches."},
     )
     loss_chunk_rows: int | None = field(
         default=None, metadata={"help": "Target tokens the output head takes at once. If not set, the plan chooses."}

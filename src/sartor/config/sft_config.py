@@ -184,6 +184,18 @@ class SFTConfig(OwnOptions, TrainingArguments, metaclass=OldNames):
         metadata={"help": "Token to pad with. If not set, the tokenizer's own, or the one that ends a turn."},
     )
 
+    # No fields: other libraries list those.
+    _splits_batch = False
+    _names_batch = False
+
+    def __new__(cls, *args: Any, **keywords: Any) -> "SFTConfig":
+        """Note whether the size of a batch was given; parsers and `dataclasses.replace` give all there is."""
+        made = super().__new__(cls)
+        is_picked = not {entry.name for entry in dataclasses.fields(cls) if entry.init} <= keywords.keys()
+        names = {"per_device_train_batch_size", "gradient_accumulation_steps"}
+        made._names_batch = is_picked and not names.isdisjoint(keywords)
+        return made
+
     def __post_init__(self) -> None:
         """Check, let transformers derive what it derives, check again; see the class for what is raised."""
         problems = {f"environment {number}": text for number, text in enumerate(environment_problems())}
@@ -235,15 +247,18 @@ class SFTConfig(OwnOptions, TrainingArguments, metaclass=OldNames):
         return problems
 
     def _resolve_batch_size(self) -> dict[str, str]:
-        if self.total_batch_size is None:
+        """Both parts of `total_batch_size`; where it alone is given, they hold until the plan chooses."""
+        total, default = self.total_batch_size, int(DEFAULTS["per_device_train_batch_size"])
+        size, steps = self.per_device_train_batch_size, self.gradient_accumulation_steps
+        self._splits_batch = False
+        if total is None:
             return {}
-        default = int(DEFAULTS["per_device_train_batch_size"])
-        if self.per_device_train_batch_size == default and self.total_batch_size % default:
-            # Left to us: the plan cuts by tokens, so it makes no difference to the step how it is written down.
-            divisors = (size for size in range(default, 0, -1) if self.total_batch_size % size == 0)
-            object.__setattr__(self, "per_device_train_batch_size", next(divisors))
-        total, size = self.total_batch_size, self.per_device_train_batch_size
-        steps = self.gradient_accumulation_steps
+        usual = next(part for part in range(default, 0, -1) if total % part == 0)
+        if not self._names_batch and (size, steps) in ((default, 1), (usual, total // usual)):
+            self._splits_batch = True
+            size, steps = usual, total // usual
+        elif steps != 1 and size == default and total % steps == 0:
+            size = total // steps
         if total % size:
             return {
                 "total_batch_size": f"total_batch_size={total} is not a multiple of "
@@ -254,8 +269,22 @@ class SFTConfig(OwnOptions, TrainingArguments, metaclass=OldNames):
                 "total_batch_size": f"total_batch_size={total} means gradient_accumulation_steps={total // size} with "
                 f"per_device_train_batch_size={size}, but {steps} is given: leave gradient_accumulation_steps out"
             }
-        self.gradient_accumulation_steps = total // size
+        self.take_batch(size, total // size)
         return {}
+
+    @property
+    def splits_batch(self) -> bool:
+        """Whether `total_batch_size` alone was given, so that the plan chooses how it is split."""
+        return self._splits_batch
+
+    def take_batch(self, size: int, steps: int, *, is_final: bool = False) -> None:
+        """Take these `per_device_train_batch_size` and `gradient_accumulation_steps`.
+
+        For good, where they are final.
+        """
+        object.__setattr__(self, "per_device_train_batch_size", size)  # whose type transformers does not declare
+        self.gradient_accumulation_steps = steps
+        self._splits_batch &= not is_final
 
     def _construct_without_mixed_precision(self, problems: dict[str, str]) -> None:
         """Call transformers' own `__post_init__` with its mixed precision off.

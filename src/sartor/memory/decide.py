@@ -56,6 +56,8 @@ class Decision:
     """What would be taken had the user chosen nothing; None: nothing was chosen, or it is the same."""
     proposals: tuple[Proposal, ...] = ()
     num_steps: int | None = None
+    device_batch: tuple[int, int] = (0, 0)
+    """`per_device_train_batch_size` and `gradient_accumulation_steps`."""
     host_bytes: int = 0
     """Of a GPU's host, that optimizer states take."""
     num_simulated: int = 0

@@ -138,6 +138,15 @@ def most_tokens(device_type: str, compute_dtype: str) -> int:
 
 
 def write_plan(plan: Plan, path: str | os.PathLike[str]) -> None:
+def device_rows(total_rows: int, longest_tokens: int, micro_batch_tokens: int) -> int:
+    """Rows of a device batch: the most that divide an optimizer batch and go through at once, however long they are.
+
+    Example: 32 rows of at most 300 tokens, 1,024 tokens at once: three would fit, and two divide 32.
+    """
+    fitting = min(total_rows, max(1, micro_batch_tokens // max(1, longest_tokens)))
+    return next(rows for rows in range(fitting, 0, -1) if total_rows % rows == 0)
+
+
     """Write a plan as JSON, fields sorted as declared."""
     with open(path, "w", encoding="utf-8") as file:
         json.dump(dataclasses.asdict(plan), file, indent=2, ensure_ascii=False)

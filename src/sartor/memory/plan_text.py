@@ -123,6 +123,7 @@ def page(decision: Decision, *, head: str, num_layers: int, optimizer: str) -> s
         "chosen" if decision.fits else "the leanest that leaves the mathematics alone",
         f"  {setting_in_words(decision.chosen.setting, num_layers)}; {optimizer}",
         f"  {optimizer_in_words(decision.chosen.setting, decision.host_bytes)}",
+        "  a step: per_device_train_batch_size {} x gradient_accumulation_steps {}".format(*decision.device_batch),
         f"  {times(decision)}",
     ]
     if decision.neighbours or decision.unasked is not None:
@@ -162,6 +163,8 @@ def as_json(decision: Decision, *, num_layers: int, optimizer: str) -> dict[str,
         "chosen": option(decision.chosen),
         "num_layers": num_layers,
         "optimizer": optimizer,
+        "per_device_train_batch_size": decision.device_batch[0],
+        "gradient_accumulation_steps": decision.device_batch[1],
         "num_steps": decision.num_steps,
         "run_s": decision.run_seconds,
         "rates": {

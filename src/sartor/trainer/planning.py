@@ -31,6 +31,7 @@ from sartor.memory.simulate import Training
 from sartor.memory.speed import Batch, sizes_of
 from sartor.records import PLAN_CHOICES, DataSummary, EngineSettings, Plan
 from sartor.run.transaction import simulated_update
+from sartor.trainer.device_batch import parts
 from sartor.trainer.sampling import asked
 
 if TYPE_CHECKING:
@@ -138,6 +139,8 @@ def _searched(
     if decision.fits and NEIGHBOURS * each <= NEIGHBOUR_SHARE * (decision.run_seconds or 0.0):
         decision = replace(decision, neighbours=decider.neighbours(decision.chosen.setting))
     decision = with_proposals(decision, base_model(trainer.model).config, foresight, sizes)
+    size, steps, _ = parts(trainer.args, shape.longest_tokens, decision.chosen.setting.micro_batch_tokens)
+    decision = replace(decision, device_batch=(size, steps))
     for line in plan_text.run_lines(decision, traits.num_layers):
         trainer.say(line)
     forecast = plan_text.as_json(decision, num_layers=traits.num_layers, optimizer=training.optimizer)

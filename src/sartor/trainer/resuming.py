@@ -86,6 +86,7 @@ def find(trainer: SFTTrainer, asked: str | bool | os.PathLike[str] | None) -> Re
         return None
     content = checkpoint.read_state(path)
     accepted = _compare(trainer, content, path)
+    device_batch.keep(trainer, content["plan"], content["settings"])
     state = TrainerState.load_from_json(str(path / saving.STATE_NAME))
     _take_metrics(trainer, content["metrics_bytes"], path)
     if path.parent.resolve() == folder.resolve():

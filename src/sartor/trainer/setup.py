@@ -20,7 +20,7 @@ from sartor.errors import ConfigurationError
 from sartor.memory.device import available_bytes
 from sartor.memory.plan import default_plan, with_optimizer, write_plan
 from sartor.records import Plan
-from sartor.trainer import saving
+from sartor.trainer import device_batch, saving
 from sartor.trainer.planning import planned
 from sartor.trainer.recovering import recovery_for
 
@@ -80,6 +80,7 @@ def engine_for(
             if trains:
                 engine.balance_coefficient = _balance_coefficient(trainer, traits)
             with engine.running():
+                plan = device_batch.split(trainer, plan, longest)
                 trainer.engine = engine
                 trainer.recovery = recovery_for(trainer, engine)
                 yield engine
@@ -185,7 +186,7 @@ def announce(trainer: SFTTrainer, plan: Plan) -> None:
         + (", optimizer states in the host's memory" if plan.optimizer_states == "host" else "")
         + (f"; layers compiled by {plan.compile_backend}" if plan.compile_backend else "")
     )
-    for field in ("compute_dtype", "layout"):
+    for field in ("per_device_train_batch_size", "compute_dtype", "layout"):
         if field in plan.reasons:
             trainer.say(f"{field}: {plan.reasons[field]}")
 
