@@ -176,7 +176,7 @@ def die() -> None:
 def count_operations(plan: Plan) -> Callable[[], int]:
     """Count the steps of saves, and die within the one that the plan names; returns how many there were."""
     from sartor.run import background, checkpoint, tensor_file
-    from sartor.trainer import saving
+    from sartor.trainer import model_files, saving
 
     background.SMALL_BYTES = 0  # tiny tensors are read while training goes on, as a real model's are
     done = 0
@@ -197,6 +197,7 @@ def count_operations(plan: Plan) -> Callable[[], int]:
     for name in ("write_state", "seal", "publish", "delete", "_checksums", "_to_disk"):
         setattr(checkpoint, name, counted(getattr(checkpoint, name)))
     tensor_file.write = counted(tensor_file.write)
+    model_files.ModelFiles.write_weights = counted(model_files.ModelFiles.write_weights)
     saving.save_model_alone = counted(saving.save_model_alone)
     return lambda: done
 

@@ -27,7 +27,7 @@ from sartor.errors import ConfigurationError, DataError, DiskFullError, ModelErr
 from sartor.memory import device
 from sartor.report.metrics import MetricsFile
 from sartor.run import background, checkpoint, state, tensor_file
-from sartor.trainer import saving
+from sartor.trainer.model_files import ModelFiles
 from tests import kill
 from tests.trainer import tiny
 
@@ -645,7 +645,7 @@ def test_an_update_waits_for_what_is_written_from_the_live_tensors(
 ) -> None:
     """Where the thread is slower than a step, with and without memory for a copy: the bits of the step are written."""
     monkeypatch.setattr(background, "SMALL_BYTES", 0)
-    place, name = (saving, "save_model_alone") if slow == "model" else (tensor_file, "_pieces")
+    place, name = (ModelFiles, "write_weights") if slow == "model" else (tensor_file, "_pieces")
     action = getattr(place, name)
     monkeypatch.setattr(place, name, lambda *given: (time.sleep(0.003), action(*given))[1])
     if memory == "none":
@@ -665,8 +665,11 @@ def test_an_update_waits_for_what_is_written_from_the_live_tensors(
     assert sum("saving_runtime" in line for line in lines) >= 1
 
 
-def test_a_callback_may_change_weights_between_two_steps(tmp_path: Path) -> None:
+def test_a_callback_may_change_weights_between_two_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then a copy is taken before it is called, and what is saved is what the step before it left."""
+    monkeypatch.setattr(background, "SMALL_BYTES", 0)
+    pieces = tensor_file._pieces
+    monkeypatch.setattr(tensor_file, "_pieces", lambda *given: (time.sleep(0.003), pieces(*given))[1])
 
     class Shrinks(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **given: Any) -> None:

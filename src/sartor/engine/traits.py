@@ -246,3 +246,19 @@ def _balance_loss(inner: nn.Module, config: Any) -> Callable[..., torch.Tensor] 
     if not hasattr(config, "output_router_logits"):
         return None
     return getattr(sys.modules[type(inner).__module__], "load_balancing_loss_func", None)
+
+
+def has_own_saving(model: Any) -> bool:
+    """Whether `save_pretrained` does more for a model of transformers than to write its tensors."""
+    from transformers import PreTrainedModel
+
+    return (
+        type(model).save_pretrained is not PreTrainedModel.save_pretrained
+        or "save_pretrained" in vars(model)
+        or model.is_remote_code()
+        or getattr(model, "hf_quantizer", None) is not None
+        or getattr(model, "_hf_peft_config_loaded", False)
+        or hasattr(model, "hf_device_map")
+        or getattr(model.config, "distributed_config", None) is not None
+        or model._tp_size is not None
+    )

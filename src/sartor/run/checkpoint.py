@@ -12,7 +12,6 @@ import json
 import os
 import re
 import shutil
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ MANIFEST_NAME = "manifest.json"
 STATE_FOLDER = "run_state"
 _TENSORS_NAME = "state.safetensors"
 _TREE_NAME = "state.json"
-_FORMAT = 2
+_FORMAT = 3
 _NAME = re.compile(r"checkpoint-(\d+)")
 _ASIDE = re.compile(r"_checkpoint-\d+\.(partial|deleted)")
 
@@ -64,14 +63,21 @@ class Packed:
     tensors: Loan
 
 
-def pack_state(state: Mapping[str, Any], *, model_is_due: bool = False) -> Packed:
+def pack_state(
+    state: Mapping[str, Any], beside: Mapping[str, torch.Tensor] | None = None, *, model_is_due: bool = False
+) -> Packed:
     """Take the state of a run apart; its large tensors are lent, not copied.
+
+    Args:
+        state: of the run.
+        beside: more tensors that are lent with it, by keys of their own.
+        model_is_due: the model is read as a whole before (see `Loan`).
 
     Raises:
         ConfigurationError: something in it can only be pickled; names it.
     """
     tree, tensors = packing.pack(dict(state), "the run")
-    return Packed(tree, Loan(tensors, model_is_due=model_is_due))
+    return Packed(tree, Loan({**tensors, **(beside or {})}, model_is_due=model_is_due))
 
 
 def write_state(folder: Path, packed: Packed) -> dict[str, list[int]]:
@@ -116,7 +122,7 @@ def seal(folder: Path, known: Mapping[str, list[int]] | None = None) -> None:
             _to_disk(path)
             name = path.relative_to(folder).as_posix()
             checksums = (known or {}).get(name) or _checksums(path)
-            files[name] = {"bytes": path.stat().st_size, "crc32": checksums}
+            files[name] = {"bytes": path.stat().st_size, "xxh3_64": checksums}
     for inner in sorted(folders):
         _to_disk(inner)
     content = {"format": _FORMAT, "files": files}
@@ -201,7 +207,7 @@ def verify(folder: Path) -> None:
             size_bytes = path.stat().st_size
             if size_bytes != expected["bytes"]:
                 raise DamagedError(f"{name} has {size_bytes} bytes in place of {expected['bytes']}")
-            if (found := _checksums(path)) != expected["crc32"]:
+            if (found := _checksums(path)) != expected["xxh3_64"]:
                 raise DamagedError(f"the content of {name} was changed since it was written{_where(found, expected)}")
         except FileNotFoundError:
             raise DamagedError(f"{name} is missing") from None
@@ -266,21 +272,18 @@ def _folders(run_folder: Path) -> Iterator[Path]:
 
 
 def _checksums(path: Path) -> list[int]:
-    """Of each block of a file.  A cryptographic digest would cost a run as much as all the rest of a save.
-
-    CRC-32 sees every flipped bit and every burst of up to 32 of them; of other damage it misses one in 4e9, per block.
-    """
+    """Of each block of a file.  A cryptographic digest would cost a run as much as all the rest of a save."""
     checksums = []
     block = memoryview(bytearray(min(tensor_file.BLOCK_BYTES, max(1, path.stat().st_size))))
     with path.open("rb") as file:  # buffered: a raw file may give less than was asked for
         while length := file.readinto(block):
-            checksums.append(zlib.crc32(block[:length]))
+            checksums.append(tensor_file.checksum(block[:length]))
     return checksums
 
 
 def _where(found: list[int], expected: Mapping[str, Any]) -> str:
     """For messages: the first block that differs."""
-    pairs = enumerate(zip(found, expected["crc32"], strict=False))
+    pairs = enumerate(zip(found, expected["xxh3_64"], strict=False))
     number = next((number for number, (one, other) in pairs if one != other), 0)
     if expected["bytes"] <= tensor_file.BLOCK_BYTES:
         return ""

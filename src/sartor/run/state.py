@@ -1,9 +1,8 @@
 """What a run is made of, as JSON and tensors, and every random generator it draws from.
 
 In: nested dictionaries, lists and tuples of numbers, texts and tensors, as `state_dict()` returns them.  Out: a tree
-    that
-JSON holds, and tensors by name.  What it keeps true: unpacking gives back the same values, types and dtypes, bit for
-bit; what cannot be expressed so is refused by its place, never dropped.
+that JSON holds, and tensors by name.  What it keeps true: unpacking gives back the same values, types and dtypes, bit
+for bit; what cannot be expressed so is refused by its place, never dropped.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ def pack(value: Any, what: str) -> tuple[Any, dict[str, torch.Tensor]]:
         ConfigurationError: something else is in it; names where.
 
     Example: `{"lr": 0.1, "betas": (0.9, inf), "step": tensor(3.)}` becomes `{"lr": 0.1, "betas": {"$": "tuple",
-        "items":
-    [0.9, {"$": "float", "value": "inf"}]}, "step": {"$": "tensor", "name": "/step"}}` and `{"/step": tensor(3.)}`.
+    "items": [0.9, {"$": "float", "value": "inf"}]}, "step": {"$": "tensor", "name": "/step"}}` and
+    `{"/step": tensor(3.)}`.
     """
     tensors: dict[str, torch.Tensor] = {}
     return _packed(value, "", what, tensors), tensors
@@ -89,9 +88,8 @@ def _packed(value: Any, place: str, what: str, tensors: dict[str, torch.Tensor])
         return _packed_mapping(value, place, what, tensors)
     raise ConfigurationError(
         f"{what} has a {type(value).__module__}.{type(value).__qualname__} at {place or '/'}, which can be written "
-        "neither "
-        "as JSON nor as a plain tensor: choose another optimizer or schedule, or set save_only_model=True to save the "
-        "model alone."
+        "neither as JSON nor as a plain tensor: choose another optimizer or schedule, or set save_only_model=True to "
+        "save the model alone."
     )
 
 

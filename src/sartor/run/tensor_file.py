@@ -1,8 +1,7 @@
 """A safetensors file, written piece by piece from tensors that are lent.
 
-In: tensors by name.  Out: a file that safetensors reads, and the checksums of its blocks.  What it keeps true: at
-    most one
-block and one piece are in memory a second time; each tensor is returned as soon as it is written.
+In: tensors by name.  Out: a file that safetensors reads, and the checksums of its blocks.  What it keeps true: at most
+one block and one piece are in memory a second time; each tensor is returned as soon as it is written.
 
 The file does not go through the system's cache where that can be left out (`O_DIRECT`): finding and filling pages for
 gigabytes that nobody reads again takes a core several times as long as writing them.
@@ -14,13 +13,14 @@ import errno
 import json
 import mmap
 import os
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
+import xxhash
 
 from sartor.errors import ConfigurationError
 from sartor.run.background import Loan
@@ -52,46 +52,75 @@ _ALIGNMENT_BYTES = 8
 _PAGE_BYTES = mmap.PAGESIZE
 
 
-def write(path: Path, tensors: Loan) -> list[int]:
-    """Write everything that is lent, and return it; the CRC-32 of each block of the file.
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One tensor of a file."""
+
+    name: str
+    """In the file."""
+    key: str
+    """In the loan."""
+    dtype: torch.dtype
+    """In the file: another one than the tensor's is rounded to, a piece at a time."""
+    is_last: bool = True
+    """Whether nobody needs the tensor after it was written."""
+
+
+def write(
+    path: Path, tensors: Loan, entries: Sequence[Entry] | None = None, metadata: Mapping[str, str] | None = None
+) -> list[int]:
+    """Write what is lent, and return it; the checksum of each block of the file.
+
+    Args:
+        path: of the file, which is new.
+        tensors: that are lent.
+        entries: which of them; None: all, as they are.
+        metadata: of the file.
 
     Raises:
         ConfigurationError: a dtype that the format does not have.
         OSError: the disk is full, or refuses.
     """
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # the largest words first: aligned
-    header: dict[str, Any] = {}
+    if entries is None:
+        entries = [Entry(name, name, tensors[name].dtype) for name in tensors]
+    entries = sorted(entries, key=lambda entry: (-entry.dtype.itemsize, entry.name))  # the largest words first: aligned
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
-    for name in names:
-        tensor = tensors[name]
-        if tensor.dtype not in _NAMES:
+    for entry in entries:
+        if entry.dtype not in _NAMES:
             raise ConfigurationError(
-                f"{name} has the dtype {tensor.dtype}, which a checkpoint's file cannot hold: choose another "
+                f"{entry.name} has the dtype {entry.dtype}, which a checkpoint's file cannot hold: choose another "
                 "optimizer, or set save_only_model=True."
             )
-        start, end = end, end + tensor.nbytes
-        shape = list(tensor.shape)
-        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": shape, "data_offsets": [start, end]}
+        shape = tensors[entry.key].shape
+        start, end = end, end + shape.numel() * entry.dtype.itemsize
+        header[entry.name] = {"dtype": _NAMES[entry.dtype], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, ensure_ascii=False).encode()
     text += b" " * (-len(text) % _ALIGNMENT_BYTES)
     with _File(path) as file:
         file.write(memoryview(len(text).to_bytes(8, "little") + text))
-        for name in names:
-            with tensors.reading(name) as tensor:
-                for piece in _pieces(tensor):
+        for entry in entries:
+            with tensors.reading(entry.key) as tensor:
+                for piece in _pieces(tensor, entry.dtype):
                     file.write(piece)
-            tensors.returned(name)
+            if entry.is_last:
+                tensors.returned(entry.key)
     return file.checksums
 
 
-def _pieces(tensor: torch.Tensor) -> Iterator[memoryview]:
-    """The bytes of a tensor, in order."""
+def checksum(block: memoryview) -> int:
+    """XXH3 in 64 bits: of damaged blocks it misses one in 2e19, at a seventh of the time that CRC-32 takes."""
+    return xxhash.xxh3_64_intdigest(block)
+
+
+def _pieces(tensor: torch.Tensor, dtype: torch.dtype) -> Iterator[memoryview]:
+    """The bytes of a tensor in a dtype, in order."""
     if not tensor.numel():
         return
     flat = tensor.detach().reshape(-1)
     step = max(1, PIECE_BYTES // flat.element_size())
     for start in range(0, flat.numel(), step):
-        yield flat[start : start + step].cpu().view(torch.uint8).numpy().data
+        yield flat[start : start + step].to(dtype).cpu().view(torch.uint8).numpy().data
 
 
 class _File:
@@ -138,7 +167,7 @@ class _File:
         if not self._filled:
             return
         with memoryview(self._block) as block:
-            self.checksums.append(zlib.crc32(block[: self._filled]))
+            self.checksums.append(checksum(block[: self._filled]))
             end = -(-self._filled // _PAGE_BYTES) * _PAGE_BYTES if self._direct else self._filled
             written = 0
             while written < end:

@@ -2,8 +2,7 @@
 
 A thread writes it from the live tensors, which nobody changes before the next optimizer step; whoever steps says so
 before (`secure`), and what was not read by then is copied, or waited for.  The model's own files are the thread's too,
-unless they are rounded to another dtype (a copy that training has no room for), are an adapter's (which are small), or
-are saved in a way of the user's own: then they are written at once.
+but for adapters, which are small, and for those that are saved in a way of the user's own (see `draft`).
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from sartor.run import checkpoint, state
 from sartor.run.background import Loan, Writer
 from sartor.run.recover import is_out_of_memory
 from sartor.run.stepper import Updater
-from sartor.trainer import disk, saving
+from sartor.trainer import disk, draft, saving
 from sartor.trainer.fingerprints import fingerprints, versions
 
 if TYPE_CHECKING:
@@ -102,19 +101,11 @@ class Checkpoints:
         trainer.store_flos()
         best_before = run.best_model_checkpoint
         lends = args.save_in_background and not _somebody_may_change(trainer)
-        model_later = lends and saving.is_saved_as_it_is(trainer)
-        packed: checkpoint.Packed | None = None
         try:
             with saving.explained(target):
                 content = None if args.save_only_model else self._content()
                 disk.require_room(trainer, target, content)
-                if content is not None or model_later:
-                    packed = checkpoint.pack_state(content or {}, model_is_due=model_later)
-                has_state = content is not None
-                if model_later:
-                    saving.save_tokenizer(trainer, partial)
-                else:
-                    trainer.save_model(str(partial), _internal_call=True)
+                begun = draft.begin(trainer, partial, content, is_lent=lends)
                 _note_best(trainer, target)
                 _export_callbacks(trainer)
                 run.save_to_json(str(partial / saving.STATE_NAME))
@@ -126,28 +117,19 @@ class Checkpoints:
 
         def finish() -> None:
             try:
-                known: dict[str, list[int]] = {}
                 with saving.explained(target):
-                    if model_later:
-                        assert packed is not None
-                        with packed.tensors.reading_all():
-                            saving.save_model_alone(trainer, partial)
-                    if packed is not None and has_state:
-                        _leave_out_saved(packed, partial)
-                        known = checkpoint.write_state(partial, packed)
-                    checkpoint.seal(partial, known)
+                    checkpoint.seal(partial, begun.write_rest())
                     checkpoint.publish(partial, target)
             except BaseException:
                 run.best_model_checkpoint = best_before
                 shutil.rmtree(partial, ignore_errors=True)
                 raise
             finally:
-                if packed is not None:
-                    packed.tensors.end()
+                begun.end()
             for folder in checkpoint.superfluous(target.parent, args.save_total_limit, Path(best) if best else None):
                 checkpoint.delete(folder)
 
-        self._lent = None if packed is None else packed.tensors
+        self._lent = None if begun.packed is None else begun.packed.tensors
         if args.save_in_background:
             self._writer.start(finish)
             if not lends:
@@ -264,46 +246,6 @@ class Checkpoints:
                 f"{disk.gigabytes(free)} of memory are free."
             )
         return False
-
-
-def saved_tensors(folder: Path) -> dict[str, Path]:
-    """Name of each tensor in the model's files of a checkpoint, and the file it is in."""
-    from safetensors import safe_open
-
-    found: dict[str, Path] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            found.update(dict.fromkeys(file.keys(), path))
-    return found
-
-
-def _leave_out_saved(packed: checkpoint.Packed, folder: Path) -> None:
-    """Return the parameters that the model's own files hold, bit for bit and under the same name."""
-    from safetensors import safe_open
-
-    places = saved_tensors(folder)
-    left: dict[str, Any] = packed.tree["parameters"]
-    saved = []
-    for path in sorted(set(places.values())):
-        with safe_open(path, "pt") as file:
-            for name in [name for name in left if places.get(name) == path]:
-                with packed.tensors.reading(f"/parameters/{name}") as tensor:
-                    is_same = _same_bits(file.get_tensor(name), tensor)
-                if is_same:
-                    del left[name]
-                    packed.tensors.returned(f"/parameters/{name}")
-                    saved.append(name)
-    packed.tree["saved_parameters"] = saved
-
-
-def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
-    if one.dtype != other.dtype or one.shape != other.shape:
-        return False
-    words = _WORDS[one.element_size()]  # byte by byte would take five times as long
-    return torch.equal(one.contiguous().view(words), other.cpu().contiguous().view(words))
-
-
-_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def _somebody_listens(trainer: SFTTrainer) -> bool:

@@ -27,8 +27,9 @@ from sartor.records import Plan
 from sartor.run import checkpoint
 from sartor.run.host_states import HostStates
 from sartor.run.implementation import set_implementation
-from sartor.trainer import saving
-from sartor.trainer.checkpoints import restore_callbacks, saved_tensors
+from sartor.trainer import device_batch, saving
+from sartor.trainer.checkpoints import restore_callbacks
+from sartor.trainer.draft import saved_tensors
 from sartor.trainer.fingerprints import WHAT, fingerprints, versions
 
 if TYPE_CHECKING:
@@ -85,8 +86,8 @@ def find(trainer: SFTTrainer, asked: str | bool | os.PathLike[str] | None) -> Re
     if path is None:
         return None
     content = checkpoint.read_state(path)
-    accepted = _compare(trainer, content, path)
     device_batch.keep(trainer, content["plan"], content["settings"])
+    accepted = _compare(trainer, content, path)
     state = TrainerState.load_from_json(str(path / saving.STATE_NAME))
     _take_metrics(trainer, content["metrics_bytes"], path)
     if path.parent.resolve() == folder.resolve():

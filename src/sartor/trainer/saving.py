@@ -70,16 +70,15 @@ def save_tokenizer(trainer: SFTTrainer, folder: str | os.PathLike[str]) -> None:
             trainer.processing_class.save_pretrained(folder)
 
 
-def is_saved_as_it_is(trainer: SFTTrainer) -> bool:
-    """Whether the model can be saved while training goes on: nothing is rounded for it, and nothing is the user's own.
+def is_saved_in_an_own_way(trainer: SFTTrainer) -> bool:
+    """Whether `save_model` alone knows how: it is the user's own, or saves an adapter.
 
-    Adapters are left out: they are small, and peft changes its configuration while it saves.
+    An adapter is small, and peft changes its configuration while it saves.
     """
     from peft import PeftModel
 
-    kind = type(trainer)
-    is_own = "save_model" in vars(trainer) or not kind.save_model.__module__.startswith("sartor.")
-    return not is_own and not isinstance(trainer.model, PeftModel) and not trainer.masters.is_rounding
+    is_own = "save_model" in vars(trainer) or not type(trainer).save_model.__module__.startswith("sartor.")
+    return is_own or isinstance(trainer.model, PeftModel)
 
 
 def drop_all_but_best(trainer: SFTTrainer) -> None:
