@@ -332,11 +332,11 @@ class Plan:
     device: str
     evaluation_tokens: int | None = None
     """Tokens at once in passes without gradients; None: as in training."""
-    recomputed_layers: int | None = None
-    """With `gradient_checkpointing`: the first so many layers are recomputed whole; None: every layer."""
     per_device_train_batch_size: int | None = None
     """How `total_batch_size` is split where it alone was given; None: as the configuration says."""
     gradient_accumulation_steps: int | None = None
+    recomputed_layers: int | None = None
+    """With `gradient_checkpointing`: the first so many layers are recomputed whole; None: every layer."""
     recomputes_cheap: bool = False
     """With `gradient_checkpointing`.
 

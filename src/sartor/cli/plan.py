@@ -80,9 +80,9 @@ def _decide(
     from sartor.memory.simulate import Training, imagined
     from sartor.memory.speed import sizes_of
     from sartor.run.transaction import simulated_update
+    from sartor.trainer.device_batch import parts
     from sartor.trainer.planning import freedom_of, ways_of, with_unasked
 
-    from sartor.trainer.device_batch import parts
     device = torch.device("cuda" if card is not None or torch.cuda.is_available() else "cpu")
     config = _configuration(request.model, args)
     compute, compute_reason = _compute_dtype(args, card, device)
@@ -110,13 +110,13 @@ def _decide(
     decision = with_proposals(decision, config, foresight, sizes)
     if decision.num_steps is None and args.max_steps > 0:
         decision = replace(decision, num_steps=args.max_steps)
+    tokens = decision.chosen.setting.micro_batch_tokens
+    size, steps, _ = parts(args, shape.longest_tokens, tokens)
+    decision = replace(decision, device_batch=(size, steps))
     layout = f"layout assumed: {base.layout.value}; a run tries it first"
     return replace(decision, notes=(*decision.notes, layout)), base, traits.num_layers, sizes.all_weights
 
 
-    tokens = decision.chosen.setting.micro_batch_tokens
-    size, steps, _ = parts(args, shape.longest_tokens, tokens)
-    decision = replace(decision, device_batch=(size, steps))
 def _configuration(name: str, args: "SFTConfig") -> Any:
     """The model's configuration.
 

@@ -137,7 +137,6 @@ def most_tokens(device_type: str, compute_dtype: str) -> int:
     return CPU_HALF_MICRO_BATCH_TOKENS if compute_dtype in ("bfloat16", "float16") else CPU_MICRO_BATCH_TOKENS
 
 
-def write_plan(plan: Plan, path: str | os.PathLike[str]) -> None:
 def device_rows(total_rows: int, longest_tokens: int, micro_batch_tokens: int) -> int:
     """Rows of a device batch: the most that divide an optimizer batch and go through at once, however long they are.
 
@@ -147,6 +146,7 @@ def device_rows(total_rows: int, longest_tokens: int, micro_batch_tokens: int) -
     return next(rows for rows in range(fitting, 0, -1) if total_rows % rows == 0)
 
 
+def write_plan(plan: Plan, path: str | os.PathLike[str]) -> None:
     """Write a plan as JSON, fields sorted as declared."""
     with open(path, "w", encoding="utf-8") as file:
         json.dump(dataclasses.asdict(plan), file, indent=2, ensure_ascii=False)

@@ -74,13 +74,13 @@ def engine_for(
                     available_bytes=available_bytes(device),
                     matrix_rate=lambda: matrix_rate(device, compute_dtype),
                 )
+                plan = device_batch.split(trainer, plan, longest)
             engine = Engine(trainer.model, traits, plan, trainer.settings.engine)
             engine.check_head()
             engine.check_lengths(longest)
             if trains:
                 engine.balance_coefficient = _balance_coefficient(trainer, traits)
             with engine.running():
-                plan = device_batch.split(trainer, plan, longest)
                 trainer.engine = engine
                 trainer.recovery = recovery_for(trainer, engine)
                 yield engine
