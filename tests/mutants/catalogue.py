@@ -1025,6 +1025,13 @@ RECOVERY = (
         ),
     ),
     Mutant(
+        "evaluated with more tokens at once than training has",
+        f"{RUN}/evaluate.py",
+        "min(plan.micro_batch_tokens, plan.pass_tokens or plan.micro_batch_tokens)",
+        "plan.micro_batch_tokens",
+        ("tests/run/test_evaluate.py::test_no_evaluation_of_a_run_takes_more_memory_than_its_steps",),
+    ),
+    Mutant(
         "an earlier run's checkpoint is called this run's last good one",
         "src/sartor/trainer/recovering.py",
         "    if not last_saved:\n        return None\n",

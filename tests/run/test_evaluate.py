@@ -12,9 +12,8 @@ import torch
 from benchmarks.memory_measure import AllocatorPeak
 from transformers import EarlyStoppingCallback, TrainerCallback
 
+from sartor import SFTTrainer
 from sartor.errors import ConfigurationError
-from sartor.records import Example
-from sartor.run import evaluate as evaluation
 from sartor.trainer import sampling
 from tests.trainer import tiny
 
@@ -126,38 +125,55 @@ def test_logits_that_do_not_fit_are_made_of_fewer_rows(tmp_path: Path, monkeypat
     assert seen == [4, 4, 2, 1, 1, 1, 1, 1]
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 40])
-def test_an_evaluation_never_takes_more_memory_than_a_training_step(batch_size: int, tmp_path: Path) -> None:
-    """Counted by torch's allocator, whatever the evaluation's batches are."""
-    rows = [Example(ids := [(3 * place + row) % 80 + 5 for place in range(40)], ids) for row in range(40)]
+class _Counts(TrainerCallback):
+    """The most that a step's forward and backward passes take, by torch's allocator."""
+
+    def __init__(self) -> None:
+        self.num_bytes = 0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        self.peak = AllocatorPeak().__enter__()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        self.peak.__exit__(None, None, None)
+        self.num_bytes = max(self.num_bytes, self.peak.num_bytes)
+
+
+class _CountsEvaluations(SFTTrainer):
+    num_bytes = 0
+
+    def evaluate(self, *args: Any, **named: Any) -> Any:
+        with AllocatorPeak() as peak:
+            metrics = super().evaluate(*args, **named)
+        self.num_bytes = max(self.num_bytes, peak.num_bytes)
+        return metrics
+
+
+@pytest.mark.parametrize("cut", [{}, {"micro_batch_tokens": 1024}, {"packing": True}])
+@pytest.mark.parametrize("batch_size", [1, 40])
+def test_no_evaluation_of_a_run_takes_more_memory_than_its_steps(
+    cut: dict[str, Any], batch_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted by torch's allocator, whatever the evaluation's batches are, and however small training's are."""
+    monkeypatch.setattr("sartor.trainer.planning.TINY_BYTES", 0)  # else too small to be foreseen
+    rows = [{"input_ids": [(3 * place + row) % 80 + 5 for place in range(40)]} for row in range(40)]
+    steps = _Counts()
     trainer = tiny.trainer(
         tmp_path,
+        kind=_CountsEvaluations,
         model=tiny.make_model(hidden_size=64, intermediate_size=128, num_hidden_layers=3),
-        rows=tiny.dataset([{"input_ids": list(row.input_ids)} for row in rows[:8]]),
-        per_device_train_batch_size=8,
-        gradient_accumulation_steps=1,
-        micro_batch_tokens=160,
+        rows=tiny.dataset(rows[:8]),
+        eval_dataset={"near": tiny.dataset(rows), "far": tiny.dataset(rows[:3])},
+        per_device_train_batch_size=2,
+        per_device_eval_batch_size=batch_size,
+        eval_strategy="steps",
+        eval_steps=1,
         max_steps=2,
+        callbacks=[steps],
+        **cut,
     )
-    peaks: dict[str, int] = {}
-
-    class Watch(TrainerCallback):
-        def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-            if state.global_step == 1:
-                self.peak = AllocatorPeak().__enter__()
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-            if state.global_step == 2:
-                self.peak.__exit__(None, None, None)
-                peaks["step"] = self.peak.num_bytes
-                batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-                with AllocatorPeak() as peak:
-                    evaluation.evaluate(trainer.engine, batches, name="rows")
-                peaks["evaluation"] = peak.num_bytes
-
-    trainer.add_callback(Watch())
     trainer.train()
-    assert 0 < peaks["evaluation"] < peaks["step"]
+    assert 0 < trainer.num_bytes < steps.num_bytes
 
 
 # --- sample answers --------------------------------------------------------------------------------------------------

@@ -112,8 +112,12 @@ class _Measure:
 
     @property
     def tokens(self) -> int:
-        """That go through the model at once."""
-        return self._engine.plan.evaluation_tokens or self._engine.plan.micro_batch_tokens
+        """That go through the model at once: never more than training was foreseen to have at once.
+
+        That is less than `micro_batch_tokens` where an optimizer batch is.
+        """
+        plan = self._engine.plan
+        return plan.evaluation_tokens or min(plan.micro_batch_tokens, plan.pass_tokens or plan.micro_batch_tokens)
 
     def sums(self, examples: Sequence[Example]) -> LossSums | None:
         """None where they have no target."""
