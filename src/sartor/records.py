@@ -299,6 +299,8 @@ class EngineSettings:
     fp16: bool = False
     """Permission for mixed precision; what is used depends on the device."""
     strict_precision: bool = False
+    stochastic_rounding: bool = False
+    """What is trained is in bfloat16, and each update is rounded into it stochastically."""
     compile_backend: str | None = None
     """Of torch.compile, for the decoder's layers; None: they are not compiled."""
     compile_mode: str | None = None
@@ -346,6 +348,8 @@ class Plan:
     """"fused", "foreach" or "for-loop": equal up to rounding; None: the optimizer's own."""
     optimizer_states: str = "device"
     """Where they live between updates: "device" or "host"."""
+    stochastic_rounding: bool = False
+    """Updates are rounded into bfloat16 parameters stochastically: asked for, since it changes the mathematics."""
     predicted_bytes: Mapping[str, int] = field(default_factory=dict)
     """What the worst moment of a step was foreseen to need, by component, and "peak"; empty: it was not simulated."""
     measured_bytes: int | None = None

@@ -63,6 +63,7 @@ FIELD_FLAGS = (
     Flag('bf16', 'bool', None, 'Permit bfloat16 mixed precision; what is used depends on the device. If not set: True unless fp16 is.', 'precision, memory, device', optional=True),
     Flag('fp16', 'bool', False, 'Permit float16 mixed precision, with loss scaling; what is used depends on the device.', 'precision, memory, device'),
     Flag('strict_precision', 'bool', False, 'Compute in bf16 or fp16 as asked, also where the hardware makes it slow.', 'precision, memory, device'),
+    Flag('stochastic_rounding', 'bool', False, 'Train in bfloat16, without float32 masters: each update is computed in float32 and rounded up or down at random, so that small updates are not lost on average. Half the bytes of parameters and gradients.', 'precision, memory, device'),
     Flag('tf32', 'bool', None, "Let fp32 products of CUDA devices use TF32. If not set, torch's own choice.", 'precision, memory, device', optional=True),
     Flag('gradient_checkpointing', 'bool', None, 'Recompute activations in the backward pass: less memory, more time. If not set, the plan chooses.', 'precision, memory, device', optional=True),
     Flag('gradient_checkpointing_kwargs', 'dict', None, 'use_reentrant is accepted and makes no difference.', 'precision, memory, device', optional=True),

@@ -59,7 +59,8 @@ def _plan(request: Request) -> int:
         f"{request.model}: {what} weights; trained: {'a LoRA adapter' if own.get('use_peft') else 'all of them'}; "
         f"{batch} rows a step, {source}\n"
         f"on {card.name if card is not None else plan.device}, "
-        f"{plan_text.gigabytes(decision.available_bytes)}; computing in {plan.compute_dtype}, trained in float32"
+        f"{plan_text.gigabytes(decision.available_bytes)}; computing in {plan.compute_dtype}, trained in "
+        f"{plan.parameter_dtype}" + (" with stochastic rounding" if plan.stochastic_rounding else "")
     )
     print(plan_text.page(decision, head=head, num_layers=num_layers, optimizer=optimizer))
     return int(not decision.fits)
@@ -72,6 +73,7 @@ def _decide(
     import torch
 
     from sartor.cli.train import peft_config
+    from sartor.engine.precision import require_bf16
     from sartor.engine.traits import read_traits
     from sartor.memory.decide import Decider
     from sartor.memory.foresight import PROCESS_BYTES, Foresight, Memory
@@ -86,6 +88,8 @@ def _decide(
     device = torch.device("cuda" if card is not None or torch.cuda.is_available() else "cpu")
     config = _configuration(request.model, args)
     compute, compute_reason = _compute_dtype(args, card, device)
+    if engine.stochastic_rounding:
+        require_bf16(getattr(torch, compute), compute_reason)
     training = Training(
         arrival_dtype=_arrival_dtype(config, request),
         optimizer=_optimizer(args),
@@ -192,7 +196,7 @@ def _base_plan(
         engine,
         LayoutChoice(layout, name, "the first that a run tries"),
         device=device,
-        parameter_dtype="float32",
+        parameter_dtype="bfloat16" if engine.stochastic_rounding else "float32",
         compute_dtype=compute,
         compute_reason=compute_reason,
         longest_tokens=shape.longest_tokens,

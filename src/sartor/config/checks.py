@@ -278,11 +278,29 @@ def _plan_contradictions(args: Any) -> dict[str, str]:
                 f"{name}={value!r} is for torch's own optimizers ({', '.join(_TORCH_OPTIMIZERS)}), and "
                 f"optim={optim!r} is none: leave it out"
             )
+    if args.stochastic_rounding:
+        problems |= _rounding_contradictions(args, optim)
     if args.optimizer_implementation == "fused" and optim == "rmsprop":
         problems["optimizer_implementation"] = (
             "optimizer_implementation='fused': torch has no fused RMSprop; use 'foreach' or 'for-loop'"
         )
     return problems
+
+
+def _rounding_contradictions(args: Any, optim: str) -> dict[str, str]:
+    """What training in bfloat16 does not go together with."""
+    name = "stochastic_rounding"
+    if args.fp16 or args.bf16 is False:
+        return {
+            name: f"{name}=True trains in bfloat16, and {'fp16=True' if args.fp16 else 'bf16=False'} asks for another "
+            "dtype: set bf16=True, or leave it out"
+        }
+    if optim not in _TORCH_OPTIMIZERS:
+        return {
+            name: f"{name}=True takes an update in pieces, as torch's own optimizers can "
+            f"({', '.join(_TORCH_OPTIMIZERS)}), and optim={optim!r} is none: choose one of them, or leave it out"
+        }
+    return {}
 
 
 def parse_mapping(entries: Sequence[str] | None) -> tuple[tuple[str, str], ...]:

@@ -133,6 +133,13 @@ class OwnOptions:
             "memory, from which each update streams them in pieces. If not set, the plan chooses."
         },
     )
+    stochastic_rounding: bool = field(
+        default=False,
+        metadata={
+            "help": "Train in bfloat16, without float32 masters: each update is computed in float32 and rounded up or "
+            "down at random, so that small updates are not lost on average. Half the bytes of parameters and gradients."
+        },
+    )
     on_non_finite: str = field(
         default="stop",
         metadata={

@@ -90,6 +90,7 @@ def _engine_settings(args: SFTConfig) -> EngineSettings:
         bf16=bool(args.bf16),
         fp16=args.fp16,
         strict_precision=args.strict_precision,
+        stochastic_rounding=args.stochastic_rounding,
         compile_backend=args.torch_compile_backend if args.torch_compile else None,
         compile_mode=args.torch_compile_mode,
     )

@@ -70,6 +70,7 @@ _EXECUTION = {
     "bf16": "",
     "fp16": "Permit float16 mixed precision, with loss scaling; what is used depends on the device.",
     "strict_precision": "",
+    "stochastic_rounding": "",
     "tf32": "Let fp32 products of CUDA devices use TF32. If not set, torch's own choice.",
     "gradient_checkpointing": "",
     "gradient_checkpointing_kwargs": "use_reentrant is accepted and makes no difference.",

@@ -18,6 +18,8 @@ from torch import nn
 from sartor.errors import ConfigurationError
 
 _HALF = frozenset({torch.bfloat16, torch.float16})
+_ROUNDED = frozenset({torch.float32, *_HALF})
+"""What bfloat16 takes the place of where updates are rounded stochastically."""
 _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # x86: the first two; arm64 lists "bf16"
 
 
@@ -68,6 +70,26 @@ def choose_compute_dtype(device: torch.device, *, bf16: bool, fp16: bool, strict
     )
 
 
+def require_bf16(compute_dtype: torch.dtype, reason: str) -> None:
+    """Refuse to train bfloat16 weights where products are in another dtype.
+
+    A product of bfloat16 weights in float32 would need a wide copy of them, which is what they are to spare.
+
+    Args:
+        compute_dtype: of products.
+        reason: why they are in this dtype.
+
+    Raises:
+        ConfigurationError: it is not bfloat16.
+    """
+    if compute_dtype != torch.bfloat16:
+        raise ConfigurationError(
+            "stochastic_rounding=True trains bfloat16 weights, which have to be multiplied in bfloat16, and products "
+            f"here are in {reason}. Leave stochastic_rounding out, or set bf16=True and strict_precision=True, which "
+            "forces bfloat16 however slow it is."
+        )
+
+
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
     """torch's autocast for a compute dtype; none for float32 and wider, whatever autocast the caller is in.
 
@@ -89,6 +111,9 @@ class Masters:
 
     Example: a bfloat16 weight of 1 that gets 100 updates of 0.001 is 1 for ever; its master is 1.1 after them, and the
     weight that is handed back is 1.1 rounded to bfloat16.
+
+    Where updates are rounded stochastically there are no masters: what is trained is bfloat16 whatever it arrived in,
+    and goes back to the dtype that it arrived in.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -111,13 +136,20 @@ class Masters:
         """Whether `rounded` has anything to round now."""
         return any(parameter.dtype != dtype for parameter, dtype in self._arrival.items())
 
-    def widen(self, compute_dtype: torch.dtype) -> None:
+    def widen(self, compute_dtype: torch.dtype, *, rounds: bool = False) -> None:
         """Give float32 data to what is trained, and, where float32 is computed in, to what is frozen too.
 
         Frozen weights of another dtype would otherwise be multiplied in that dtype, which a processor may be very slow
         at.  Quantized weights, which are integers or float8, stay, and so do float32 and float64.
+
+        Args:
+            compute_dtype: of products.
+            rounds: what is trained gets bfloat16 data instead, since updates are rounded into it stochastically.
         """
         for parameter in self._model.parameters():
+            if rounds and parameter.requires_grad and parameter.dtype in _ROUNDED:
+                self._narrow(parameter)
+                continue
             if parameter.dtype not in _HALF:
                 if not self._is_wide:  # widened by the caller since: theirs to keep
                     self._arrival.pop(parameter, None)
@@ -134,12 +166,20 @@ class Masters:
             parameter.grad = None  # of another dtype than the data: an optimizer would refuse it
         self._is_wide = True
 
+    def _narrow(self, parameter: nn.Parameter) -> None:
+        if not self._is_wide:
+            self._arrival[parameter] = parameter.dtype
+        self._kept.pop(parameter, None)
+        if parameter.dtype != torch.bfloat16:
+            parameter.data = parameter.data.bfloat16()
+            parameter.grad = None
+
     def round(self) -> None:
         """Hand the model back in the dtype it arrived in, in place; masters of what is trained are kept aside."""
         for parameter, dtype in self._arrival.items():
             if parameter.dtype == dtype:
                 continue
-            if parameter.requires_grad:
+            if parameter.requires_grad and parameter.dtype == torch.float32:
                 self._kept[parameter] = parameter.data
             parameter.data = parameter.data.to(dtype)
             parameter.grad = None

@@ -19,6 +19,7 @@ from sartor.engine.embedding import rows_added_directly
 from sartor.engine.loss import LogitsBuffer, LossForm, linear_cross_entropy, no_sums
 from sartor.engine.precision import autocast
 from sartor.engine.recompute import recomputation, recomputed, set_recomputation
+from sartor.engine.rounding import norm_of
 from sartor.engine.traits import ModelTraits, base_model, decoder, evaluating, output_head
 from sartor.errors import ModelError
 from sartor.records import EngineSettings, Layout, LossSums, MicroBatch, Plan
@@ -204,7 +205,7 @@ class Engine:
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if inverse_scale != 1.0:
             torch._foreach_mul_(gradients, inverse_scale)
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = norm_of(gradients)
         if max_norm > 0:
             torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
         return float(norm)

@@ -85,11 +85,11 @@ def imitate(model: nn.Module) -> nn.Module:
     return copied.train()
 
 
-def widen(model: nn.Module, compute_dtype: torch.dtype) -> None:
+def widen(model: nn.Module, compute_dtype: torch.dtype, *, rounds: bool = False) -> None:
     """Give parameters on the meta device the dtypes of a training: see `engine.precision.Masters.widen`."""
     from sartor.engine.precision import Masters
 
-    Masters(model).widen(compute_dtype)
+    Masters(model).widen(compute_dtype, rounds=rounds)
 
 
 def materialise(model: nn.Module) -> None:

@@ -90,6 +90,7 @@ def default_plan(
         compute_dtype=compute_dtype,
         num_threads=num_threads,
         device=str(device),
+        stochastic_rounding=settings.stochastic_rounding,
         compile_backend=settings.compile_backend,
         compile_mode=settings.compile_mode,
         reasons=reasons,

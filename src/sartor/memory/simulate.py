@@ -68,7 +68,7 @@ def imagined(config: Any, compute_dtype: str, training: Training) -> nn.Module:
         lora=training.lora,
         quantization=training.quantization,
     )
-    imagine.widen(model, getattr(torch, compute_dtype))
+    imagine.widen(model, getattr(torch, compute_dtype), rounds=training.settings.stochastic_rounding)
     return model
 
 
@@ -151,7 +151,7 @@ def _key(plan: Plan, work: Work) -> tuple[Any, ...]:
     """What updates depend on, and passes beside recomputation."""
     return (
         *(plan.layout, plan.attention, plan.compute_dtype, plan.num_threads, plan.device, plan.loss_chunk_rows),
-        *(plan.optimizer_implementation, plan.optimizer_states, work),
+        *(plan.optimizer_implementation, plan.optimizer_states, plan.stochastic_rounding, work),
     )
 
 

@@ -94,6 +94,10 @@ class Stage:
         model = self.engine.model
         widened = (p for p in model.parameters() if not (is_adapter(model) and p.requires_grad))  # adapters were wide
         rounded = [parameter.data.to(arrival) for parameter in widened if parameter.dtype == torch.float32]
+        # What is trained in bfloat16 is made as wide as it arrived; an adapter arrived in float32.
+        arrived = torch.float32 if is_adapter(model) else arrival
+        trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
+        rounded += [parameter.data.to(arrived) for parameter in trained if parameter.dtype == torch.bfloat16]
         del rounded
 
 

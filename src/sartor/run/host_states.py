@@ -68,8 +68,16 @@ class HostStates:
                     home.copy_(state[name], non_blocking=True)
                 states[parameter] = {**state, **target}
                 del self._homes[parameter]
+        self.await_copies()
+
+    def await_copies(self) -> None:
+        """Until what was put away has arrived: from here on others may read it, a checkpoint."""
         if self._pins:
-            torch.cuda.current_stream().synchronize()  # from here on others may read them: a checkpoint
+            torch.cuda.current_stream().synchronize()
+
+    def memory_like(self, parameter: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Memory of the host for a state of a parameter's shape."""
+        return torch.empty_like(parameter, dtype=dtype, device=self._place, pin_memory=self._pins, requires_grad=False)
 
     def drop(self, piece: Iterable[nn.Parameter]) -> None:
         """What the device holds of these parameters' states is of no use: the host's hold."""

@@ -167,7 +167,7 @@ class Updater:
         policy: NonFinitePolicy | None = None,
     ) -> None:
         self._optimizer = optimizer
-        self._update: Any = planned_update(optimizer, engine.plan)
+        self._update: Any = planned_update(optimizer, engine.plan, seed=engine.settings.seed)
         self._update.settle()
         self._scheduler = scheduler
         self._engine = engine
@@ -280,6 +280,7 @@ class Updater:
         self.num_updates += 1
 
     def _apply(self) -> None:
+        self._update.number = self.num_updates
         self.recovery.guard.allocate(self._update.needed_bytes(), "the states of the optimizer")
         if self._scaler is None:
             self._update.step()

@@ -11,6 +11,7 @@ bit for bit. That holds for torch's optimizers, but for LBFGS; others are called
 ends the run.
 
 States that live in the host's memory (`host_states`) are brought to the device with their piece, and taken back.
+Parameters in bfloat16 go through float32 and are rounded stochastically (`rounded_update`), in pieces of their own.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from sartor.errors import ConfigurationError, OutOfMemoryError
 from sartor.records import Plan
 from sartor.run.host_states import HOST, HostStates, settle_on_device
 from sartor.run.recover import is_out_of_memory
+from sartor.run.rounded_update import RoundedUpdate
 
 PIECE_BYTES = 32 << 20
 """Parameters that are stepped on at a time, together; a larger one goes alone."""
@@ -34,19 +36,35 @@ PIECE_BYTES = 32 << 20
 class Update:
     """An optimizer, stepped on in a transaction; has what a `GradScaler` needs of an optimizer."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, host: HostStates | None = None) -> None:
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        host: HostStates | None = None,
+        rounded: RoundedUpdate | None = None,
+    ) -> None:
         """Args:
         optimizer: whose step it is.
         host: where its states live; None: on the device.
+        rounded: takes the step, where parameters are in bfloat16.
         """
         self.optimizer = optimizer
+        self.number = 0
+        """Of the next update in its run; keys the random bits of rounding."""
         self._host = host
+        self._rounded = rounded
         self._done: set[nn.Parameter] = set()
         self._piece_bytes = PIECE_BYTES
 
     def settle(self) -> None:
-        """States that are there already go where they are to live: a resumed run's, or another run's."""
-        if self._host is not None:
+        """States that are there already go where they are to live: a resumed run's, or another run's.
+
+        Raises:
+            ConfigurationError: the step has to be taken in pieces, and cannot be.
+        """
+        self._require_pieces()
+        if self._rounded is not None:
+            self._rounded.settle()
+        elif self._host is not None:
             self._host.settle()
         elif goes_in_pieces(self.optimizer):
             settle_on_device(self.optimizer)
@@ -61,14 +79,13 @@ class Update:
 
         Raises:
             OutOfMemoryError: memory ended within a step that was called once, and some parameters may be updated.
-            ConfigurationError: states are to live in the host's memory, and the step cannot be taken in pieces.
+            ConfigurationError: the step has to be taken in pieces, and cannot be.
             RuntimeError, MemoryError: as the optimizer raised it; call again after freeing memory.
         """
-        if self._host is not None and not goes_in_pieces(self.optimizer):
-            raise ConfigurationError(
-                f"optimizer_states='host' streams states in pieces, which the step of {type(self.optimizer).__name__} "
-                "cannot be taken in: choose one of torch's own optimizers, without hooks of your own."
-            )
+        self._require_pieces()
+        if self._rounded is not None:
+            self._rounded.step(self.number, self._piece_bytes)
+            return
         if not goes_in_pieces(self.optimizer) or (not self._done and self._is_in_place()):
             self._at_once()
             return
@@ -81,6 +98,8 @@ class Update:
         """What the next `step` will allocate: states that are not there yet, and copies of a piece."""
         waiting = self._waiting()
         each = state_bytes_per_value(self.optimizer)
+        if self._rounded is not None:
+            return self._rounded.needed_bytes(self._piece_bytes, each)
         states = each * sum(parameter.numel() for parameter in waiting if not self.optimizer.state.get(parameter))
         if not waiting or not goes_in_pieces(self.optimizer) or (not self._done and self._is_in_place()):
             return states
@@ -99,6 +118,9 @@ class Update:
         """
         if not goes_in_pieces(self.optimizer) or any(self.optimizer.state.values()):
             return False
+        if self._rounded is not None:
+            self._rounded.rehearse(self.number, self._piece_bytes)
+            return True
         for piece in self._pieces():
             for copy in self._step(piece):
                 copy.parameter.copy_(copy.data)
@@ -113,7 +135,20 @@ class Update:
         if self._piece_bytes == 0:
             return None
         self._piece_bytes = 0
-        return "the rest of the update one parameter at a time"
+        return f"the rest of the update one {'parameter' if self._rounded is None else 'block of values'} at a time"
+
+    def _require_pieces(self) -> None:
+        if goes_in_pieces(self.optimizer) or (self._host is None and self._rounded is None):
+            return
+        what = (
+            "stochastic_rounding=True steps on parameters"
+            if self._rounded is not None
+            else "optimizer_states='host' streams states"
+        )
+        raise ConfigurationError(
+            f"{what} in pieces, which the step of {type(self.optimizer).__name__} cannot be taken in: choose one of "
+            "torch's own optimizers, without hooks of your own."
+        )
 
     def _is_in_place(self) -> bool:
         """Fused, and every state there: nothing is left to allocate."""
@@ -185,15 +220,18 @@ class Update:
         return sum(tensor._version for tensor in tensors) + sum(parameter._version for parameter in self._waiting())
 
 
-def planned_update(optimizer: torch.optim.Optimizer, plan: Plan, *, place: str = HOST) -> Update:
+def planned_update(optimizer: torch.optim.Optimizer, plan: Plan, *, seed: int = 0, place: str = HOST) -> Update:
     """The update as a plan wants it.
 
     Args:
         optimizer: whose step it is.
-        plan: says where its states live.
+        plan: says where its states live, and whether parameters are rounded.
+        seed: of the run; for rounding.
         place: what the host's memory is called.
     """
-    return Update(optimizer, HostStates(optimizer, place) if plan.optimizer_states == "host" else None)
+    host = HostStates(optimizer, place) if plan.optimizer_states == "host" else None
+    rounded = RoundedUpdate(optimizer, seed, host) if plan.stochastic_rounding else None
+    return Update(optimizer, host, rounded)
 
 
 def simulated_update(optimizer: torch.optim.Optimizer, plan: Plan) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from transformers.training_args import OptimizerNames
 
 from sartor.engine.flops import measured_matrix_rate
 from sartor.engine.layout import choose_layout
-from sartor.engine.precision import choose_compute_dtype, cpu_has_bf16
+from sartor.engine.precision import choose_compute_dtype, cpu_has_bf16, require_bf16
 from sartor.engine.step import Engine
 from sartor.engine.traits import ModelTraits, read_traits
 from sartor.errors import ConfigurationError
@@ -58,13 +59,18 @@ def engine_for(
     compute_dtype, reason = _compute_dtype(trainer, device, trains)
     if frozen is not None:
         compute_dtype = getattr(torch, frozen.compute_dtype)
+    rounds = trains and trainer.settings.engine.stochastic_rounding
+    if rounds:
+        require_bf16(compute_dtype, reason)
     if trains:
-        trainer.masters.widen(compute_dtype)
+        trainer.masters.widen(compute_dtype, rounds=rounds)
     try:
         with trainer.masters.widened_for_now(compute_dtype):
             traits = read_traits(trainer.model)
             longest = longest_tokens()
             plan = frozen or _plan(trainer, traits, device, compute_dtype, reason, longest)
+            if plan.stochastic_rounding != rounds and trains:  # a change that was accepted
+                plan = replace(plan, stochastic_rounding=rounds, parameter_dtype=_trained_dtypes(trainer))
             if frozen is None and feed is not None:
                 plan = planned(
                     trainer,
@@ -106,7 +112,6 @@ def _plan(
     reason: str,
     longest_tokens: int,
 ) -> Plan:
-    trained = {str(p.dtype).removeprefix("torch.") for p in trainer.model.parameters() if p.requires_grad}
     name = None
     if trainer.optimizer is None and trainer.optimizer_cls_and_kwargs is None:
         name = str(OptimizerNames(trainer.args.optim).value)
@@ -115,7 +120,7 @@ def _plan(
         trainer.settings.engine,
         choose_layout(trainer.model, traits),
         device=device,
-        parameter_dtype=" and ".join(sorted(trained)),
+        parameter_dtype=_trained_dtypes(trainer),
         compute_dtype=str(compute_dtype).removeprefix("torch."),
         compute_reason=reason,
         longest_tokens=longest_tokens,
@@ -123,6 +128,11 @@ def _plan(
         num_threads=torch.get_num_threads(),
     )
     return with_optimizer(plan, trainer.settings.engine, name)
+
+
+def _trained_dtypes(trainer: SFTTrainer) -> str:
+    found = {str(p.dtype).removeprefix("torch.") for p in trainer.model.parameters() if p.requires_grad}
+    return " and ".join(sorted(found))
 
 
 def _balance_coefficient(trainer: SFTTrainer, traits: ModelTraits) -> float:
@@ -180,7 +190,8 @@ def announce(trainer: SFTTrainer, plan: Plan) -> None:
         write_plan(plan, folder / saving.PLAN_NAME)
     saving.write_json(folder / saving.DATA_NAME, trainer.preparation.as_json())
     trainer.say(
-        f"computing in {plan.compute_dtype} on {plan.device}, parameters in {plan.parameter_dtype}; "
+        f"computing in {plan.compute_dtype} on {plan.device}, parameters in {plan.parameter_dtype}"
+        f"{', rounded stochastically' if plan.stochastic_rounding else ''}; "
         f"{plan.layout.value}; up to {plan.micro_batch_tokens:,} tokens at once; gradient checkpointing "
         f"{_recomputation(plan)}"
         + (", optimizer states in the host's memory" if plan.optimizer_states == "host" else "")
