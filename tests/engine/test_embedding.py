@@ -54,3 +54,15 @@ class Scaled(nn.Embedding):
 def test_embeddings_that_do_more_than_look_up_are_left_to_autograd(embedding: nn.Embedding) -> None:
     with rows_added_directly(embedding, CPU) as arranged:
         assert not arranged
+
+
+@pytest.mark.parametrize("padding_idx", [None, 2])
+def test_rows_of_a_frequent_token_are_not_lost_in_bfloat16(padding_idx: int | None) -> None:
+    """One by one a thousand ones would be 256 in bfloat16."""
+    embedding = nn.Embedding(6, 5, padding_idx=padding_idx, dtype=torch.bfloat16)
+    ids = torch.tensor([[3] * 1_000 + [1, 5, 2]])
+    with rows_added_directly(embedding, CPU):
+        embedding(ids).sum().backward()
+    counts = [0, 1, 0 if padding_idx == 2 else 1, 1_000, 0, 1]
+    assert embedding.weight.grad is not None
+    assert torch.equal(embedding.weight.grad.float(), torch.tensor(counts).float()[:, None].expand(6, 5))

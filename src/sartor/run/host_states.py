@@ -77,7 +77,7 @@ class HostStates:
 
     def memory_like(self, parameter: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Memory of the host for a state of a parameter's shape."""
-        return torch.empty_like(parameter, dtype=dtype, device=self._place, pin_memory=self._pins, requires_grad=False)
+        return torch.empty(parameter.shape, dtype=dtype, device=self._place, pin_memory=self._pins)
 
     def drop(self, piece: Iterable[nn.Parameter]) -> None:
         """What the device holds of these parameters' states is of no use: the host's hold."""

@@ -245,7 +245,7 @@ class RoundedUpdate:
     def _memory(self, parameter: nn.Parameter, dtype: torch.dtype) -> torch.Tensor:
         if self._host is not None:
             return self._host.memory_like(parameter, dtype)
-        return torch.empty_like(parameter, dtype=dtype, requires_grad=False)
+        return torch.empty_like(parameter, dtype=dtype, requires_grad=False, memory_format=torch.contiguous_format)
 
     def _put_away(self, part: _Slice, stand_in: nn.Parameter, homes: dict[str, torch.Tensor]) -> None:
         """The slice into its parameter, and its state to where it lives; the last one ends the parameter's step."""
@@ -261,8 +261,9 @@ class RoundedUpdate:
 
 
 def _wide(values: torch.Tensor) -> torch.Tensor:
-    """A copy: of bfloat16 in float32, of others in their own dtype."""
-    return values.float() if values.dtype == torch.bfloat16 else values.clone()
+    """A copy in order: of bfloat16 in float32, of others in their own dtype."""
+    dtype = torch.float32 if values.dtype == torch.bfloat16 else values.dtype
+    return values.to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 def _is_array(value: Any, parameter: nn.Parameter) -> bool:
@@ -275,4 +276,5 @@ def _copied(value: Any, device: torch.device, *, moves: bool) -> Any:
         return value
     if not moves:
         return value.clone()
-    return torch.empty_like(value, device=device, pin_memory=False).copy_(value, non_blocking=True)
+    copied = torch.empty_like(value, device=device, pin_memory=False, memory_format=torch.contiguous_format)
+    return copied.copy_(value, non_blocking=True)
