@@ -63,6 +63,23 @@ def test_an_evaluation_at_the_end_can_be_the_best(tmp_path: Path) -> None:
     assert (tmp_path / "checkpoint-3").is_dir()
 
 
+def test_less_perplexity_is_better_unless_it_is_said_otherwise(tmp_path: Path) -> None:
+    sets = {"near": tiny.texts(3), "loss": tiny.texts(3, start=40)}
+    options = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "best", "max_steps": 3}
+    found = {}
+    for metric in ("near_perplexity", "eval_loss_perplexity", "near_loss"):
+        trainer = tiny.trainer(
+            tmp_path / metric, eval_dataset=sets, metric_for_best_model=metric, load_best_model_at_end=True, **options
+        )
+        trainer.train()
+        values = dict(logged(trainer, f"eval_{metric.removeprefix('eval_')}"))
+        assert trainer.state.best_metric == min(values.values())
+        found[metric] = trainer.state.best_global_step
+    assert found["near_perplexity"] == found["near_loss"]
+    assert tiny.config(tmp_path, metric_for_best_model="perplexity", greater_is_better=True).greater_is_better
+    assert tiny.config(tmp_path, metric_for_best_model="mean_token_accuracy").greater_is_better
+
+
 def test_eval_on_end_without_data_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="eval_on_end=True needs eval_dataset"):
         tiny.trainer(tmp_path, eval_on_end=True)

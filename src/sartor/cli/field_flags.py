@@ -100,7 +100,7 @@ FIELD_FLAGS = (
     Flag('fp16_full_eval', 'bool', False, 'Compute evaluations in float16 where the device has it.', 'evaluation'),
     Flag('load_best_model_at_end', 'bool', False, 'End with the best checkpoint, not the last.', 'evaluation'),
     Flag('metric_for_best_model', 'str', None, "What best means: a name in the evaluation's metrics. If not set, the loss.", 'evaluation', optional=True),
-    Flag('greater_is_better', 'bool', None, 'Whether more of it is better. If not set, True unless its name ends in loss.', 'evaluation', optional=True),
+    Flag('greater_is_better', 'bool', None, 'Whether more of it is better. If not set, True unless its name ends in loss or perplexity.', 'evaluation', optional=True),
     Flag('logging_strategy', 'str', 'steps', 'When to log: no, steps or epoch.', 'logging', choices=('no', 'steps', 'epoch')),
     Flag('logging_steps', 'float', 10, 'Steps between two logs; below 1 a share of all steps.', 'logging'),
     Flag('logging_first_step', 'bool', False, 'Log the first step too.', 'logging'),

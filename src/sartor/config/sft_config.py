@@ -223,6 +223,8 @@ class SFTConfig(OwnOptions, TrainingArguments, metaclass=OldNames):
             self.bf16 = not self.fp16
         if isinstance(self.include_num_input_tokens_seen, bool):
             self.include_num_input_tokens_seen = "all" if self.include_num_input_tokens_seen else "no"
+        if vars(self)["greater_is_better"] is None and str(self.metric_for_best_model).endswith("perplexity"):
+            object.__setattr__(self, "greater_is_better", False)  # transformers knows losses alone
         if is_true(os.environ.get("ACCELERATE_USE_CPU")):
             self.use_cpu = True
         problems = field_problems(self)

@@ -109,7 +109,7 @@ _EVALUATION = {
     "fp16_full_eval": "Compute evaluations in float16 where the device has it.",
     "load_best_model_at_end": "End with the best checkpoint, not the last.",
     "metric_for_best_model": "What best means: a name in the evaluation's metrics. If not set, the loss.",
-    "greater_is_better": "Whether more of it is better. If not set, True unless its name ends in loss.",
+    "greater_is_better": "Whether more of it is better. If not set, True unless its name ends in loss or perplexity.",
 }
 _LOGGING = {
     "logging_strategy": "When to log: no, steps or epoch.",
