@@ -122,6 +122,23 @@ def test_what_logits_cost_is_said_once(reduces: bool, tmp_path: Path, caplog: py
     assert ("for the 5 rows" in said[0]) is not reduces
 
 
+def test_logits_of_a_stream_cost_something_too_and_a_metric_that_is_not_called_is_told(tmp_path: Path) -> None:
+    metric = lambda given: {"rows": float(len(given.predictions))}  # noqa: E731
+    told: dict[bool, list[str]] = {True: [], False: []}
+    for loss_only, said in told.items():
+        rows = tiny.stream(tiny.texts(5))
+        trainer = tiny.trainer(tmp_path, compute_metrics=metric, eval_dataset=rows, prediction_loss_only=loss_only)
+        trainer.say = said.append
+        assert ("eval_rows" in trainer.evaluate()) is not loss_only
+    assert sum("need logits: up to 0.0 MB for a batch, and those of all rows of the stream" in x for x in told[False])
+    assert sum("compute_metrics is not called" in line for line in told[True]) == 1
+
+
+def test_what_a_metric_may_get_is_checked(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="include_for_metrics: labels is unknown: choose from inputs and loss"):
+        tiny.config(tmp_path, include_for_metrics=["inputs", "labels"])
+
+
 def test_logits_that_do_not_fit_are_made_of_fewer_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 

@@ -254,6 +254,9 @@ def contradictions(args: Any) -> dict[str, str]:
     prompts = args.sample_prompts
     if prompts is not None and (isinstance(prompts, str) or not all(isinstance(one, str) and one for one in prompts)):
         problems["sample_prompts"] = f"sample_prompts={_shown(prompts)} must be a list of texts"
+    unknown = sorted({str(name) for name in args.include_for_metrics or ()} - {"inputs", "loss"})
+    if unknown:
+        problems["include_for_metrics"] = f"include_for_metrics: {', '.join(unknown)} is unknown: choose from inputs and loss"
     return problems | _mapping_problems(args.map)
 
 

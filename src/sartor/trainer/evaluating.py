@@ -20,6 +20,7 @@ from sartor.engine.step import Engine
 from sartor.memory.device import available_bytes
 from sartor.records import Example
 from sartor.run import evaluate as evaluation
+from sartor.trainer.disk import gigabytes
 from sartor.trainer.examples import Examples, device_batches, example_of
 from sartor.trainer.setup import engine_for
 from sartor.trainer.weighted import refuse_with_own_loss
@@ -91,23 +92,28 @@ def predict(trainer: SFTTrainer, dataset: Any, *, prefix: str, ignore_keys: list
 
 
 def _tell_cost(trainer: SFTTrainer, dataset: Any) -> None:
-    """Say once what logits cost that are kept for a metric."""
+    """Say once what logits cost that are kept for a metric; or that none are, and the metric is not called."""
     args = trainer.args
-    if trainer.has_told_logits or args.prediction_loss_only or not has_length(dataset):
+    if trainer.has_told_logits:
         return
     trainer.has_told_logits = True
-    longest = _longest(dataset)
-    row = longest * trainer.model.config.get_text_config().vocab_size * 4
-    text = f"compute_metrics and predictions need logits: up to {args.eval_batch_size * row / 1e9:.2g} GB for a batch"
+    if args.prediction_loss_only:
+        trainer.say("prediction_loss_only=True: compute_metrics is not called, and no logits are kept.")
+        return
+    longest = _longest(dataset) or args.max_length
+    row = (longest or 0) * trainer.model.config.get_text_config().vocab_size * 4
+    amount = f": up to {gigabytes(args.eval_batch_size * row)} for a batch" if row else ""
+    text = f"compute_metrics and predictions need logits{amount}"
     if trainer.preprocess_logits_for_metrics is not None:
         text += ", and what preprocess_logits_for_metrics leaves of them is kept for all rows"
     elif args.batch_eval_metrics:
         text += "; none are kept"
     else:
-        text += (
-            f", and up to {len(dataset) * row / 1e9:.2g} GB for the {len(dataset):,} rows, which are all kept: "
-            "preprocess_logits_for_metrics can reduce them, batch by batch"
-        )
+        if has_length(dataset):
+            text += f", and up to {gigabytes(len(dataset) * row)} for the {len(dataset):,} rows, which are all kept"
+        else:
+            text += ", and those of all rows of the stream are kept"
+        text += ": preprocess_logits_for_metrics can reduce them, batch by batch"
     trainer.say(f"{text}. A second pass measures the loss.")
 
 
@@ -211,15 +217,16 @@ def _rows_at_once(trainer: SFTTrainer, dataset: Any) -> int:
     Where rows are not ours to choose (a loss or metric of the user's own that knows batches), as was asked for.
     """
     asked: int = trainer.args.eval_batch_size
-    if trainer.uses_padded_batches or trainer.args.batch_eval_metrics or not has_length(dataset):
+    longest = _longest(dataset) or trainer.args.max_length
+    if trainer.uses_padded_batches or trainer.args.batch_eval_metrics or not longest:
         return asked
-    row_bytes = _LOGITS_COPIES * 4 * max(1, _longest(dataset)) * trainer.model.config.get_text_config().vocab_size
+    row_bytes = _LOGITS_COPIES * 4 * longest * trainer.model.config.get_text_config().vocab_size
     free = available_bytes(next(trainer.model.parameters()).device)
     size = max(1, min(asked, free // 2 // row_bytes))
     if size < asked:
         trainer.say(
-            f"{size} rows at once in place of {asked} in evaluations with logits: the longest needs "
-            f"{row_bytes / 1e9:.2g} GB."
+            f"{size} rows at once in place of {asked} in evaluations with logits: one of {longest:,} "
+            f"tokens needs {gigabytes(row_bytes)}."
         )
     return size
 
