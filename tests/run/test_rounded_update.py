@@ -153,11 +153,12 @@ def test_the_step_is_torchs_own_in_float32_rounded_to_a_neighbour(name: str) -> 
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("piece_bytes", [0, 4 * 16, 4 * 100, 1 << 20])
+@pytest.mark.parametrize("piece_bytes", [0, 4 * 100, 1 << 20])
 @pytest.mark.parametrize("on_host", [False, True])
 def test_bits_are_the_same_whatever_the_pieces_and_wherever_states_live(
     name: str, piece_bytes: int, on_host: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(rounded_update, "BLOCK_VALUES", 23)  # a processor's vectors do not end with it
     one, other = OPTIMIZERS[name](parameters()), OPTIMIZERS[name](parameters())
     mine = update_of(one)
     monkeypatch.setattr(transaction, "PIECE_BYTES", piece_bytes)
@@ -184,7 +185,8 @@ def test_a_large_parameter_is_stepped_on_in_slices_and_never_wide_as_a_whole(mon
 
     monkeypatch.setattr(optimizer, "step", looking)
     take(update, 0)
-    assert max(sum(sizes) for sizes in seen) <= 48
+    assert max(max(sizes) for sizes in seen) == 16
+    assert max(sum(sizes) for sizes in seen) == 48
     assert sum(sum(sizes) for sizes in seen) == sum(parameter.numel() for parameter in parameters())
     counts = [float(optimizer.state[p]["step"]) for p in optimizer.param_groups[0]["params"]]
     assert counts == [1.0] * len(SHAPES)

@@ -7,11 +7,12 @@ piece is ready nothing of it has changed, so a step that memory ended goes on wh
 by seed, update, parameter and block, so a step has the same result however it is cut into pieces, begun again, or
 resumed: there is no state of a generator to save.
 
-Example: an embedding of 525 million values goes in 63 slices of 8 million (32 MB in float32), the last one smaller; a
-slice is blocks of 4 million, each with random bits of its own.  Where memory ends at the tenth slice, the next call
-begins with the tenth.
+Example: an embedding of 525 million values goes in 126 blocks of 4 million (16 MB in float32), the last one smaller,
+two at a time; each has random bits of its own.  Where memory ends in the ninth pair, the next call begins with that
+pair, one block at a time.  A block is always a tensor of its own, so no kernel adds up otherwise in a piece of
+another size.
 
-A parameter can be sliced where each value's step depends on that value alone, as with AdamW; others go whole.
+A parameter goes in blocks where each value's step depends on that value alone, as with AdamW; others go whole.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from sartor.engine.rounding import round_stochastically_
 from sartor.run.host_states import HostStates, settle_on_device
 
 BLOCK_VALUES = 1 << 22
-"""That get their random bits together; a slice is a whole number of blocks."""
+"""That are stepped on as one tensor, with random bits of their own."""
 _VALUE_BY_VALUE = (
     torch.optim.SGD,
     torch.optim.Adam,
@@ -89,7 +90,7 @@ class RoundedUpdate:
         self._optimizer = optimizer
         self._seed = seed
         self._host = host
-        self._slices_values = isinstance(optimizer, _VALUE_BY_VALUE)
+        self._goes_in_blocks = isinstance(optimizer, _VALUE_BY_VALUE)
         self._progress: dict[nn.Parameter, _Progress] = {}
         self._done: set[nn.Parameter] = set()
 
@@ -109,7 +110,7 @@ class RoundedUpdate:
 
         Args:
             number: of the update in its run.
-            piece_bytes: parameters in float32 that are stepped on together, about; at least one block goes.
+            piece_bytes: parameters in float32 that are stepped on together; at least one block goes.
         """
         for piece in self._pieces(piece_bytes):
             self._step(piece, number)
@@ -132,14 +133,13 @@ class RoundedUpdate:
             piece_bytes: see `step`.
             state_bytes: that the optimizer keeps for each value.
         """
-        sizes = [
-            part.stop - part.start
-            for parameter, number in self._waiting()
-            for part in self._sliced(parameter, number, piece_bytes)
-        ]
-        new = sum(parameter.numel() for parameter, _ in self._waiting() if not self._optimizer.state.get(parameter))
-        most = min(sum(sizes), max(piece_bytes // _WIDE_BYTES, max(sizes, default=0)))
-        return state_bytes * new + (2 * _WIDE_BYTES + state_bytes) * most + _ROUNDING_BYTES * min(most, BLOCK_VALUES)
+        waiting = self._waiting()
+        sizes = [part.stop - part.start for parameter, number in waiting for part in self._blocks(parameter, number)]
+        new = sum(parameter.numel() for parameter, _ in waiting if not self._optimizer.state.get(parameter))
+        largest = max(sizes, default=0)
+        most = min(sum(sizes), max(piece_bytes // _WIDE_BYTES, largest))
+        rounding = _ROUNDING_BYTES * min(largest, BLOCK_VALUES)
+        return state_bytes * new + (2 * _WIDE_BYTES + state_bytes) * most + rounding
 
     def _waiting(self) -> list[tuple[nn.Parameter, int]]:
         """Parameters that are not stepped on yet, with their numbers."""
@@ -154,7 +154,7 @@ class RoundedUpdate:
         piece: list[_Slice] = []
         size = 0
         for parameter, number in self._waiting():
-            for part in self._sliced(parameter, number, piece_bytes):
+            for part in self._blocks(parameter, number):
                 num_bytes = _WIDE_BYTES * (part.stop - part.start)
                 if piece and size + num_bytes > piece_bytes:
                     yield piece
@@ -164,15 +164,13 @@ class RoundedUpdate:
         if piece:
             yield piece
 
-    def _sliced(self, parameter: nn.Parameter, number: int, piece_bytes: int) -> Iterator[_Slice]:
+    def _blocks(self, parameter: nn.Parameter, number: int) -> Iterator[_Slice]:
         """What is left of a parameter."""
         num_values = parameter.numel()
         begun = self._progress.get(parameter)
         start = 0 if begun is None else begun.stop
         lies_in_order = parameter.is_contiguous() and parameter.grad is not None and parameter.grad.is_contiguous()
-        length = num_values
-        if self._slices_values and lies_in_order:
-            length = BLOCK_VALUES * max(1, piece_bytes // (_WIDE_BYTES * BLOCK_VALUES))
+        length = BLOCK_VALUES if self._goes_in_blocks and lies_in_order else num_values
         while start < num_values:
             yield _Slice(parameter, number, start, min(num_values, start + length))
             start += length
@@ -181,12 +179,13 @@ class RoundedUpdate:
     def _step(self, piece: list[_Slice], number: int) -> None:
         """Step on these slices; a failure leaves them as they were."""
         states = self._optimizer.state
-        stand_ins: dict[nn.Parameter, list[nn.Parameter]] = {}
+        pairs: list[tuple[_Slice, nn.Parameter]] = []
         groups = [(group, group["params"]) for group in self._optimizer.param_groups]
         try:
-            pairs = [(part, self._stand_in(part)) for part in piece]
-            for part, stand_in in pairs:
-                stand_ins.setdefault(part.parameter, []).append(stand_in)
+            stand_ins: dict[nn.Parameter, list[nn.Parameter]] = {}
+            for part in piece:
+                pairs.append((part, self._stand_in(part)))
+                stand_ins.setdefault(part.parameter, []).append(pairs[-1][1])
             for group, parameters in groups:
                 group["params"] = [one for parameter in parameters for one in stand_ins.get(parameter, ())]
             self._optimizer.step()
@@ -200,7 +199,7 @@ class RoundedUpdate:
         finally:
             for group, parameters in groups:
                 group["params"] = parameters
-            for stand_in in (one for some in stand_ins.values() for one in some):
+            for _, stand_in in pairs:
                 states.pop(stand_in, None)
         if self._host is not None:
             self._host.await_copies()
