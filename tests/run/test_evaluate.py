@@ -275,6 +275,44 @@ def test_the_last_answer_is_what_the_trained_model_gives(tmp_path: Path) -> None
     assert [sample.answer for sample in trainer.sample_answers.samples[-2:]] == expected
 
 
+class _StopsAt(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        if state.global_step == self.step:
+            raise ZeroDivisionError
+
+
+def asking(folder: Path, **options: Any) -> Any:
+    saving = {"save_strategy": "steps", "save_steps": 2, "sample_steps": 3, "max_steps": 7}
+    return tiny.trainer(folder, sample_prompts=PROMPTS, sample_max_new_tokens=3, **saving, **options)
+
+
+def test_a_resumed_run_goes_on_with_its_table_also_in_another_folder(tmp_path: Path) -> None:
+    asking(tmp_path / "whole").train()
+    expected = [(tmp_path / "whole" / name).read_text() for name in ("samples.jsonl", "samples.md")]
+    for other in (False, True):
+        with pytest.raises(ZeroDivisionError):
+            asking(tmp_path / "stopped", callbacks=[_StopsAt(6)]).train()  # answers of step 6 are there, step 6 is not
+        folder = tmp_path / ("other" if other else "stopped")
+        asking(folder).train(resume_from_checkpoint=str(tmp_path / "stopped" / "checkpoint-4"))
+        assert [(folder / name).read_text() for name in ("samples.jsonl", "samples.md")] == expected
+
+
+@pytest.mark.parametrize("content", ['{"step": 0, "prom', "[1]\n", '{"step": 1}\n'])
+def test_a_table_that_cannot_be_read_does_not_end_a_resumed_run(content: str, tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        asking(tmp_path, callbacks=[_StopsAt(5)]).train()
+    (tmp_path / "samples.jsonl").write_text(content)
+    trainer = asking(tmp_path)
+    told: list[str] = []
+    trainer.say = told.append
+    trainer.train(resume_from_checkpoint=True)
+    assert any("without its earlier sample answers" in line for line in told)
+    assert [step for step, _ in answered(trainer)] == [6, 6, 7, 7]
+
+
 def test_a_question_that_never_fits_leaves_a_hole_and_the_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,3 +328,9 @@ def test_a_question_that_never_fits_leaves_a_hole_and_the_run_goes_on(
 def test_sample_prompts_must_be_texts(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="sample_prompts='hello' must be a list of texts"):
         tiny.config(tmp_path, sample_prompts="hello")
+
+
+def test_answers_come_back_whatever_is_in_them(tmp_path: Path) -> None:
+    samples = [sampling.Sample(0, "why?", "a\u2028b\x85c\nd | e"), sampling.Sample(1, "why?", "")]
+    sampling.write(tmp_path, samples)
+    assert sampling.read(tmp_path) == samples

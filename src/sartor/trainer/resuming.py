@@ -27,7 +27,7 @@ from sartor.records import Plan
 from sartor.run import checkpoint
 from sartor.run.host_states import HostStates
 from sartor.run.implementation import set_implementation
-from sartor.trainer import device_batch, saving
+from sartor.trainer import device_batch, sampling, saving
 from sartor.trainer.checkpoints import restore_callbacks
 from sartor.trainer.draft import saved_tensors
 from sartor.trainer.fingerprints import WHAT, fingerprints, versions
@@ -226,7 +226,7 @@ def _tell_harmless(trainer: SFTTrainer, content: Mapping[str, Any], now: Mapping
 
 
 def _take_metrics(trainer: SFTTrainer, num_bytes: int, path: Path) -> None:
-    """Make `metrics.jsonl` what it was when the checkpoint was written."""
+    """Make `metrics.jsonl` what it was when the checkpoint was written; in another folder, sample answers come too."""
     ours = Path(trainer.args.output_dir) / saving.METRICS_NAME
     theirs = path.parent / saving.METRICS_NAME
     if path.parent.resolve() != Path(trainer.args.output_dir).resolve() and theirs.exists():
@@ -237,6 +237,8 @@ def _take_metrics(trainer: SFTTrainer, num_bytes: int, path: Path) -> None:
         with saving.explained(ours):
             ours.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(theirs, ours)
+            if (answers := theirs.with_name(sampling.JSON_NAME)).exists():
+                shutil.copyfile(answers, ours.with_name(sampling.JSON_NAME))
     length = ours.stat().st_size if ours.exists() else 0
     if length < num_bytes:
         trainer.say(

@@ -57,9 +57,16 @@ class SampleAnswers(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Go on with the table of the run that is resumed, or begin one."""
         step = state.global_step
-        self.samples = [sample for sample in read(args.output_dir) if sample.step <= step] if step else []
+        self.samples = [sample for sample in self._earlier(args.output_dir) if sample.step <= step] if step else []
         if not step:
             self._ask(step)
+
+    def _earlier(self, folder: str) -> list[Sample]:
+        try:
+            return read(folder)
+        except RunFolderError as error:  # answers are no reason to lose a run
+            self._trainer.say(f"the run goes on, without its earlier sample answers: {error}")
+            return []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Every `sample_steps`."""
@@ -162,11 +169,18 @@ def write(folder: str | os.PathLike[str], samples: Sequence[Sample]) -> None:
 
 
 def read(folder: str | os.PathLike[str]) -> list[Sample]:
-    """What `write` wrote; nothing where there is nothing."""
+    """What `write` wrote; nothing where there is nothing.
+
+    Raises:
+        RunFolderError: the file holds something else, or cannot be read.
+    """
     path = Path(folder) / JSON_NAME
     if not path.exists():
         return []
-    return [Sample(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    try:
+        return [Sample(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    except (OSError, ValueError, TypeError) as error:
+        raise RunFolderError(f"{path} cannot be read: {error}") from error
 
 
 def table(samples: Sequence[Sample]) -> str:
