@@ -6,20 +6,22 @@ steps while torch's profiler counts what c10's allocator gives out; the predicti
     python -m benchmarks.memory                      # all cells, appended to benchmarks/memory.csv
     python -m benchmarks.memory --architectures llama gpt2
     python -m benchmarks.memory --malloc             # against every malloc of a process of its own, to
-    memory_malloc.csv python -m benchmarks.memory --published          # seconds and bytes of five published models
+                                                     # benchmarks/memory_malloc.csv
+    python -m benchmarks.memory --published          # seconds and bytes of five published models
     python -m benchmarks.memory --real --weights F   # real steps of the sizes of published models on this machine
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import gc
 import itertools
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +35,17 @@ from sartor.engine.traits import read_traits
 from sartor.memory import optimizers
 from sartor.memory.prediction import Component, Prediction
 from sartor.memory.simulate import Training, Work, simulate
-from sartor.records import EngineSettings, Layout, Plan
+from sartor.records import EngineSettings, Example, Layout, Plan
 from sartor.run.transaction import simulated_update
 
 CSV = Path(__file__).parent / "memory.csv"
 MALLOC_CSV = Path(__file__).parent / "memory_malloc.csv"
 MALLOC_ARCHITECTURES = ("llama, tied", "qwen3", "gemma3", "gpt2", "qwen3_moe", "lfm2")
 WORK = Work(document_lengths=(400, 300, 200, 124), num_targets=800)
+SHORT_WORK = Work(document_lengths=(200, 150, 100, 62), num_targets=400)
+"""Of the product of everything: few enough tokens for updates to be the worst moment in many cells."""
+OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "sgd, fused", "adagrad, fused", "rmsprop", "adafactor")
+"""Every `optim` that needs no further package, as a run takes it on a CPU."""
 PUBLISHED_WORK = Work((1_024,) * 8, num_targets=8_000)
 PRECISIONS = {
     "float32": ("float32", "float32"),
@@ -59,6 +65,16 @@ class Cell:
     """False, True, or "cheap": only cheap operations."""
     is_lora: bool
     optimizer: str
+    """Its name, and behind a comma its implementation where it is not the name's own."""
+
+    @property
+    def optim(self) -> tuple[str, str | None]:
+        """Name and implementation of the optimizer.
+
+        Example: "sgd, fused" is sgd, taken by torch's fused kernel.
+        """
+        name, _, implementation = self.optimizer.partition(", ")
+        return name, implementation or None
 
     @property
     def name(self) -> str:
@@ -91,27 +107,51 @@ def lora(architecture: str) -> Any:
     return peft.LoraConfig(r=8, lora_alpha=16, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM")
 
 
-def training(cell: Cell) -> Training:
+@dataclass(frozen=True)
+class Options:
+    """What else a training may be told; as it is, nothing."""
+
+    settings: EngineSettings = field(default_factory=EngineSettings)
+    balance_coefficient: float = 0.0
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the plan."""
+
+
+def training(cell: Cell, options: Options | None = None) -> Training:
     """What the prediction is told about a cell, beside its plan."""
+    options = options or Options()
     return Training(
         arrival_dtype=PRECISIONS[cell.precision][0],
-        optimizer=cell.optimizer,
+        optimizer=cell.optim[0],
         lora=lora(cell.architecture) if cell.is_lora else None,
         update=simulated_update,
+        settings=options.settings,
+        balance_coefficient=options.balance_coefficient,
     )
 
 
 def measured(
-    cell: Cell, config: Any, work: Work, weights: str | None = None, *, counts_malloc: bool = False
+    cell: Cell,
+    config: Any,
+    work: Work,
+    weights: str | None = None,
+    options: Options | None = None,
+    *,
+    counts_malloc: bool = False,
 ) -> tuple[Plan, int]:
     """The plan under which two real steps were taken, and the peak in bytes: of torch's allocator, or of every malloc.
 
-    What a process needs once (imported modules, compiled kernels) is no step's: before mallocs are counted, steps with
-    an optimizer of their own are taken.
+    Where logits are rounded to 16 bits, targets are what the model finds likeliest: how many are decides how many rows
+    are looked at once more, and what is foreseen is the most.
+
+    What a process needs once (imported modules, compiled kernels) is no step's: before mallocs are counted, the same
+    steps are taken by a copy of the model.  The same, since experts take as many tokens as the weights send them, and
+    a kernel is compiled for each number.
     """
     import peft
     from transformers import AutoModelForCausalLM
 
+    options = options or Options()
     arrival, compute = (getattr(torch, name) for name in PRECISIONS[cell.precision])
     torch.manual_seed(0)
     gc.collect()
@@ -123,33 +163,42 @@ def measured(
         model = AutoModelForCausalLM.from_pretrained(weights, dtype=arrival)
     if cell.is_lora:
         model = peft.get_peft_model(model, lora(cell.architecture))
-    Masters(model).widen(compute)
+    Masters(model).widen(compute, rounds=options.settings.stochastic_rounding)
+    inner = model.get_base_model() if cell.is_lora else model
+    each = memory_measure.examples(work.document_lengths, work.num_targets, inner.config.vocab_size)
+    batch = each * work.num_micro_batches
+    if compute.itemsize == 2:
+        batch = memory_measure.with_first_choices(model, batch, compute)
     if counts_malloc:
-        _warm_up(cell, model, work)
+        _warm_up(cell, model, batch, options)
     held_bytes = memory_measure.held_bytes(model)
     with malloc_count.MallocPeak() if counts_malloc else memory_measure.AllocatorPeak() as peak:
         traits = read_traits(model)
         choice = choose_layout(model, traits)
         plan = plan_for(cell, choice, num_threads=torch.get_num_threads(), device="cpu", loss_chunk_rows=256)
-        _take_steps(cell, model, plan, work)
+        plan = dataclasses.replace(plan, **options.plan)
+        _take_steps(cell, model, plan, batch, options)
     return plan, held_bytes + peak.num_bytes
 
 
-def _take_steps(cell: Cell, model: Any, plan: Plan, work: Work) -> None:
+def _take_steps(cell: Cell, model: Any, plan: Plan, batch: Sequence[Example], options: Options) -> None:
     inner = model.get_base_model() if cell.is_lora else model
     groups = optimizers.groups_of(model, inner.get_input_embeddings())
-    optimizer = optimizers.maker(cell.optimizer, is_cuda=False)(groups)
-    engine, stepper = memory_measure.stepper(model, plan, EngineSettings(), optimizer)
-    batch = memory_measure.examples(work.document_lengths, work.num_targets, inner.config.vocab_size)
+    name, implementation = cell.optim
+    optimizer = optimizers.maker(name, is_cuda=False, implementation=implementation)(groups)
+    engine, stepper = memory_measure.stepper(
+        model, plan, options.settings, optimizer, balance_coefficient=options.balance_coefficient
+    )
     memory_measure.take_steps(engine, stepper, batch)
 
 
-def _warm_up(cell: Cell, model: Any, work: Work) -> None:
+def _warm_up(cell: Cell, model: Any, batch: Sequence[Example], options: Options) -> None:
+    model = copy.deepcopy(model)
     choice = choose_layout(model, read_traits(model))
     plan = plan_of(model.config, tokens=1 << 20, compute=PRECISIONS[cell.precision][1], recomputes=cell.recomputes)
     plan = dataclasses.replace(plan, layout=choice.layout, attention=choice.attention, loss_chunk_rows=256)
-    _take_steps(cell, model, plan, work)
-    model.zero_grad(set_to_none=True)
+    _take_steps(cell, model, plan, batch, options)
+    del model
     gc.collect()
 
 
@@ -158,15 +207,16 @@ def compare(
     config: Any | None = None,
     work: Work = WORK,
     weights: str | None = None,
+    options: Options | None = None,
     *,
     counts_malloc: bool = False,
 ) -> dict[str, Any]:
     """One row: foreseen and counted."""
     config = memory_models.small(cell.architecture) if config is None else config
-    plan, counted = measured(cell, config, work, weights, counts_malloc=counts_malloc)
+    plan, counted = measured(cell, config, work, weights, options, counts_malloc=counts_malloc)
     gc.collect()
     start = time.process_time()
-    foreseen: Prediction = simulate(config, plan, work, training(cell))
+    foreseen: Prediction = simulate(config, plan, work, training(cell, options))
     return {
         "architecture": cell.architecture,
         "precision": cell.precision,
@@ -201,6 +251,7 @@ def plan_for(cell: Cell, choice: LayoutChoice, *, num_threads: int, device: str,
         attention=choice.attention,
         parameter_dtype="float32",
         compute_dtype=PRECISIONS[cell.precision][1],
+        optimizer_implementation=cell.optim[1],
         num_threads=num_threads,
         device=device,
     )
@@ -282,7 +333,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """See the module's own text."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--architectures", nargs="+")
-    parser.add_argument("--optimizers", nargs="+", default=["adamw_torch_fused", "adamw_torch", "sgd", "adafactor"])
+    parser.add_argument("--optimizers", nargs="+")
     parser.add_argument("--published", action="store_true")
     parser.add_argument("--real", action="store_true")
     parser.add_argument("--malloc", action="store_true", help="needs Linux, glibc and a C compiler")
@@ -298,12 +349,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(ran.stdout, end="")
         raise SystemExit(ran.returncode)
     names = args.architectures or (MALLOC_ARCHITECTURES if args.malloc else memory_models.SMALL)
+    optimizer_names = args.optimizers or (OPTIMIZERS[:1] if args.malloc else OPTIMIZERS)
     path = args.csv or (MALLOC_CSV if args.malloc else CSV)
+    work = WORK if args.malloc else SHORT_WORK
     errors = []
     parts: Iterable[list[dict[str, Any]]] = (
         [
-            compare(cell, counts_malloc=args.malloc)
-            for cell in itertools.islice(cells(name, args.optimizers), args.cells)
+            compare(cell, work=work, counts_malloc=args.malloc)
+            for cell in itertools.islice(cells(name, optimizer_names), args.cells)
         ]
         for name in names
     )

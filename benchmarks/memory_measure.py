@@ -5,14 +5,16 @@ Nothing of `sartor.memory` is used here: what a prediction is compared with must
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from sartor.engine.precision import autocast
 from sartor.engine.step import Engine
-from sartor.engine.traits import read_traits
+from sartor.engine.traits import evaluating, read_traits
 from sartor.records import EngineSettings, Example, Plan
 from sartor.run.loop import OptimizerBatch
 from sartor.run.stepper import EngineStepper, Updater
@@ -28,6 +30,19 @@ def examples(lengths: Sequence[int], num_targets: int, vocabulary_size: int) -> 
         left -= trained
         found.append(Example(ids, [-100, *ids[1 : trained + 1], *([-100] * (length - 1 - trained))]))
     assert left == 0, "more targets than the documents have"
+    return found
+
+
+@torch.no_grad()
+def with_first_choices(model: Any, batch: Sequence[Example], compute_dtype: torch.dtype) -> list[Example]:
+    """The same documents, in which what is trained is what the model finds likeliest now."""
+    found = []
+    with evaluating(model), autocast(torch.device("cpu"), compute_dtype):
+        for example in batch:
+            choices = model(input_ids=torch.tensor([example.input_ids])).logits[0].argmax(-1).tolist()
+            likeliest = [choices[0], *choices[:-1]]
+            labels = [old if old == -100 else new for old, new in zip(example.labels, likeliest, strict=True)]
+            found.append(dataclasses.replace(example, labels=labels))
     return found
 
 

@@ -35,10 +35,12 @@ TOLERANCE_PERCENT = 1.0
         Cell("llama, tied", "float32", False, True, "adamw_torch_fused"),
         Cell("llama, tied", "float32", False, False, "adamw_torch_fused"),
         Cell("llama, tied", "bfloat16", False, False, "adamw_torch_fused"),
+        Cell("llama, tied", "bfloat16", False, True, "adamw_torch_fused"),  # all targets are first choices
         Cell("llama, tied", "float32", "cheap", True, "adamw_torch_fused"),
         Cell("gpt2", "bfloat16", "cheap", True, "adamw_torch_fused"),
         Cell("qwen3", "float32", True, True, "adamw_torch_fused"),
-        Cell("gpt2", "float32", True, False, "adamw_torch"),
+        Cell("gpt2", "float32", True, False, "adamw_torch, foreach"),
+        Cell("llama, tied", "float32", False, False, "rmsprop"),
         Cell("gemma3", "float32", False, True, "adamw_torch_fused"),
         Cell("qwen3_moe", "float32", False, False, "adafactor"),
         Cell("lfm2", "float32", False, False, "sgd"),
@@ -135,14 +137,42 @@ def test_memory_that_is_not_affine_in_layers_is_simulated_in_full(monkeypatch: p
     plan = plan_of(config, tokens=200, compute="float32", recomputes=False)
     passes = stage.passes
 
-    def curved(model: Any, traits: Any, plan: Any, work: Any, training: Any, places: Any) -> list[Stretch]:
+    def curved(*given: Any, only_last: bool) -> list[Stretch]:
         return [
-            Stretch(one.phase, one.layer, {**one.components, Component.TEMPORARIES: len(places) ** 2})
-            for one in passes(model, traits, plan, work, training, places)
+            Stretch(one.phase, one.layer, {**one.components, Component.TEMPORARIES: len(given[-1]) ** 2})
+            for one in passes(*given, only_last=only_last)
         ]
 
     monkeypatch.setattr(stage, "passes", curved)
     assert "not affine" in simulate(config, plan, ONE).notes[0]
+
+
+SHARING = (
+    {},
+    {"loss_chunk_rows": 64},
+    {"optimizer_implementation": "for-loop"},
+    {"gradient_checkpointing": True, "recomputes_cheap": True, "recomputed_layers": 0},
+    {"optimizer_states": "host", "loss_chunk_rows": 32},
+)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_what_settings_share_is_what_each_needs_by_itself(device: str) -> None:
+    config = memory_models.small("llama, tied")
+    config.num_hidden_layers = 13
+    plan = plan_of(config, tokens=200, compute="float32", recomputes=False)
+    plan = dataclasses.replace(plan, device=device, optimizer_implementation="fused")
+    model, known = imagined(config, "float32", Training()), {}  # type: Any, dict[Any, Any]
+    for number, changes in enumerate(SHARING):
+        changed: Any = changes
+        setting = dataclasses.replace(plan, **changed)
+        work = Work((120, 80 + number), 150, 1 + number % 2)
+        shared = simulate_model(model, setting, work, Training(), known)
+        alone = simulate_model(model, setting, work, Training())
+        assert shared == alone
+        rough = simulate_model(model, setting, work, Training(), known, is_rough=True)
+        assert (rough.peak_bytes, rough.peak.label) == (alone.peak_bytes, alone.peak.label)
+    assert sum(key[0] == "updates" for key in known) == 3
 
 
 def test_kinds_that_are_too_rare_are_simulated_in_full() -> None:
