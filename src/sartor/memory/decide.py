@@ -101,6 +101,7 @@ class Decider:
             recomputes_cheap=setting.way.recomputes_cheap,
             streamed_bytes=self._state_bytes() if setting.way.states == "host" else 0,
             num_update_passes=UPDATE_PASSES[setting.way.implementation],
+            rounds=self._foresight.plan.stochastic_rounding,
         )
 
     def _state_bytes(self) -> int:
@@ -114,16 +115,22 @@ class Decider:
         return spared + (min(4 * self._sizes.trained_weights, _PIECE_BYTES) if way.implementation == "for-loop" else 0)
 
     def needed(self, setting: Setting) -> int:
-        """Free memory that a setting takes."""
+        """Free memory that a setting takes; of the first one, which is most often the last, all else too."""
         foresight = self._foresight
-        return foresight.needed_bytes(foresight.prediction(setting, self._sizes.num_layers))
+        is_rough = foresight.num_simulated > 0
+        return foresight.needed_bytes(foresight.prediction(setting, self._sizes.num_layers, is_rough=is_rough))
 
     def decide(self, *, compares: bool) -> Decision:
         """Search; and where wanted, simulate the neighbours of what fits too."""
         foresight = self._foresight
         available = foresight.memory.available_bytes
         setting, fits = search(self._free, self.needed, self.seconds, available, self.saved)
+        rough = self.needed(setting)
         prediction = foresight.prediction(setting, self._sizes.num_layers)
+        if self.needed(setting) != rough:
+            foresight.is_rough_exact = False
+            setting, fits = search(self._free, self.needed, self.seconds, available, self.saved)
+            prediction = foresight.prediction(setting, self._sizes.num_layers)
         chosen = self.option("chosen", setting)
         return Decision(
             chosen,

@@ -13,6 +13,7 @@ from typing import Any
 from sartor.errors import SartorError
 from sartor.memory.decide import Decider, Decision, Proposal
 from sartor.memory.foresight import Foresight, Memory, Shape
+from sartor.memory.optimizers import state_bytes
 from sartor.memory.search import Freedom, Setting
 from sartor.memory.simulate import Training, imagined
 from sartor.memory.speed import Batch, Sizes
@@ -37,7 +38,7 @@ class Case:
     """The leanest."""
     needed_bytes: int
     """Under it."""
-    seconds: Callable[[Sizes, Setting, Shape], float]
+    seconds: Callable[[Sizes, Setting, Shape, Plan], float]
     """Of a step."""
 
 
@@ -46,8 +47,8 @@ def with_proposals(decision: Decision, config: Any, foresight: Foresight, sizes:
     if decision.fits:
         return decision
 
-    def seconds(changed: Sizes, setting: Setting, shape: Shape) -> float:
-        other = Foresight(foresight.model, foresight.plan, shape, foresight.training, foresight.memory)
+    def seconds(changed: Sizes, setting: Setting, shape: Shape, plan: Plan) -> float:
+        other = Foresight(foresight.model, plan, shape, foresight.training, foresight.memory)
         one = Freedom((setting.micro_batch_tokens,), (setting.recomputed_layers,), (setting.loss_chunk_rows,),
                       (setting.way,))  # fmt: skip
         return Decider(other, one, changed, decision.rates).seconds(setting)
@@ -68,7 +69,7 @@ def with_proposals(decision: Decision, config: Any, foresight: Foresight, sizes:
 
 def proposals(case: Case) -> tuple[Proposal, ...]:
     """Every change that applies, those that suffice first."""
-    found = [proposal for make in (_adapters, _optimizer, _shorter, _smaller) for proposal in make(case)]
+    found = [proposal for make in (_adapters, _rounding, _optimizer, _shorter, _smaller) for proposal in make(case)]
     return tuple(sorted(found, key=lambda proposal: not proposal.fits))
 
 
@@ -95,6 +96,33 @@ def _adapters(case: Case) -> Iterator[Proposal]:
             "the same beside weights rounded to 4 bits, which are made wide for each product",
             replace(case.training, lora=lora, quantization="4bit"),
         )
+
+
+def _rounding(case: Case) -> Iterator[Proposal]:
+    """bfloat16 weights and gradients, where products are in bfloat16 too; of an adapter they are next to nothing.
+
+    States stay on the device where that suffices, else where the leanest setting has them.
+    """
+    training = case.training
+    rounds = training.settings.stochastic_rounding
+    if training.lora is not None or training.quantization is not None or rounds or training.make_optimizer is not None:
+        return
+    if case.plan.compute_dtype != "bfloat16" or state_bytes(training.optimizer) is None:
+        return
+    found: list[Proposal] = []
+    for place in dict.fromkeys(("device", case.setting.way.states)):
+        where = "" if place == "device" else f", optimizer states on the {place}"
+        found += _changed(
+            case,
+            f"bf16 weights with stochastic rounding{where}",
+            "--stochastic_rounding",
+            "weights and gradients are in bfloat16, and each update is rounded up or down at random",
+            replace(training, settings=replace(training.settings, stochastic_rounding=True)),
+            states=place,
+        )
+        if found and found[-1].fits:
+            break
+    yield from found[-1:]
 
 
 def _optimizer(case: Case) -> Iterator[Proposal]:
@@ -136,9 +164,9 @@ def _shorter(case: Case) -> Iterator[Proposal]:
         )
         setting = replace(case.setting, micro_batch_tokens=length)
         foresight = Foresight(model, case.plan, shape, case.training, case.memory)
-        needed = foresight.needed_bytes(foresight.prediction(setting, case.sizes.num_layers))
+        needed = foresight.needed_bytes(foresight.prediction(setting, case.sizes.num_layers, is_rough=True))
         fits = needed <= case.memory.available_bytes
-        seconds = case.seconds(case.sizes, setting, shape)
+        seconds = case.seconds(case.sizes, setting, shape, case.plan)
         what = f"rows of at most {length:,} tokens"
         return Proposal(what, f"--max_length {length}", "longer rows are cut", needed, seconds, fits)
 
@@ -168,24 +196,29 @@ def _smaller(case: Case) -> Iterator[Proposal]:
         "--model NAME",
         "another model; in proportion, not simulated",
         int(case.needed_bytes * share * 0.95),
-        case.seconds(sizes, case.setting, case.shape),
+        case.seconds(sizes, case.setting, case.shape, case.plan),
         True,
     )
 
 
-def _changed(case: Case, name: str, how: str, cost: str, training: Training) -> Iterator[Proposal]:
+def _changed(
+    case: Case, name: str, how: str, cost: str, training: Training, *, states: str = "device"
+) -> Iterator[Proposal]:
     """The same run with another training; nothing where the architecture refuses it."""
     # Few states, or those of another optimizer: on the device, and not by AdamW's implementations.
     same = training.optimizer == case.training.optimizer
-    way = replace(case.setting.way, states="device", implementation=case.setting.way.implementation if same else None)
+    way = replace(case.setting.way, states=states, implementation=case.setting.way.implementation if same else None)
     setting = replace(case.setting, way=way)
+    plan = case.plan
+    if training.settings.stochastic_rounding:
+        plan = replace(plan, stochastic_rounding=True, parameter_dtype="bfloat16")
     try:
         model = imagined(case.config, case.plan.compute_dtype, training)
-        foresight = Foresight(model, case.plan, case.shape, training, replace(case.memory, held_bytes=0))
+        foresight = Foresight(model, plan, case.shape, training, replace(case.memory, held_bytes=0))
         needed = foresight.needed_bytes(foresight.prediction(setting, case.sizes.num_layers))
     except (SartorError, ValueError, RuntimeError):  # peft's and torch's own refusals: this change does not apply
         return
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     sizes = replace(case.sizes, trained_weights=trained)
     available = case.memory.available_bytes + case.memory.held_bytes  # what the model holds now would be free
-    yield Proposal(name, how, cost, needed, case.seconds(sizes, setting, case.shape), needed <= available)
+    yield Proposal(name, how, cost, needed, case.seconds(sizes, setting, case.shape, plan), needed <= available)

@@ -27,6 +27,9 @@ _CHUNK_BYTES = 12
 """Per weight of the head and chunk of the loss: the weight read, its gradient read and written."""
 _UPDATE_BYTES = 28
 """Per trained weight: parameter and two states read and written, gradient read."""
+_ROUNDED_UPDATE_BYTES = 114
+"""The same where parameters are rounded stochastically: a wide copy of parameter, gradient and states, random bits, and
+back.  Counted by operations."""
 _CHEAP_VALUES = 20
 """That recomputing a layer's cheap operations reads and writes, for each token and unit of its width.  From a Llama of
 8 layers on a CPU (docs/log.md, "Only cheap operations")."""
@@ -89,6 +92,7 @@ def step_seconds(
     recomputes_cheap: bool = False,
     streamed_bytes: int = 0,
     num_update_passes: int = 1,
+    rounds: bool = False,
 ) -> float:
     """Seconds of one optimizer step.
 
@@ -104,6 +108,7 @@ def step_seconds(
         recomputes_cheap: cheap operations of the other layers are taken twice.
         streamed_bytes: of optimizer states that come from the host and go back there, once each.
         num_update_passes: how often an update goes over its numbers: 1 where it is fused.
+        rounds: parameters are in bfloat16, and rounded stochastically.
     """
     passes = 4 + 2 * min(1.0, sizes.trained_share)  # forward, gradients of activations; those of weights if trained
     again = 2 * recomputed_layers / max(1, sizes.num_layers)
@@ -112,9 +117,8 @@ def step_seconds(
     flops += passes * sizes.head_weights * batch.num_targets
     num_micro_batches = max(1, math.ceil(batch.num_tokens / micro_batch_tokens))
     chunks = num_micro_batches * math.ceil(batch.num_targets / num_micro_batches / loss_chunk_rows)
-    moved: float = (
-        chunks * _CHUNK_BYTES * sizes.head_weights + num_update_passes * _UPDATE_BYTES * sizes.trained_weights
-    )
+    update_bytes = num_update_passes * _UPDATE_BYTES + (_ROUNDED_UPDATE_BYTES - _UPDATE_BYTES if rounds else 0)
+    moved: float = chunks * _CHUNK_BYTES * sizes.head_weights + update_bytes * sizes.trained_weights
     if recomputes_cheap:
         num_cheap = sizes.num_layers - recomputed_layers
         size = 2 if is_half else 4

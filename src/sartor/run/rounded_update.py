@@ -17,7 +17,7 @@ A parameter goes in blocks where each value's step depends on that value alone, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,16 +81,25 @@ class _Progress:
 class RoundedUpdate:
     """The step of an optimizer over bfloat16 parameters; see the module's text."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, seed: int, host: HostStates | None = None) -> None:
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        seed: int,
+        host: HostStates | None = None,
+        *,
+        leaves_out_repetitions: bool = False,
+    ) -> None:
         """Args:
         optimizer: one of torch's own, whose step takes each parameter by itself.
         seed: of the run.
         host: where its states live; None: on the device.
+        leaves_out_repetitions: for a simulation of memory, to which blocks of one size are alike.
         """
         self._optimizer = optimizer
         self._seed = seed
         self._host = host
         self._goes_in_blocks = isinstance(optimizer, _VALUE_BY_VALUE)
+        self._leaves_out_repetitions = leaves_out_repetitions
         self._progress: dict[nn.Parameter, _Progress] = {}
         self._done: set[nn.Parameter] = set()
 
@@ -112,8 +121,10 @@ class RoundedUpdate:
             number: of the update in its run.
             piece_bytes: parameters in float32 that are stepped on together; at least one block goes.
         """
-        for piece in self._pieces(piece_bytes):
+        repetitions = self._repetitions()
+        for piece in self._pieces(piece_bytes, repetitions):
             self._step(piece, number)
+        self._make_states(repetitions)
         self._done.clear()
 
     @torch.no_grad()
@@ -150,11 +161,11 @@ class RoundedUpdate:
             if parameter.grad is not None and parameter not in self._done
         ]
 
-    def _pieces(self, piece_bytes: int) -> Iterator[list[_Slice]]:
+    def _pieces(self, piece_bytes: int, left_out: Container[nn.Parameter] = ()) -> Iterator[list[_Slice]]:
         piece: list[_Slice] = []
         size = 0
         for parameter, number in self._waiting():
-            for part in self._blocks(parameter, number):
+            for part in self._blocks(parameter, number) if parameter not in left_out else ():
                 num_bytes = _WIDE_BYTES * (part.stop - part.start)
                 if piece and size + num_bytes > piece_bytes:
                     yield piece
@@ -171,9 +182,32 @@ class RoundedUpdate:
         start = 0 if begun is None else begun.stop
         lies_in_order = parameter.is_contiguous() and parameter.grad is not None and parameter.grad.is_contiguous()
         length = BLOCK_VALUES if self._goes_in_blocks and lies_in_order else num_values
-        while start < num_values:
+        starts = range(start, num_values, max(1, length))
+        for start in starts if not self._leaves_out_repetitions else sorted({*starts[:3], *starts[-1:]}):
             yield _Slice(parameter, number, start, min(num_values, start + length))
-            start += length
+
+    def _repetitions(self) -> dict[nn.Parameter, nn.Parameter]:
+        """Where they are left out: parameters that fill pieces by themselves, as one before them and one after do.
+
+        Each with the one before.
+        """
+        if not self._leaves_out_repetitions:
+            return {}
+        alike: dict[Any, list[nn.Parameter]] = {}
+        for parameter, number in self._waiting():
+            if len(list(self._blocks(parameter, number))) > 3:
+                alike.setdefault((parameter.shape, parameter.dtype), []).append(parameter)
+        return {parameter: some[0] for some in alike.values() for parameter in some[1:-1]}
+
+    def _make_states(self, repetitions: Mapping[nn.Parameter, nn.Parameter]) -> None:
+        """Of parameters that were left out, as those that they are like have them."""
+        states = self._optimizer.state
+        for parameter, other in repetitions.items():
+            if not states.get(parameter):
+                states[parameter] = {
+                    name: self._memory(parameter, value.dtype) if _is_array(value, other) else value
+                    for name, value in states[other].items()
+                }
 
     @torch.no_grad()
     def _step(self, piece: list[_Slice], number: int) -> None:

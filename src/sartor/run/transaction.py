@@ -220,7 +220,9 @@ class Update:
         return sum(tensor._version for tensor in tensors) + sum(parameter._version for parameter in self._waiting())
 
 
-def planned_update(optimizer: torch.optim.Optimizer, plan: Plan, *, seed: int = 0, place: str = HOST) -> Update:
+def planned_update(
+    optimizer: torch.optim.Optimizer, plan: Plan, *, seed: int = 0, place: str = HOST, is_simulated: bool = False
+) -> Update:
     """The update as a plan wants it.
 
     Args:
@@ -228,15 +230,24 @@ def planned_update(optimizer: torch.optim.Optimizer, plan: Plan, *, seed: int = 
         plan: says where its states live, and whether parameters are rounded.
         seed: of the run; for rounding.
         place: what the host's memory is called.
+        is_simulated: on tensors without content, whose repetitions may be left out.
     """
     host = HostStates(optimizer, place) if plan.optimizer_states == "host" else None
-    rounded = RoundedUpdate(optimizer, seed, host) if plan.stochastic_rounding else None
+    rounded = None
+    if plan.stochastic_rounding:
+        rounded = RoundedUpdate(optimizer, seed, host, leaves_out_repetitions=is_simulated)
     return Update(optimizer, host, rounded)
 
 
 def simulated_update(optimizer: torch.optim.Optimizer, plan: Plan) -> None:
     """A planned step on fake tensors; where the device is none of the host's memory, what lives there is on "meta"."""
-    planned_update(optimizer, plan, place=HOST if plan.device.startswith("cpu") else "meta").step()
+    place = HOST if plan.device.startswith("cpu") else "meta"
+    planned_update(optimizer, plan, place=place, is_simulated=True).step()
+
+
+def simulated_rehearsal(optimizer: torch.optim.Optimizer, plan: Plan) -> bool:
+    """The first planned step as a rehearsal takes it, on fake tensors; see `Update.rehearse`."""
+    return planned_update(optimizer, plan, place=HOST if plan.device.startswith("cpu") else "meta").rehearse()
 
 
 def goes_in_pieces(optimizer: torch.optim.Optimizer) -> bool:
