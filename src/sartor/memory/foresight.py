@@ -87,13 +87,16 @@ class Foresight:
         self.shape = shape
         self.training = training
         self.memory = memory
+        self.is_rough_exact = True
+        """Until it is found otherwise: then every prediction is made in full."""
         self._known: dict[Setting, Prediction] = {}
+        self._rough: dict[Setting, Prediction] = {}
         self._few_layers: Known = {}
 
     @property
     def num_simulated(self) -> int:
         """Settings that were simulated so far."""
-        return len(self._known)
+        return len(self._known.keys() | self._rough.keys())
 
     def plan_of(self, setting: Setting, num_layers: int) -> Plan:
         """The plan with this setting."""
@@ -110,15 +113,23 @@ class Foresight:
             optimizer_states=way.states,
         )
 
-    def prediction(self, setting: Setting, num_layers: int) -> Prediction:
-        """What this setting was foreseen to need."""
+    def prediction(self, setting: Setting, num_layers: int, *, is_rough: bool = False) -> Prediction:
+        """What this setting was foreseen to need.
+
+        Args:
+            setting: that is asked about.
+            num_layers: of the model.
+            is_rough: the peak suffices (`simulate_model`).
+        """
         if setting.recomputed_layers >= num_layers:  # then nothing is left that could be recomputed cheaply
             setting = replace(setting, way=replace(setting.way, recomputes_cheap=False))
-        if setting not in self._known:
+        is_rough = is_rough and self.is_rough_exact and setting not in self._known
+        found = self._rough if is_rough else self._known
+        if setting not in found:
             plan = self.plan_of(setting, num_layers)
             work = self.shape.work(setting.micro_batch_tokens, plan.layout)
-            self._known[setting] = simulate_model(self.model, plan, work, self.training, self._few_layers)
-        return self._known[setting]
+            found[setting] = simulate_model(self.model, plan, work, self.training, self._few_layers, is_rough=is_rough)
+        return found[setting]
 
     def needed_bytes(self, prediction: Prediction) -> int:
         """Free memory that it takes: what is not held yet, with the allocator's losses, the margin and the reserve.

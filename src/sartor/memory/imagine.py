@@ -140,13 +140,17 @@ def kinds_of(layers: Sequence[nn.Module]) -> list[int]:
     return [numbers.setdefault(_signature(layer), len(numbers)) for layer in layers]
 
 
+_OWN = ("layer_idx", "gradient_checkpointing")
+"""Which layer it is, and what an earlier simulation left: the plan says what is recomputed."""
+
+
 def _signature(layer: nn.Module) -> tuple[Any, ...]:
     parts: list[Any] = []
     for name, module in layer.named_modules():
         plain = {
             key: value
             for key, value in vars(module).items()
-            if key != "layer_idx" and isinstance(value, (int, float, str, bool, tuple, type(None)))
+            if key not in _OWN and isinstance(value, (int, float, str, bool, tuple, type(None)))
         }
         parts.append((name, type(module), tuple(sorted((key, repr(value)) for key, value in plain.items()))))
     for name, parameter in layer.named_parameters():

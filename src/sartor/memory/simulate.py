@@ -9,7 +9,7 @@ step of a run; of the first, which still lacks the optimizer's states, only the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,10 +18,10 @@ from torch import nn
 
 from sartor.engine.traits import ModelTraits, base_model, read_traits
 from sartor.errors import ConfigurationError
-from sartor.memory import imagine, optimizers, sketches, stage
+from sartor.memory import cuda_rules, imagine, optimizers, sketches, stage
 from sartor.memory.extrapolate import extrapolated
 from sartor.memory.limits import RESIDENT_PER_LIVE
-from sartor.memory.prediction import Prediction, Stretch
+from sartor.memory.prediction import Component, Prediction, Stretch
 from sartor.memory.sketches import Kinds
 from sartor.memory.tracker import Phase
 from sartor.memory.training import Training, Work
@@ -73,7 +73,13 @@ def imagined(config: Any, compute_dtype: str, training: Training) -> nn.Module:
 
 
 def simulate_model(
-    model: nn.Module, plan: Plan, work: Work, training: Training, known: Known | None = None
+    model: nn.Module,
+    plan: Plan,
+    work: Work,
+    training: Training,
+    known: Known | None = None,
+    *,
+    is_rough: bool = False,
 ) -> Prediction:
     """Foresee the memory of one optimizer step of a model without memory; it can be used again for another plan.
 
@@ -83,6 +89,8 @@ def simulate_model(
         work: the micro-batch.
         training: what is trained; its dtype, adapter and quantization are the model's already.
         known: of this model and this training, to be filled and used again.
+        is_rough: for comparing settings in half the time: the same peak, but extrapolation is not checked by a model of
+            one layer more, and of several micro-batches the timeline has the last one alone.
 
     Raises:
         ConfigurationError: the optimizer is not known, or the work is empty.
@@ -95,11 +103,13 @@ def simulate_model(
         )
     traits = read_traits(model)
     known = {} if known is None else known
-    passes, note = _passes(model, traits, plan, work, training, known)
-    key = _key(plan, work)
+    passes, note = _passes(model, traits, plan, work, training, known, is_rough=is_rough)
+    key = ("updates", *_way(plan), plan.optimizer_implementation, plan.optimizer_states)
     if key not in known:
-        known[key] = stage.updates(model, traits, plan, work, training)
-    first, *later = known[key]
+        updates = stage.updates(model, traits, plan, work, training)
+        stands = {Component.LOGITS: _standing_logits(updates), Component.TEMPORARIES: _micro_batch_bytes(work, plan)}
+        known[key] = [_more(part, stands, -1) for part in updates]
+    passes, (first, *later) = _joined(passes, known[key], _micro_batch_bytes(work, plan))
     between = [part for part in (*passes, *later) if part.phase not in _AFTER_UPDATE]
     after = [part for phase in _AFTER_UPDATE for part in (*passes, *later) if part.phase == phase]
     notes = [note]
@@ -108,50 +118,88 @@ def simulate_model(
     return _prediction([first, *between, *after], notes, plan, training)
 
 
+def _joined(
+    passes: Sequence[Stretch], updates: Sequence[Stretch], num_bytes: int
+) -> tuple[list[Stretch], list[Stretch]]:
+    """Passes with the optimizer's states, and updates with what stands there of passes.
+
+    Args:
+        passes: without states.
+        updates: without the logits' buffer and the micro-batch.
+        num_bytes: of the micro-batch.
+    """
+    states = next(part for part in updates if part.phase == Phase.CLIP).components.get(Component.OPTIMIZER, 0)
+    stands = {Component.LOGITS: _standing_logits(passes), Component.TEMPORARIES: num_bytes}
+    return [_more(part, {Component.OPTIMIZER: states}) for part in passes], [_more(part, stands) for part in updates]
+
+
+def _standing_logits(parts: Sequence[Stretch]) -> int:
+    """Of the buffer that is there from micro-batch to micro-batch."""
+    return min(part.components.get(Component.LOGITS, 0) for part in parts)
+
+
+def _more(part: Stretch, changes: Mapping[Component, int], sign: int = 1) -> Stretch:
+    found = {component: part.components.get(component, 0) + sign * size for component, size in changes.items()}
+    return replace(part, components={**part.components, **found})
+
+
+def _micro_batch_bytes(work: Work, plan: Plan) -> int:
+    """Of tokens, positions, targets and their rows."""
+    rounding = cuda_rules.ROUNDING_BYTES if plan.device.startswith("cuda") else 1
+    return sum(2 * rounding * -(-8 * count // rounding) for count in (sum(work.document_lengths), work.num_targets))
+
+
 def _passes(
-    model: nn.Module, traits: ModelTraits, plan: Plan, work: Work, training: Training, known: Known
-) -> tuple[Sequence[Stretch], str]:
-    """The stretches of the passes, and how they were found."""
-    kinds = _kinds(model, traits, plan)
-    chosen = sketches.sketches(kinds) if kinds is not None else []
-    why = ""
-    if kinds is not None and sketches.are_less_work(chosen, kinds):
-        few = {sketch: _sketched(model, traits, plan, work, training, kinds, sketch, known) for sketch in chosen}
-        timeline = extrapolated(few, tuple(kinds))
-        if timeline is not None:
-            *sizes, largest = map(len, chosen)
-            listed = f"{', '.join(map(str, sizes))} and {largest} layers"
-            return timeline, f"extrapolated from {listed} to {traits.num_layers}, without error between them"
-        why = ", since memory is not affine in their number"
-    timeline = stage.passes(model, traits, plan, work, training, range(traits.num_layers))
-    return timeline, f"simulated in full: {traits.num_layers} layers{why}"
-
-
-def _sketched(
     model: nn.Module,
     traits: ModelTraits,
     plan: Plan,
     work: Work,
     training: Training,
-    kinds: Sequence[int],
-    sketch: Kinds,
     known: Known,
-) -> list[Stretch]:
-    """The passes of a few layers of the model, as many of them recomputed as are of such a kind."""
-    if plan.recomputed_layers is not None:
-        plan = replace(plan, recomputed_layers=sum(_is_recomputed(kind) for kind in sketch))
-    key = (*_key(plan, work), plan.gradient_checkpointing, plan.recomputed_layers, plan.recomputes_cheap, sketch)
-    if key not in known:
-        places = sketches.places(kinds, sketch)
-        known[key] = stage.passes(model, traits, plan, work, training, places)
-    return known[key]
+    *,
+    is_rough: bool,
+) -> tuple[Sequence[Stretch], str]:
+    """The stretches of the passes, and how they were found."""
+    kinds = _kinds(model, traits, plan)
+    chosen = sketches.sketches(kinds) if kinds is not None else []
+    only_last = is_rough and work.num_micro_batches > 1
+    recomputation = (plan.gradient_checkpointing, plan.recomputes_cheap)
+    key = ("passes", *_way(plan), plan.loss_chunk_rows, work, *recomputation, only_last)
+
+    def timeline_of(layers: Kinds, places: Sequence[int], of: Plan) -> list[Stretch]:
+        own = (*key, of.recomputed_layers, layers)
+        if own not in known:
+            known[own] = stage.passes(model, traits, of, work, training, places, only_last=only_last)
+        return known[own]
+
+    why = ""
+    if kinds is not None and sketches.are_less_work(chosen, kinds):
+        few = {
+            sketch: timeline_of(sketch, sketches.places(kinds, sketch), _with_layers(plan, sketch))
+            for sketch in (chosen[:-1] if is_rough else chosen)
+        }
+        timeline = extrapolated(few, tuple(kinds))
+        if timeline is not None:
+            *sizes, largest = map(len, few)
+            listed = f"{', '.join(map(str, sizes))} and {largest} layers"
+            return timeline, f"extrapolated from {listed} to {traits.num_layers}, without error between them"
+        why = ", since memory is not affine in their number"
+    whole = tuple(range(traits.num_layers))
+    return timeline_of(whole, whole, plan), f"simulated in full: {traits.num_layers} layers{why}"
 
 
-def _key(plan: Plan, work: Work) -> tuple[Any, ...]:
-    """What updates depend on, and passes beside recomputation."""
+def _with_layers(plan: Plan, sketch: Kinds) -> Plan:
+    """For a few layers, of which as many are recomputed as are of such a kind."""
+    if plan.recomputed_layers is None:
+        return plan
+    return replace(plan, recomputed_layers=sum(_is_recomputed(kind) for kind in sketch))
+
+
+def _way(plan: Plan) -> tuple[Any, ...]:
+    """What updates depend on beside the optimizer, and passes beside what goes through and what is recomputed."""
     return (
-        *(plan.layout, plan.attention, plan.compute_dtype, plan.num_threads, plan.device, plan.loss_chunk_rows),
-        *(plan.optimizer_implementation, plan.optimizer_states, plan.stochastic_rounding, work),
+        *(plan.layout, plan.attention, plan.compute_dtype, plan.num_threads, plan.device, plan.stochastic_rounding),
+        plan.compile_backend,
     )
 
 

@@ -141,17 +141,37 @@ def staged(
 
 
 def passes(
-    model: nn.Module, traits: ModelTraits, plan: Plan, work: Work, training: Training, places: Sequence[int]
+    model: nn.Module,
+    traits: ModelTraits,
+    plan: Plan,
+    work: Work,
+    training: Training,
+    places: Sequence[int],
+    *,
+    only_last: bool = False,
 ) -> list[Stretch]:
-    """Forward and backward passes of a step that has one before it, with these of the model's layers; where asked for,
-    an evaluation after it."""
+    """Forward and backward passes of a step, with these of the model's layers; where asked for, an evaluation after it.
+
+    The optimizer's states, which stand there all the time, are left out.
+
+    Args:
+        model: without memory.
+        traits: of it.
+        plan: how the step is executed.
+        work: the micro-batch.
+        training: what is trained.
+        places: of the layers.
+        only_last: of several micro-batches, take the one that needs most: gradients stand there all the time.
+    """
+    num_passes = min(2, work.num_micro_batches)
     with staged(model, traits, plan, work, training, places) as stage:
         live = stage.live
-        stage.make_gradients()
-        stage.update()
-        stage.optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)  # those of the pass that set the engine up
+        if only_last and num_passes > 1:
+            num_passes = 1
+            stage.make_gradients()
         first = live.num_marks()
-        for _ in range(min(2, work.num_micro_batches)):
+        for _ in range(num_passes):
             stage.backward()
         if training.evaluates:
             model.zero_grad(set_to_none=True)
