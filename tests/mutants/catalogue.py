@@ -1025,6 +1025,13 @@ RECOVERY = (
         ),
     ),
     Mutant(
+        "a later signal forgets that another was the second",
+        f"{RUN}/interrupt.py",
+        "self.is_urgent |= self._is_held",
+        "self.is_urgent = self._is_held",
+        ("tests/run/test_interrupt.py",),
+    ),
+    Mutant(
         "evaluated with more tokens at once than training has",
         f"{RUN}/evaluate.py",
         "min(plan.micro_batch_tokens, plan.pass_tokens or plan.micro_batch_tokens)",

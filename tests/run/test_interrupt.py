@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sartor.run.interrupt import Interrupts
+from sartor.run.interrupt import Interrupts, Terminated
 
 
 def press() -> None:
@@ -73,6 +73,18 @@ def test_two_within_one_long_operation_are_two(times: int) -> None:
     assert interrupts.is_urgent is (times == 2)
     assert calls == 1
     assert signal.set_wakeup_fd(-1) == -1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX'")
+def test_two_different_ones_within_one_long_operation_are_urgent_too() -> None:
+    """Python then calls both handlers; the later call must not take back what the first has found."""
+    pressing = f"kill -TERM {os.getpid()}; sleep 0.1; kill -INT {os.getpid()}"
+    with pytest.raises((KeyboardInterrupt, Terminated)), Interrupts() as interrupts:  # noqa: PT012
+        interrupts.hold()
+        with subprocess.Popen(["sh", "-c", pressing]):
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 1_500_000)
+        interrupts.pause()
+    assert interrupts.is_urgent
 
 
 def test_an_event_loops_notes_of_signals_are_left_to_it() -> None:

@@ -139,7 +139,7 @@ class Interrupts:
             with contextlib.suppress(OSError):
                 os.write(2, _TOLD)  # print and logging may be what was interrupted
             return
-        self.is_urgent = self._is_held  # a second one: else this one would be waiting
+        self.is_urgent |= self._is_held  # a second one: else this one would be waiting
         self._is_held, self._pending = False, None
         _deliver(self._before[number], number, frame)
 
