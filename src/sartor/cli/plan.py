@@ -81,7 +81,7 @@ def _decide(
     from sartor.memory.proposals import with_proposals
     from sartor.memory.simulate import Training, imagined
     from sartor.memory.speed import sizes_of
-    from sartor.run.transaction import simulated_update
+    from sartor.run.transaction import simulated_rehearsal, simulated_update
     from sartor.trainer.device_batch import parts
     from sartor.trainer.planning import freedom_of, ways_of, with_unasked
 
@@ -94,6 +94,7 @@ def _decide(
         arrival_dtype=_arrival_dtype(config, request),
         optimizer=_optimizer(args),
         update=simulated_update,
+        rehearse=None if args.rehearse is False else simulated_rehearsal,
         lora=peft_config(request.own),
         settings=engine,
     )

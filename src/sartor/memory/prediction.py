@@ -64,6 +64,11 @@ class Prediction:
         return max(self.timeline, key=lambda stretch: stretch.num_bytes)
 
     @property
+    def rehearsal_bytes(self) -> int:
+        """Of the rehearsal, at its worst moment; of the step, where no rehearsal was foreseen."""
+        return max((part.num_bytes for part in self.timeline if part.phase == "rehearsal"), default=self.peak_bytes)
+
+    @property
     def peak_bytes(self) -> int:
         """Of all tensors and kernels' scratch, at the worst moment."""
         return self.peak.num_bytes

@@ -18,7 +18,7 @@ from torch import nn
 
 from sartor.engine.traits import ModelTraits, base_model, read_traits
 from sartor.errors import ConfigurationError
-from sartor.memory import cuda_rules, imagine, optimizers, sketches, stage
+from sartor.memory import cuda_rules, imagine, optimizers, rehearsed, sketches, stage
 from sartor.memory.extrapolate import extrapolated
 from sartor.memory.limits import RESIDENT_PER_LIVE
 from sartor.memory.prediction import Component, Prediction, Stretch
@@ -109,13 +109,15 @@ def simulate_model(
         updates = stage.updates(model, traits, plan, work, training)
         stands = {Component.LOGITS: _standing_logits(updates), Component.TEMPORARIES: _micro_batch_bytes(work, plan)}
         known[key] = [_more(part, stands, -1) for part in updates]
-    passes, (first, *later) = _joined(passes, known[key], _micro_batch_bytes(work, plan))
+    passes, updates = _joined(passes, known[key], _micro_batch_bytes(work, plan))
+    rehearsals = [rehearsed.largest_moment(model, part, passes) for part in updates if part.phase == Phase.REHEARSAL]
+    first, *later = [part for part in updates if part.phase != Phase.REHEARSAL]
     between = [part for part in (*passes, *later) if part.phase not in _AFTER_UPDATE]
     after = [part for phase in _AFTER_UPDATE for part in (*passes, *later) if part.phase == phase]
     notes = [note]
     if training.asked is not None and not any(part.phase == Phase.ANSWERS for part in after):
         notes.append("answers are not foreseen: this architecture carries a state in place of keys and values")
-    return _prediction([first, *between, *after], notes, plan, training)
+    return _prediction([*rehearsals, first, *between, *after], notes, plan, training)
 
 
 def _joined(

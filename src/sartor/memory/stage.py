@@ -48,6 +48,17 @@ class Stage:
         self.training.update(self.optimizer, self.engine.plan)
         self.live.own(Component.OPTIMIZER, optimizers.states(self.optimizer))
 
+    def rehearse(self) -> None:
+        """The first step as a rehearsal takes it, beside copies of the model's buffers; nothing stays."""
+        assert self.training.rehearse is not None
+        self.live.enter(Phase.REHEARSAL)
+        copies = [buffer.clone() for buffer in self.engine.model.buffers()]
+        if self.engine.compute_dtype != torch.float16:  # whose loss scale follows every update
+            self.training.rehearse(self.optimizer, self.engine.plan)
+        self.live.own(Component.OPTIMIZER, optimizers.states(self.optimizer))
+        self.optimizer.state.clear()
+        del copies
+
     def backward(self) -> None:
         """Forward and backward of the micro-batch."""
         self.engine.backward(
@@ -182,11 +193,14 @@ def passes(
 
 
 def updates(model: nn.Module, traits: ModelTraits, plan: Plan, work: Work, training: Training) -> list[Stretch]:
-    """The first update, where states are made; clipping and update of a later step; where asked for, saving."""
+    """The first update, where states are made; clipping and update of a later step; where asked for, before them a
+    rehearsal's update, and after them answers and saving."""
     with staged(model, traits, plan, work, training, range(traits.num_layers)) as stage:
         live = stage.live
         stage.make_gradients()
         first = live.num_marks()
+        if training.rehearse is not None:
+            stage.rehearse()
         live.enter(Phase.FIRST_UPDATE)
         stage.update()
         live.enter(Phase.CLIP)

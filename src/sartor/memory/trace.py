@@ -168,7 +168,7 @@ def as_json(
     foreseen: dict[str, Any] = {"reason": reason}
     if prediction is not None:
         foreseen = {
-            "peak_bytes": prediction.peak_bytes,
+            "peak_bytes": prediction.rehearsal_bytes,
             "margin_bytes": prediction.margin_bytes,
             "notes": list(prediction.notes),
             "timeline": [_stretch(part) for part in last_pass(prediction.timeline)],

@@ -30,6 +30,7 @@ class Phase(StrEnum):
 
     BUILD = "build"
     BATCH = "batch"
+    REHEARSAL = "rehearsal"
     FIRST_UPDATE = "first update"
     FORWARD = "forward"
     LOSS = "loss"

@@ -47,6 +47,9 @@ class Training:
     """Takes the place of `optimizer`'s own maker."""
     update: Callable[[torch.optim.Optimizer, Plan], None] = _plain_update
     """How the run takes the optimizer's step under a plan."""
+    rehearse: Callable[[torch.optim.Optimizer, Plan], bool] | None = None
+    """How a rehearsal takes the first step, weights put back; it says whether it did.  None: there is no rehearsal, and
+    no stretch of it."""
     lora: Any = None
     """A peft configuration."""
     quantization: str | None = None

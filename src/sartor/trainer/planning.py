@@ -30,7 +30,7 @@ from sartor.memory.search import Freedom, Way, freedom
 from sartor.memory.simulate import Training
 from sartor.memory.speed import Batch, sizes_of
 from sartor.records import PLAN_CHOICES, DataSummary, EngineSettings, Plan
-from sartor.run.transaction import simulated_update
+from sartor.run.transaction import simulated_rehearsal, simulated_update
 from sartor.trainer.device_batch import parts
 from sartor.trainer.sampling import asked
 
@@ -216,6 +216,7 @@ def training_of(trainer: SFTTrainer) -> Training:
         arrival_dtype=arrival[0] if arrival else "float32",
         optimizer=OptimizerNames(trainer.args.optim).value,
         update=simulated_update,
+        rehearse=None if trainer.args.rehearse is False else simulated_rehearsal,
         lora=model.peft_config[model.active_adapter] if is_adapter(model) else None,
         settings=trainer.settings.engine,
         saves=trainer.args.save_strategy != SaveStrategy.NO,

@@ -30,12 +30,12 @@ from sartor.memory.prediction import Prediction
 from sartor.memory.simulate import CPU_MARGIN, Training, Work, simulate_model
 from sartor.memory.trace import Measured, Trace
 from sartor.memory.tracker import Phase
-from sartor.records import Example, Layout, MicroBatch
+from sartor.records import Example, Layout, MicroBatch, Plan
 from sartor.run.cutting import keyed_micro_batches
 from sartor.run.recover import is_out_of_memory
 from sartor.run.state import generator_states, restore_generators
 from sartor.run.stepper import Updater
-from sartor.run.transaction import simulated_update
+from sartor.run.transaction import simulated_rehearsal, simulated_update
 from sartor.trainer import saving
 from sartor.trainer.feed import Feed
 from sartor.trainer.recovering import freeze
@@ -192,23 +192,29 @@ class Rehearsal:
         """Whether the update is rehearsed too."""
         self._is_corrected = False
         """Whether the plan was found to foresee too little."""
+        self._held_bytes = trace.held_bytes(engine.model)
+        """Of the model, and of copies of its buffers."""
+        self._update_bytes = 0
+        """The most that was in use before the first pass."""
 
     def run(self) -> dict[str, Any]:
         """Rehearse, say what was found, and freeze it into the plan; returns what `memory.json` holds."""
         trainer, engine, recovery = self._trainer, self._engine, self._updater.recovery
-        with _unchanged(engine):
+        with _unchanged(engine) as copies:
+            self._held_bytes = trace.held_bytes(engine.model, copies)
             step, recovery.step = recovery.step, 0
             try:
                 worst, measured = recovery.survive("the rehearsal", self._corrected, self._less, self._undo)
             finally:
                 recovery.step = step
                 self._undo()
-            prediction, reason = foresee(trainer, engine, worst.micro, worst.num_micro_batches)
+            prediction, reason = foresee(trainer, engine, worst.micro, worst.num_micro_batches, updates=self._updates)
         found = trace.as_json(prediction, measured, about(engine, worst.micro), reason)
         found["num_micro_batches"] = worst.num_micro_batches
         found["instrument"] = trace.instrument(engine.device)
-        measured_bytes = found["measured"]["peak_bytes"]
-        foreseen_bytes = None if prediction is None else prediction.peak_bytes
+        measured_bytes = max(found["measured"]["peak_bytes"], self._update_bytes)
+        found["measured"]["peak_bytes"] = measured_bytes
+        foreseen_bytes = None if prediction is None else prediction.rehearsal_bytes
         freeze_plan = dataclasses.replace(engine.plan, measured_bytes=measured_bytes)
         engine.replan(freeze_plan)
         freeze(trainer, freeze_plan)
@@ -242,7 +248,7 @@ class Rehearsal:
         engine.model.train()
         self._worst = self._ahead.worst(engine)
         self._last = None
-        with Trace(engine.device, trace.held_bytes(engine.model)) as watch, _heard(engine, watch):
+        with Trace(engine.device, self._held_bytes) as watch, _heard(engine, watch):
             for parameter in engine.model.parameters():
                 if parameter.requires_grad:
                     parameter.grad = torch.zeros_like(parameter)
@@ -253,6 +259,7 @@ class Rehearsal:
                     if worst.num_micro_batches == 1:
                         engine.model.zero_grad(set_to_none=True)
                     passes.append((worst, *self._pass(worst.micro, watch)))
+        self._update_bytes = max(stretch.num_bytes for stretch in watch.stretches[: passes[0][1]])
         parts = [(worst, watch.stretches[first:last]) for worst, first, last in passes]
         return max(parts, key=lambda part: max(stretch.num_bytes for stretch in part[1]))
 
@@ -298,12 +305,15 @@ class Rehearsal:
 
 
 @contextmanager
-def _unchanged(engine: Engine) -> Iterator[None]:
-    """Put back what a pass moves besides gradients: generators, buffers, the step's number, the model's mode."""
+def _unchanged(engine: Engine) -> Iterator[list[torch.Tensor]]:
+    """Put back what a pass moves besides gradients: generators, buffers, the step's number, the model's mode.
+
+    Yields the copies of buffers that it keeps meanwhile.
+    """
     generators, step_number, trains = generator_states(), engine.step_number, engine.model.training
     buffers = [(buffer, buffer.clone()) for buffer in engine.model.buffers()]
     try:
-        yield
+        yield [before for _, before in buffers]
     finally:
         with torch.no_grad():
             for buffer, before in buffers:
@@ -325,9 +335,17 @@ def _heard(engine: Engine, watch: Trace) -> Iterator[None]:
 
 
 def foresee(
-    trainer: SFTTrainer, engine: Engine, micro: MicroBatch, num_micro_batches: int
+    trainer: SFTTrainer, engine: Engine, micro: MicroBatch, num_micro_batches: int, *, updates: bool = True
 ) -> tuple[Prediction | None, str]:
-    """What the same pass needs by simulation; None with the reason where it cannot be simulated."""
+    """What step and rehearsal need by simulation; None with the reason where they cannot be simulated.
+
+    Args:
+        trainer: of the run.
+        engine: of the run.
+        micro: what goes through.
+        num_micro_batches: of its optimizer batch.
+        updates: whether the rehearsal takes the first update.
+    """
     model = imagine.imitate(engine.model)
     for module in model.modules():  # the engine's own come again with the simulation's engine
         module._forward_hooks.clear()
@@ -335,6 +353,7 @@ def foresee(
     training = Training(
         make_optimizer=maker_of(trainer),
         update=simulated_update,
+        rehearse=simulated_rehearsal if updates else _without_update,
         settings=trainer.settings.engine,
         balance_coefficient=engine.balance_coefficient,
     )
@@ -345,6 +364,10 @@ def foresee(
         if is_out_of_memory(error):
             raise
         return None, (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _without_update(optimizer: torch.optim.Optimizer, plan: Plan) -> bool:
+    return False
 
 
 def maker_of(trainer: SFTTrainer) -> MakeOptimizer:
