@@ -5,20 +5,24 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from benchmarks import memory_models
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sartor.engine import attention
+from sartor.engine.traits import read_traits
 from sartor.errors import ConfigurationError
-from sartor.memory import plan_text, rates
+from sartor.memory import foresight, plan_text, rates
 from sartor.memory.decide import Decider, Proposal
 from sartor.memory.foresight import Foresight, Memory, Shape
 from sartor.memory.prediction import Component, Prediction, Stretch
 from sartor.memory.search import Freedom, Setting, Way, freedom, interpolated, search
-from sartor.memory.simulate import Training
-from sartor.memory.speed import Batch, Sizes, step_seconds
+from sartor.memory.simulate import Known, Training, imagined
+from sartor.memory.speed import Batch, Sizes, sizes_of, step_seconds
 from sartor.records import Layout, Plan
 
 LAYERS = 8
@@ -194,15 +198,19 @@ def deciding(available: int, needed: Callable[[Setting], int]) -> Decider:
     """A decider whose predictions are given."""
     plan = Plan(Layout.FLAT_DOCUMENTS, 1_024, False, 1_024, "sdpa", "float32", "float32", 1, "cpu")
     shape = Shape(300, 5_000, 1.0, Batch(4_000, 4_000, 100), num_steps=10)
-    foresight = Foresight(torch.nn.Linear(1, 1), plan, shape, Training(), Memory(available, reserve_bytes=0))
-    foresight.prediction = lambda setting, num_layers: prediction(needed(setting))  # type: ignore[method-assign]
-    return Decider(foresight, all_free(), TABLE, rates.measured(1e11, "cpu", "float32"))
+    found = Foresight(torch.nn.Linear(1, 1), plan, shape, Training(), Memory(available, reserve_bytes=0))
+
+    def foreseen(setting: Setting, num_layers: int, *, is_rough: bool = False) -> Prediction:
+        return prediction(needed(setting))
+
+    found.prediction = foreseen  # type: ignore[method-assign]
+    return Decider(found, all_free(), TABLE, rates.measured(1e11, "cpu", "float32"))
 
 
 def test_margin_losses_and_reserve_are_kept_free_and_what_is_held_counts_once() -> None:
-    foresight = deciding(0, needs)._foresight
-    foresight.memory = Memory(0, held_bytes=400, reserve_bytes=50)
-    assert foresight.needed_bytes(prediction(1_000, margin=20, losses=1.5)) == 600 * 1.5 + 20 + 50
+    found = deciding(0, needs)._foresight
+    found.memory = Memory(0, held_bytes=400, reserve_bytes=50)
+    assert found.needed_bytes(prediction(1_000, margin=20, losses=1.5)) == 600 * 1.5 + 20 + 50
 
 
 def test_what_does_not_fit_is_said_with_the_bytes_that_are_missing() -> None:
@@ -217,6 +225,57 @@ def test_what_does_not_fit_is_said_with_the_bytes_that_are_missing() -> None:
     assert "2.50 GB" in lines[2]
     assert "not enough alone" in lines[2]
     assert deciding(leanest, needs).decide(compares=False).missing_bytes == 0
+
+
+def simulating(available: int, known: Known) -> tuple[Decider, Foresight]:
+    """A decider that simulates a model of twelve layers, 1,000 tokens at once at most."""
+    config = memory_models.small("llama, tied")
+    config.num_hidden_layers = 12
+    training = Training(arrival_dtype="bfloat16")
+    model = imagined(config, "float32", training)
+    plan = Plan(Layout.FLAT_DOCUMENTS, 1_024, False, 1_024, attention.NAME, "float32", "float32", 1, "cpu",
+                optimizer_implementation="fused")  # fmt: skip
+    shape = Shape(300, 5_000, 1.0, Batch(3_000, 3_000, 300))
+    found = Foresight(model, plan, shape, training, Memory(available))
+    found._few_layers = known
+    ways = (Way(False, "fused"), Way(True, "fused"))
+    free = freedom(tokens=None, layers=None, rows=1_024, smallest_tokens=300, largest_tokens=1_000, num_layers=12,
+                   largest_rows=1_024, ways=ways)  # fmt: skip
+    return Decider(found, free, sizes_of(read_traits(model), model), rates.measured(1e11, "cpu", "float32")), found
+
+
+def test_estimates_from_three_simulations_choose_as_well_as_the_line_between_corners() -> None:
+    known: Known = {}
+    decider, _ = simulating(10**12, known)
+    most, least = decider.needed(Setting(1_000, 0, 1_024, Way(False, "fused"))), decider.needed(decider._free.leanest)
+    for eighths in (2, 6):
+        available = least + (most - least) * eighths // 8
+        decider, here = simulating(available, known)
+        chosen, fits = decider._searched(decider._free)
+        assert here.num_simulated <= 5
+        lines, _ = simulating(available, known)
+        by_lines, also_fits = search(lines._free, lines.needed, lines.seconds, available, lines.saved)
+        assert fits
+        assert also_fits
+        assert decider.seconds(chosen) <= 1.03 * decider.seconds(by_lines)
+        assert decider.needed(chosen) <= available
+
+
+def test_where_rough_simulations_are_wrong_all_are_made_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    decider, here = simulating(10**12, {})
+    available = decider.needed(Setting(1_000, 0, 1_024, Way(False, "fused"))) * 6 // 10
+    decider, here = simulating(available, here._few_layers)
+    simulated = foresight.simulate_model
+
+    def too_low(*given: Any, is_rough: bool) -> Prediction:
+        found = simulated(*given, is_rough=is_rough)
+        return prediction(1) if is_rough else found
+
+    monkeypatch.setattr(foresight, "simulate_model", too_low)
+    decision = decider.decide(compares=False)
+    assert not here.is_rough_exact
+    assert decision.fits
+    assert decision.chosen.needed_bytes == here.needed_bytes(decision.prediction) <= available
 
 
 def test_states_on_the_host_say_what_they_take_of_its_memory() -> None:

@@ -1373,6 +1373,20 @@ PLANNING = (
         (SEARCHED,),
     ),
     Mutant(
+        "rough simulations are never checked",
+        "src/sartor/memory/decide.py",
+        "        if self.needed(setting) != rough:\n",
+        "        if False:\n",
+        (f"{SEARCHED}::test_where_rough_simulations_are_wrong_all_are_made_in_full",),
+    ),
+    Mutant(
+        "updates share the logits of other passes",
+        "src/sartor/memory/simulate.py",
+        "stands = {Component.LOGITS: _standing_logits(passes), ",
+        "stands = {",
+        ("tests/memory/test_simulate.py::test_what_settings_share_is_what_each_needs_by_itself",),
+    ),
+    Mutant(
         "plan takes what it prefers",
         "src/sartor/memory/search.py",
         "    if needed(preferred) <= available_bytes:\n",

@@ -82,7 +82,7 @@ def test_what_was_asked_for_is_obeyed_by_the_search_too(
 def test_where_the_simulation_fails_the_run_goes_on_by_rules_of_thumb(
     tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*args: Any) -> Any:
+    def refuse(*args: Any, **others: Any) -> Any:
         raise RuntimeError("no fake kernel")
 
     monkeypatch.setattr(planning, "TINY_BYTES", 0)

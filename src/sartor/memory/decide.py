@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from sartor.memory import optimizers
-from sartor.memory.foresight import Foresight
+from sartor.memory.foresight import Foresight, scaled_peak
 from sartor.memory.prediction import Prediction
 from sartor.memory.rates import Rates
 from sartor.memory.search import SMALLEST_CHUNK_ROWS, Freedom, Setting, Way, search
@@ -120,16 +121,41 @@ class Decider:
         is_rough = foresight.num_simulated > 0
         return foresight.needed_bytes(foresight.prediction(setting, self._sizes.num_layers, is_rough=is_rough))
 
+    def _searched(self, free: Freedom) -> tuple[Setting, bool]:
+        available = self._foresight.memory.available_bytes
+        return search(free, self.needed, self.seconds, available, self.saved, partial(self._about, free))
+
+    def _about(self, free: Freedom, setting: Setting, most_tokens: int) -> float:
+        """About what a setting needs, from no, all and cheap recomputation of the most tokens at once.
+
+        What grows with tokens and with rows of logits is told apart by component; layers lie on the line between none
+        and all.  So three simulations order all settings.
+        """
+        num_layers = self._sizes.num_layers
+        rows, plain = free.rows[-1], replace(free.ways[0], recomputes_cheap=setting.way.recomputes_cheap)
+        share = setting.recomputed_layers / num_layers
+        total = 0.0
+        for layers, part in ((0, 1 - share), (num_layers, share)):
+            if part:
+                top = Setting(most_tokens, layers, rows, plain)
+                foresight = self._foresight
+                prediction = foresight.prediction(top, num_layers, is_rough=foresight.num_simulated > 0)
+                peak = scaled_peak(prediction, setting.micro_batch_tokens / most_tokens, setting.loss_chunk_rows / rows)
+                total += part * (
+                    self.needed(top) + foresight.bytes_per_live(prediction) * (peak - prediction.peak_bytes)
+                )
+        return total - self.saved(setting.way) + self.saved(plain)
+
     def decide(self, *, compares: bool) -> Decision:
         """Search; and where wanted, simulate the neighbours of what fits too."""
         foresight = self._foresight
         available = foresight.memory.available_bytes
-        setting, fits = search(self._free, self.needed, self.seconds, available, self.saved)
+        setting, fits = self._searched(self._free)
         rough = self.needed(setting)
         prediction = foresight.prediction(setting, self._sizes.num_layers)
         if self.needed(setting) != rough:
             foresight.is_rough_exact = False
-            setting, fits = search(self._free, self.needed, self.seconds, available, self.saved)
+            setting, fits = self._searched(self._free)
             prediction = foresight.prediction(setting, self._sizes.num_layers)
         chosen = self.option("chosen", setting)
         return Decision(
@@ -147,8 +173,7 @@ class Decider:
 
     def unasked(self, free: Freedom, chosen: Setting) -> Option | None:
         """What is taken where this is free; None: the same."""
-        available = self._foresight.memory.available_bytes
-        setting, _ = search(free, self.needed, self.seconds, available, self.saved)
+        setting, _ = self._searched(free)
         return None if setting == chosen else self.option("left to the plan", setting)
 
     def option(self, label: str, setting: Setting) -> Option:

@@ -136,9 +136,43 @@ class Foresight:
 
         Example: a peak of 1.0 GB of which the model holds 0.4 already, on a CPU: 0.6 x 1.14 + 0.02 + 0.1 = 0.8 GB.
         """
-        losses = (prediction.resident_bytes - prediction.overhead_bytes) / max(1, prediction.peak_bytes)
-        new = max(0, prediction.peak_bytes - self.memory.held_bytes) * losses
+        new = max(0, prediction.peak_bytes - self.memory.held_bytes) * _losses(prediction)
         return int(new) + prediction.overhead_bytes + prediction.margin_bytes + self.memory.reserve_bytes
+
+    def bytes_per_live(self, prediction: Prediction) -> float:
+        """By how much more is needed where one byte more is alive."""
+        return _losses(prediction) + prediction.margin_bytes / max(1, prediction.peak_bytes)
+
+
+def _losses(prediction: Prediction) -> float:
+    """Bytes of memory for each byte that is alive."""
+    return (prediction.resident_bytes - prediction.overhead_bytes) / max(1, prediction.peak_bytes)
+
+
+def scaled_peak(prediction: Prediction, token_share: float, row_share: float) -> float:
+    """About the peak with fewer tokens at once and fewer rows of logits at a time.
+
+    Args:
+        prediction: of a step.
+        token_share: of its tokens; below 1, gradients of an earlier micro-batch stand there in every pass.
+        row_share: of its rows of logits.
+
+    Example: weights, gradients and states of 400 MB, 200 MB of activations, 100 MB of logits; half of the tokens, all
+        rows: 600 MB.
+    """
+    gradients = max(stretch.components.get(Component.GRADIENTS, 0) for stretch in prediction.timeline)
+    found = [0.0]
+    for stretch in prediction.timeline:
+        parts = dict(stretch.components)
+        if stretch.phase not in _PASS:
+            found.append(sum(parts.values()))
+            continue
+        stands = parts.get(Component.PARAMETERS, 0) + parts.get(Component.OPTIMIZER, 0)
+        stands += parts.get(Component.GRADIENTS, 0) if token_share == 1 else gradients
+        logits = parts.get(Component.LOGITS, 0)
+        moves = sum(size for part, size in parts.items() if part not in _STANDING and part is not Component.LOGITS)
+        found.append(stands + row_share * logits + token_share * moves)
+    return max(found)
 
 
 def pass_bytes(prediction: Prediction) -> int:

@@ -22,6 +22,8 @@ from dataclasses import dataclass, replace
 
 TOLERATED_SLOWNESS = 1.02
 """Among settings this close to the fastest, the one with fewer tokens at once is taken: it needs less."""
+DOUBT = 1.02
+"""An estimate may be so much too high: what is just over what there is gets simulated too."""
 SMALLEST_CHUNK_ROWS = 64
 LAYER_STEPS = 8
 """Recomputed layers are chosen in so many steps."""
@@ -109,6 +111,7 @@ def search(
     seconds: Callable[[Setting], float],
     available_bytes: int,
     saved: Callable[[Way], int] = lambda way: 0,
+    about: Callable[[Setting, int], float] | None = None,
 ) -> tuple[Setting, bool]:
     """The setting to take, and whether it fits; where nothing does, the one that needs least.
 
@@ -118,18 +121,26 @@ def search(
         seconds: of a step.
         available_bytes: that it may need.
         saved: at most so many bytes are spared by the optimizer's part of a way, whatever else is chosen.
+        about: estimates what a setting needs, given the most tokens at once that are looked at; None: the line between
+            corners.
     """
     preferred = _preferred(free.tokens, Setting(free.tokens[0], free.layers[0], free.rows[-1], free.ways[0]), seconds)
     if needed(preferred) <= available_bytes:
         return preferred, True
-    if needed(free.leanest) > available_bytes:
+    is_hopeful = about is not None and about(free.leanest, preferred.micro_batch_tokens) <= available_bytes
+    if not is_hopeful and needed(free.leanest) > available_bytes:
         return free.leanest, False
     tokens = tuple(count for count in free.tokens if count <= preferred.micro_batch_tokens)
     too_much: list[Setting] = []
     for rows in (free.rows[-1:], free.rows):  # fewer rows of logits only where all else does not suffice
         # The most tokens may be a whole optimizer batch, which needs no gradients beside its forward pass: a jump.
         boxes = [Freedom(part, free.layers, rows, free.ways) for part in (tokens[:-1], tokens[-1:]) if part]
-        promising = [s for box in boxes for s in _settings(box) if _about(box, needed, saved, s) <= available_bytes]
+        promising = [
+            setting
+            for box in boxes
+            for setting in _settings(box)
+            if (about(setting, tokens[-1]) / DOUBT if about else _about(box, needed, saved, setting)) <= available_bytes
+        ]
         for fast in sorted(promising, key=seconds):
             setting = _fewest_tokens(tokens, fast, seconds)
             if any(_needs_no_less(setting, other) for other in too_much):
@@ -137,7 +148,7 @@ def search(
             if needed(setting) <= available_bytes:
                 return setting, True
             too_much.append(setting)
-    return free.leanest, True
+    return free.leanest, needed(free.leanest) <= available_bytes
 
 
 def _fewest_tokens(tokens: Sequence[int], fast: Setting, seconds: Callable[[Setting], float]) -> Setting:
