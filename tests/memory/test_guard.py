@@ -162,3 +162,15 @@ def test_a_limit_on_a_real_process_is_seen() -> None:
         "block = bytearray(300 << 20); assert free() < (1 << 30) - (300 << 20)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_after_each_micro_batch_what_lies_idle_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sartor.memory.limits.other_bytes", lambda: 5)
+    guard = MemoryGuard(Needs(lambda tokens, trains: 0, lambda trains: 1, lambda: False))
+    seen: list[int] = []
+    monkeypatch.setattr(guard._surplus, "watch", seen.append)
+    monkeypatch.setattr("sartor.memory.limits.heap_account", lambda: limits.Heap(100, 70))
+    monkeypatch.setattr("sartor.memory.limits.anonymous_bytes", lambda: 155)
+    guard.before(8, trains=True)
+    guard.after(8, trains=True)
+    assert seen == [50]

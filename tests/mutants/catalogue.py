@@ -1025,6 +1025,20 @@ RECOVERY = (
         ),
     ),
     Mutant(
+        "what the heap keeps without need is never given back",
+        "src/sartor/memory/surplus.py",
+        "            self._give_back()\n",
+        "",
+        ("tests/memory/test_surplus.py",),
+    ),
+    Mutant(
+        "the heap's surplus is not watched",
+        "src/sartor/memory/guard.py",
+        "            self._surplus.watch(anonymous - heap.used_bytes - self._other_bytes)",
+        "            pass",
+        ("tests/memory/test_guard.py",),
+    ),
+    Mutant(
         "a later signal forgets that another was the second",
         f"{RUN}/interrupt.py",
         "self.is_urgent |= self._is_held",

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from sartor.errors import ForeseenMemoryError
 from sartor.memory import limits
 from sartor.memory.limits import RESERVE_BYTES, RESIDENT_PER_LIVE
+from sartor.memory.surplus import Surplus
 
 TELLING_SHARE = 4
 """A micro-batch says something of one that is up to so many times longer."""
@@ -70,6 +71,7 @@ class MemoryGuard:
         self._excess_bytes = 0.0
         """By which a token needed more than was foreseen."""
         self._before: _Before | None = None
+        self._surplus = Surplus()
         self._refused = self._dared = (0, 0)
         """(tokens of a micro-batch, bytes of something else): refused last, and tried all the same."""
         self._is_certain = False
@@ -108,9 +110,12 @@ class MemoryGuard:
         """See `run.recover.Guard`."""
         before, self._before = self._before, None
         heap = limits.heap_account()
+        anonymous = limits.anonymous_bytes()
+        if heap is not None:
+            self._surplus.watch(anonymous - heap.used_bytes - self._other_bytes)
         if before is None or before.heap is None or heap is None:
             return
-        grown = limits.anonymous_bytes() - before.anonymous_bytes
+        grown = anonymous - before.anonymous_bytes
         if grown <= 0:
             return  # it found what it needed in what the heap kept: nothing is learnt
         stays = max(0, heap.used_bytes - before.heap.used_bytes)
