@@ -34,7 +34,7 @@ from sartor.engine.precision import Masters
 from sartor.engine.traits import read_traits
 from sartor.memory import optimizers
 from sartor.memory.prediction import Component, Prediction
-from sartor.memory.simulate import Training, Work, simulate
+from sartor.memory.simulate import Known, Training, Work, imagined, simulate, simulate_model
 from sartor.records import EngineSettings, Example, Layout, Plan
 from sartor.run.transaction import simulated_update
 
@@ -115,6 +115,10 @@ class Options:
     balance_coefficient: float = 0.0
     plan: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the plan."""
+
+
+Shared = dict[Any, tuple[Any, Known]]
+"""Models without memory, and what was simulated of their passes."""
 
 
 def training(cell: Cell, options: Options | None = None) -> Training:
@@ -210,13 +214,22 @@ def compare(
     options: Options | None = None,
     *,
     counts_malloc: bool = False,
+    shared: Shared | None = None,
 ) -> dict[str, Any]:
-    """One row: foreseen and counted."""
+    """One row: foreseen and counted; `shared` by cells that differ in recomputation and optimizer."""
     config = memory_models.small(cell.architecture) if config is None else config
     plan, counted = measured(cell, config, work, weights, options, counts_malloc=counts_malloc)
     gc.collect()
     start = time.process_time()
-    foreseen: Prediction = simulate(config, plan, work, training(cell, options))
+    trained = training(cell, options)
+    key = (cell.architecture, cell.precision, cell.is_lora)
+    shared = {} if shared is None else shared
+    if key not in shared:
+        shared[key] = imagined(config, plan.compute_dtype, trained), {}
+    model, known = shared[key]
+    for updates in [one for one in known if one[0] == "updates"]:  # of another optimizer
+        del known[updates]
+    foreseen: Prediction = simulate_model(model, plan, work, trained, known)
     return {
         "architecture": cell.architecture,
         "precision": cell.precision,
@@ -305,9 +318,9 @@ REAL = (
 """Real sizes that fit 6 GB; the first model with its published weights where there is a folder of them."""
 
 
-def compare_real(weights: str | None) -> list[dict[str, Any]]:
+def compare_real(weights: str | None) -> Iterator[dict[str, Any]]:
     """Real steps of the sizes of published models on this machine."""
-    return [
+    return (
         compare(
             cell,
             memory_models.published(cell.architecture),
@@ -315,7 +328,7 @@ def compare_real(weights: str | None) -> list[dict[str, Any]]:
             weights if cell.architecture == "SmolLM2-135M" else None,
         )
         for cell, work in REAL
-    ]
+    )
 
 
 def show(row: dict[str, Any]) -> None:
@@ -353,20 +366,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     path = args.csv or (MALLOC_CSV if args.malloc else CSV)
     work = WORK if args.malloc else SHORT_WORK
     errors = []
-    parts: Iterable[list[dict[str, Any]]] = (
-        [
-            compare(cell, work=work, counts_malloc=args.malloc)
-            for cell in itertools.islice(cells(name, optimizer_names), args.cells)
-        ]
-        for name in names
+    rows: Iterable[dict[str, Any]] = (
+        compare(cell, work=work, counts_malloc=args.malloc, shared=shared)
+        for name, shared in ((name, {}) for name in names)  # type: tuple[str, Shared]
+        for cell in itertools.islice(cells(name, optimizer_names), args.cells)
     )
     if args.real:
-        parts = [compare_real(args.weights)]
-    for rows in parts:
-        for row in rows:
-            show(row)
-            errors.append(abs(row["error_percent"]))
-        records.append(path, rows)
+        rows = compare_real(args.weights)
+    for row in rows:
+        show(row)
+        records.append(path, [row])
+        errors.append(abs(row["error_percent"]))
     print(f"{len(errors)} cells; worst {max(errors):.3f} %")
 
 

@@ -41,6 +41,7 @@ TOLERANCE_PERCENT = 1.0
         Cell("qwen3", "float32", True, True, "adamw_torch_fused"),
         Cell("gpt2", "float32", True, False, "adamw_torch, foreach"),
         Cell("llama, tied", "float32", False, False, "rmsprop"),
+        Cell("llama, tied", "bfloat16", True, False, "adagrad, fused"),  # has states from the beginning
         Cell("gemma3", "float32", False, True, "adamw_torch_fused"),
         Cell("qwen3_moe", "float32", False, False, "adafactor"),
         Cell("lfm2", "float32", False, False, "sgd"),

@@ -53,10 +53,12 @@ class Stage:
         assert self.training.rehearse is not None
         self.live.enter(Phase.REHEARSAL)
         copies = [buffer.clone() for buffer in self.engine.model.buffers()]
+        is_done = False
         if self.engine.compute_dtype != torch.float16:  # whose loss scale follows every update
-            self.training.rehearse(self.optimizer, self.engine.plan)
+            is_done = self.training.rehearse(self.optimizer, self.engine.plan)
         self.live.own(Component.OPTIMIZER, optimizers.states(self.optimizer))
-        self.optimizer.state.clear()
+        if is_done:
+            self.optimizer.state.clear()
         del copies
 
     def backward(self) -> None:
@@ -178,6 +180,7 @@ def passes(
     with staged(model, traits, plan, work, training, places) as stage:
         live = stage.live
         model.zero_grad(set_to_none=True)  # those of the pass that set the engine up
+        stage.optimizer.state.clear()  # some have states from the beginning
         if only_last and num_passes > 1:
             num_passes = 1
             stage.make_gradients()

@@ -205,6 +205,11 @@ class Updater:
         """What losses are multiplied by before their backward pass: 1 but in float16."""
         return 1.0 if self._scaler is None else float(self._scaler.get_scale())
 
+    def states(self) -> list[torch.Tensor]:
+        """That the optimizer has now."""
+        states = self._optimizer.state.values()
+        return [value for state in states for value in state.values() if isinstance(value, torch.Tensor)]
+
     @contextmanager
     def rehearsed(self) -> Iterator[bool]:
         """While the block lasts, the optimizer has the states that its first update will make; then it is as before.

@@ -193,7 +193,7 @@ class Rehearsal:
         self._is_corrected = False
         """Whether the plan was found to foresee too little."""
         self._held_bytes = trace.held_bytes(engine.model)
-        """Of the model, and of copies of its buffers."""
+        """Of the model, of copies of its buffers, and of states that the optimizer has from the beginning."""
         self._update_bytes = 0
         """The most that was in use before the first pass."""
 
@@ -201,7 +201,7 @@ class Rehearsal:
         """Rehearse, say what was found, and freeze it into the plan; returns what `memory.json` holds."""
         trainer, engine, recovery = self._trainer, self._engine, self._updater.recovery
         with _unchanged(engine) as copies:
-            self._held_bytes = trace.held_bytes(engine.model, copies)
+            self._held_bytes = trace.held_bytes(engine.model, [*copies, *self._updater.states()])
             step, recovery.step = recovery.step, 0
             try:
                 worst, measured = recovery.survive("the rehearsal", self._corrected, self._less, self._undo)
