@@ -45,7 +45,7 @@ def test_foreseen_stands_beside_measured_and_neighbours_beside_what_was() -> Non
 def test_what_is_not_known_is_left_out() -> None:
     page = run_page("run", {}, {}, [], [])
     assert page == "# run\n"
-    assert "| memory of a step | 1.90 GB |  |" in run_page("run", PLAN, {}, [], [])
+    assert "| memory of a step | 1.90 GB | not measured: there was no rehearsal |" in run_page("run", PLAN, {}, [], [])
 
 
 def test_it_is_written_from_the_folder_alone_with_the_figures_that_are_there(tmp_path: Path) -> None:

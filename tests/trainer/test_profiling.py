@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from sartor.errors import ConfigurationError
-from sartor.trainer import profiling
+from sartor.report.run_page import write_run_page
+from sartor.trainer import planning, profiling
 from sartor.trainer.profiling import write_figures
 from tests.trainer import tiny
 
@@ -57,11 +58,43 @@ def test_figures_of_a_run_are_written_into_its_folder(tmp_path: Path, monkeypatc
     assert kept["settings"][0]["label"] == "as it is"
 
 
+def test_without_a_rehearsal_memory_is_foreseen_and_the_figure_says_that_it_was_not_measured(tmp_path: Path) -> None:
+    for trains in (False, True):
+        trainer = tiny.trainer(tmp_path / str(trains), max_steps=1, rehearse=False)
+        before = tiny.weights(trainer.model)
+        if trains:
+            trainer.train()
+        else:
+            trainer.plot_loss()
+        figure: Any = trainer.plot_memory(tmp_path / f"{trains}.png")
+        texts = [text.get_text() for text in figure.axes[0].texts]
+        assert any("largest: foreseen" in text and "not measured" in text for text in texts)
+        assert (tmp_path / f"{trains}.png").stat().st_size > 1_000
+        if not trains:  # looking at a figure trains nothing
+            assert all(torch.equal(weight, before[name]) for name, weight in tiny.weights(trainer.model).items())
+    names = {path.name for path in write_figures(trainer)}
+    assert names == {"loss.png", "lengths.png", "memory.png", "memory.svg"}
+    page = write_run_page(tmp_path / "True").read_text(encoding="utf-8")
+    assert "figures/memory.svg" in page
+    assert "| not measured: there was no rehearsal |" in page
+
+
+def test_what_is_foreseen_without_a_rehearsal_is_what_the_plan_foresaw(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "TINY_BYTES", 0)
+    trainer = tiny.trainer(tmp_path, max_steps=1, rehearse=False)
+    trainer.train()
+    assert profiling.foreseen(trainer)["foreseen"]["peak_bytes"] == trainer.plan.predicted_bytes["peak"]
+
+
 def test_where_nothing_is_known_it_is_said(tmp_path: Path) -> None:
     trainer = tiny.trainer(tmp_path, rows=tiny.stream(tiny.texts()), max_steps=1)
-    with pytest.raises(ConfigurationError, match="call profile"):
-        trainer.plot_memory()
+    assert trainer.plot_memory().axes[0].get_title().startswith("Memory over one step: 128 tokens")
     with pytest.raises(ConfigurationError, match="stream"):
         trainer.plot_lengths()
     with pytest.raises(ConfigurationError, match="stream"):
         trainer.profile()
+    own = tiny.trainer(tmp_path, max_steps=1, compute_loss_func=lambda outputs, labels, num_items_in_batch: 0)
+    with pytest.raises(ConfigurationError, match="an own loss or data_collator decides"):
+        own.plot_memory()

@@ -65,7 +65,8 @@ def plot_memory(content: Mapping[str, Any], path: Path | str | None = None) -> F
     axes.set_xlim(0, len(longer))
     axes.set_ylim(0, 1.12 * _peak(foreseen, measured) / unit)
     _peaks(axes, foreseen, measured, unit, name)
-    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return finished(figure, path)
 
 
@@ -154,6 +155,8 @@ def _peaks(axes: Axes, foreseen: Timeline, measured: Timeline, unit: float, name
     for label, timeline in (("foreseen", foreseen), ("measured", measured)):
         if timeline:
             said.append(f"{label} {max(map(_total, timeline)) / unit:.2f} {name}")
+        else:
+            said.append(f"not {label}" + (" (there was no rehearsal)" if label == "measured" else ""))
     axes.text(0.01, 0.985, "largest: " + ", ".join(said), transform=axes.transAxes, va="top", fontsize=9)
 
 

@@ -95,7 +95,8 @@ def _compared(
     foreseen, measured = memory.get("foreseen", {}).get("peak_bytes"), memory.get("measured", {}).get("peak_bytes")
     foreseen = foreseen or plan.get("predicted_bytes", {}).get("peak")
     if foreseen or measured:
-        yield f"| memory of a step | {_amount(foreseen)} | {_amount(measured)} |"
+        not_measured = "not measured: there was no rehearsal"
+        yield f"| memory of a step | {_amount(foreseen)} | {_amount(measured) if measured else not_measured} |"
     forecast = plan.get("forecast", {})
     step_s, run_s = forecast.get("chosen", {}).get("step_s"), forecast.get("run_s")
     summary: Mapping[str, Any] = next((one for one in reversed(records) if "train_runtime" in one), {})

@@ -9,14 +9,18 @@ from __future__ import annotations
 import json
 import os
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sartor.engine.traits import base_model
-from sartor.errors import ConfigurationError
+import torch
+
+from sartor.engine.traits import base_model, read_traits
+from sartor.errors import ConfigurationError, SartorError
+from sartor.memory import imagine, trace
 from sartor.memory.allocator import retaining
 from sartor.memory.consumers import what_consumes
-from sartor.memory.simulate import Training, Work
+from sartor.memory.simulate import Training, Work, simulate_model
 from sartor.records import Plan
 from sartor.run.implementation import set_implementation
 from sartor.run.stepper import Updater
@@ -24,6 +28,7 @@ from sartor.run.transaction import simulated_update
 from sartor.trainer import rehearsing, saving
 from sartor.trainer.evaluating import lazy_loader
 from sartor.trainer.feed import Feed
+from sartor.trainer.planning import shape_of
 from sartor.trainer.setup import engine_for
 
 if TYPE_CHECKING:
@@ -71,20 +76,57 @@ def _num_steps(trainer: SFTTrainer) -> int:
 
 
 def memory_of(trainer: SFTTrainer) -> dict[str, Any]:
-    """What is known of the trainer's memory: of its last rehearsal, or of the run that its folder holds.
+    """What is known of the trainer's memory: of its last rehearsal, or of the run that its folder holds; else foreseen.
 
     Raises:
-        ConfigurationError: nothing is known.
+        ConfigurationError: nothing is known, and nothing can be foreseen; says why.
     """
     if trainer.memory is not None:
         return trainer.memory
     path = Path(trainer.args.output_dir) / rehearsing.MEMORY_NAME
-    if not path.exists():
+    if trainer.plan is None and path.exists():
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+    return foreseen(trainer)
+
+
+def foreseen(trainer: SFTTrainer) -> dict[str, Any]:
+    """What `memory.json` holds where nothing was rehearsed: a step's memory by simulation, and nothing measured.
+
+    Raises:
+        ConfigurationError: an own loss decides, or this model cannot be simulated.
+    """
+    if trainer.uses_padded_batches or trainer.train_dataset is None:
         raise ConfigurationError(
-            "nothing was rehearsed, so there is no memory to show: call profile() first, or train with rehearse=True."
+            "there is no memory to show: "
+            + ("without train_dataset" if trainer.train_dataset is None else "an own loss or data_collator decides")
+            + "."
         )
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    feed, plan = Feed(trainer), trainer.plan
+    if plan is None:
+        with engine_for(trainer, longest_tokens=feed.longest_document, trains=True, feed=feed) as engine:
+            plan = engine.plan
+    model = imagine.imitate(trainer.model)
+    imagine.widen(model, getattr(torch, plan.compute_dtype), rounds=plan.stochastic_rounding)
+    traits = read_traits(model)
+    shape = replace(shape_of(trainer, feed), document_limit=traits.rope_switch_tokens)
+    work = shape.work(plan.micro_batch_tokens, plan.layout)
+    try:
+        prediction = simulate_model(model, plan, work, _training(trainer))
+    except (SartorError, RuntimeError, NotImplementedError, TypeError, AttributeError, ValueError, KeyError) as error:
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise ConfigurationError(f"nothing was rehearsed, and this model cannot be simulated: {cause}") from error
+    about = {
+        "model_type": traits.model_type,
+        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "device": plan.device,
+        "compute_dtype": plan.compute_dtype,
+        "gradient_checkpointing": plan.gradient_checkpointing,
+        "document_lengths": list(work.document_lengths),
+        "num_targets": work.num_targets,
+        "num_micro_batches": work.num_micro_batches,
+    }
+    return trace.as_json(prediction, [], about)
 
 
 def with_settings(trainer: SFTTrainer, memory: dict[str, Any]) -> dict[str, Any]:
@@ -96,21 +138,27 @@ def with_settings(trainer: SFTTrainer, memory: dict[str, Any]) -> dict[str, Any]
 
 def consumers(trainer: SFTTrainer, plan: Plan, memory: dict[str, Any]) -> list[dict[str, Any]]:
     """See `memory.consumers.what_consumes`."""
+    training = _training(trainer)
+    work = Work(tuple(memory["document_lengths"]), memory["num_targets"], memory["num_micro_batches"])
+    return what_consumes(base_model(trainer.model).config, plan, work, training)
+
+
+def _training(trainer: SFTTrainer) -> Training:
     adapters = getattr(trainer.model, "peft_config", None)
     frozen = [parameter for parameter in trainer.model.parameters() if not parameter.requires_grad]
-    training = Training(
+    return Training(
         arrival_dtype=str(frozen[0].dtype).removeprefix("torch.") if frozen else "float32",
         make_optimizer=rehearsing.maker_of(trainer),
         update=simulated_update,
         lora=next(iter(adapters.values())) if adapters else None,
         settings=trainer.settings.engine,
     )
-    work = Work(tuple(memory["document_lengths"]), memory["num_targets"], memory["num_micro_batches"])
-    return what_consumes(base_model(trainer.model).config, plan, work, training)
 
 
 def write_figures(trainer: SFTTrainer, folder: str | os.PathLike[str] | None = None) -> list[Path]:
-    """Loss, lengths and, where there was a rehearsal, memory by component and by setting; returns the files.
+    """Loss, lengths, memory by component, and by setting where there was a rehearsal; returns the files.
+
+    Without a rehearsal memory is foreseen alone, and says so; where it cannot be, that is said in its place.
 
     Args:
         folder: default: `figures` in the run folder.
@@ -132,9 +180,16 @@ def write_figures(trainer: SFTTrainer, folder: str | os.PathLike[str] | None = N
         written.append(target / "lengths.png")
     if trainer.memory is not None:
         trainer.memory = with_settings(trainer, trainer.memory)
-        saving.write_json(os.path.join(trainer.args.output_dir, rehearsing.MEMORY_NAME), trainer.memory)
-        for ending in ("png", "svg"):
-            trainer.plot_memory(target / f"memory.{ending}")
-            memory_figures.plot_settings(trainer.memory.get("settings", []), target / f"settings.{ending}")
-            written += [target / f"memory.{ending}", target / f"settings.{ending}"]
+    try:
+        memory = trainer.memory or foreseen(trainer)
+    except ConfigurationError as error:
+        trainer.say(f"no figure of memory: {error}")
+        return written
+    saving.write_json(os.path.join(trainer.args.output_dir, rehearsing.MEMORY_NAME), memory)
+    for ending in ("png", "svg"):
+        memory_figures.plot_memory(memory, target / f"memory.{ending}")
+        written.append(target / f"memory.{ending}")
+        if "settings" in memory:
+            memory_figures.plot_settings(memory["settings"], target / f"settings.{ending}")
+            written.append(target / f"settings.{ending}")
     return written

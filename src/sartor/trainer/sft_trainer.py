@@ -291,6 +291,9 @@ class SFTTrainer(Trainer):
     def plot_memory(self, path: str | Path | None = None) -> Figure:
         """Memory over one step, by component, foreseen and measured; written where a path is given (PNG, or .svg).
 
+        Without a rehearsal (`profile()`, or training with `rehearse=True`) it is foreseen alone, and the figure says
+        so.
+
         Raises:
             ConfigurationError: nothing was rehearsed: call `profile()` first, or train with `rehearse=True`.
         """
