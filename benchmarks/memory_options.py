@@ -42,11 +42,26 @@ class Variant:
 
 
 def variants() -> Iterator[Variant]:
-    """All of them, each for two architectures, both precisions, with and without an adapter."""
+    """All of them, each for several architectures, with and without an adapter, and most for both precisions."""
     for architecture in ARCHITECTURES:
         for precision in ("float32", "bfloat16"):
             for is_lora in (False, True):
                 yield from _of(architecture, precision, is_lora)
+    for architecture in (*ARCHITECTURES, "gemma3", "gpt2"):
+        for is_lora in (False, True):
+            yield from _rounded(architecture, is_lora)
+
+
+def _rounded(architecture: str, is_lora: bool) -> Iterator[Variant]:
+    """Weights in bfloat16 in place of float32 masters."""
+    plain = Cell(architecture, "bfloat16", False, is_lora, "adamw_torch_fused")
+    rounding = Options(EngineSettings(stochastic_rounding=True), plan={"stochastic_rounding": True})
+    for recomputes in (False, "cheap", True):
+        yield Variant("stochastic rounding", replace(plain, recomputes=recomputes), options=rounding)
+    for name in ("adamw_torch", "sgd, fused"):
+        yield Variant("stochastic rounding", replace(plain, optimizer=name), options=rounding)
+    streamed = replace(rounding, plan={"stochastic_rounding": True, "optimizer_states": "host"})
+    yield Variant("stochastic rounding, states on the host", plain, options=streamed)
 
 
 def _of(architecture: str, precision: str, is_lora: bool) -> Iterator[Variant]:
@@ -69,10 +84,6 @@ def _of(architecture: str, precision: str, is_lora: bool) -> Iterator[Variant]:
     yield Variant("label smoothing", plain, options=Options(EngineSettings(label_smoothing=0.1)))
     yield Variant("noise", plain, options=Options(EngineSettings(neftune_noise_alpha=5.0)))
     yield Variant("dft", plain, options=Options(EngineSettings(loss_type="dft")))
-    if precision == "bfloat16":
-        for name in ("adamw_torch_fused", "adamw_torch", "sgd, fused"):
-            rounding = Options(EngineSettings(stochastic_rounding=True), plan={"stochastic_rounding": True})
-            yield Variant("stochastic rounding", replace(plain, optimizer=name), options=rounding)
     if architecture == "qwen3_moe":
         yield Variant("balance of experts", plain, options=Options(balance_coefficient=0.01))
 

@@ -17,6 +17,8 @@ TUTORIAL = ("--max_length", "650", "--per_device_train_batch_size", "4", "--grad
 CASES = (
     ("SmolLM2-135M", (*TUTORIAL, "--gpu", "T4")),
     ("Llama-3.1-8B", ("--gpu", "RTX4090")),
+    ("Llama-3.1-8B", ("--gpu", "L40S")),
+    ("Llama-3.1-8B", ("--gpu", "L40S", "--stochastic_rounding")),
     ("Llama-3.1-8B", ("--gpu", "H100")),
 )
 """(model, options)."""

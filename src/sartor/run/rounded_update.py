@@ -205,7 +205,9 @@ class RoundedUpdate:
         for parameter, other in repetitions.items():
             if not states.get(parameter):
                 states[parameter] = {
-                    name: self._memory(parameter, value.dtype) if _is_array(value, other) else value
+                    name: self._memory(parameter, value.dtype)
+                    if _is_array(value, other)
+                    else _copied(value, parameter.device, moves=False)
                     for name, value in states[other].items()
                 }
 
