@@ -1387,6 +1387,13 @@ PLANNING = (
         (SEARCHED,),
     ),
     Mutant(
+        "a card shows figures that are not there",
+        "src/sartor/report/card.py",
+        "for path, title in FIGURES.items() if path in facts.figures",
+        "for path, title in FIGURES.items()",
+        ("tests/report/test_hub.py::test_figures_that_were_not_drawn_are_not_shown",),
+    ),
+    Mutant(
         "rough simulations are never checked",
         "src/sartor/memory/decide.py",
         "        if self.needed(setting) != rough:\n",
@@ -1396,8 +1403,8 @@ PLANNING = (
     Mutant(
         "updates share the logits of other passes",
         "src/sartor/memory/simulate.py",
-        "stands = {Component.LOGITS: _standing_logits(passes), ",
-        "stands = {",
+        "        known[key] = [_more(part, stands, -1) for part in updates]\n",
+        "        known[key] = updates\n",
         ("tests/memory/test_simulate.py::test_what_settings_share_is_what_each_needs_by_itself",),
     ),
     Mutant(

@@ -432,3 +432,29 @@ def test_a_data_set_from_the_hub_carries_its_name_as_it_is_spelt_through_map_and
     done = subprocess.run(command, env=hub_environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["Someone/RickScience-v2"] * 2 + ["None"] * 3
+
+
+def test_the_card_of_a_training_shows_its_figures_and_they_come_along(hub: HubServer, tmp_path: Path) -> None:
+    from tests.trainer import tiny
+
+    trainer = tiny.trainer(tmp_path / "run", max_steps=2, hub_token=TOKEN, hub_model_id=REPOSITORY)
+    trainer.train()
+    (tmp_path / "run" / "figures").mkdir()
+    (tmp_path / "run" / "figures" / "private.png").write_bytes(b"private")
+    trainer.push_to_hub()
+    files = hub.files(REPOSITORY)
+    shown = {"figures/loss.png", "figures/lengths.png", "figures/memory.png"}
+    assert {name for name in files if name.startswith("figures/")} == shown
+    card = files["README.md"].decode()
+    for name in shown:
+        assert files[name].startswith(b"\x89PNG")
+        assert f"]({name})" in card
+
+
+def test_figures_that_were_not_drawn_are_not_shown(tmp_path: Path) -> None:
+    from tests.trainer import tiny
+
+    trainer = tiny.trainer(tmp_path, max_steps=1)
+    trainer.train()
+    trainer.create_model_card()
+    assert "figures/" not in (tmp_path / "README.md").read_text(encoding="utf-8")

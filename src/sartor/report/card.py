@@ -19,7 +19,7 @@ from sartor.records import DataSummary, Plan
 from sartor.report import markdown
 from sartor.report.files import write_whole
 from sartor.report.licenses import license_metadata
-from sartor.report.staging import CARD, is_hub_id, is_repository_id, public_name
+from sartor.report.staging import CARD, FIGURES, is_hub_id, is_repository_id, public_name
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -125,6 +125,8 @@ class CardFacts:
     evaluation: Sequence[DataSummary] = ()
     plan: Plan | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    figures: Sequence[str] = ()
+    """Of `staging.FIGURES`, those that lie beside the card."""
 
     dataset_name: str | Sequence[str] | None = None
     """Hub ids, or names of files."""
@@ -158,6 +160,7 @@ def model_card(facts: CardFacts) -> str:
     ]
     if table := _loss_table(facts.losses):
         parts.append(f"### Loss\n\n{table}")
+    parts += [f"![{title}]({path})" for path, title in FIGURES.items() if path in facts.figures]
     if facts.hyperparameters:
         rows = [(f"`{name}`", markdown.shown(value)) for name, value in facts.hyperparameters.items()]
         parts.append(f"### Hyperparameters\n\n{markdown.table(('option', 'value'), rows)}")

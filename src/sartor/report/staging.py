@@ -56,7 +56,15 @@ MODEL_FILES = (
 )
 """What `from_pretrained` reads."""
 
-UPLOADED = (*MODEL_FILES, CARD, METRICS)
+FIGURES = {
+    "figures/loss.png": "Loss per target token",
+    "figures/lengths.png": "How long the rows are, in tokens",
+    "figures/memory.png": "Memory over one step, by component",
+    "figures/settings.png": "What consumes memory: one setting changed at a time",
+}
+"""Pictures of numbers that the card shows, and their titles."""
+
+UPLOADED = (*MODEL_FILES, CARD, METRICS, *FIGURES)
 """Everything that a push takes from a run folder.  Rows, sample answers, pickles, optimizer states, the resolved
 configuration and the plan are not in here, and neither are checkpoint folders."""
 
@@ -92,8 +100,8 @@ def files_to_upload(
     """The files of `folder` that leave in a push, by their path in the repository.
 
     Patterns are shell patterns (`fnmatch`) over the path inside `folder`, in which `*` stops at no `/`; so only what is
-    in `folder` itself, in a folder that holds an adapter (peft keeps further adapters there) or among further chat
-    templates is looked at.  Python files that a configuration's `auto_map` names come with it.
+    in `folder` itself, among its figures, in a folder that holds an adapter (peft keeps further adapters there) or
+    among further chat templates is looked at.  Python files that a configuration's `auto_map` names come with it.
 
     Raises:
         RunFolderError: no such folder.
@@ -117,7 +125,7 @@ def _candidates(folder: Path) -> Iterable[Path]:
     for path in folder.iterdir():
         if path.is_file():
             yield path
-        elif path.name == "additional_chat_templates" or (
+        elif path.name in ("additional_chat_templates", "figures") or (
             (path / "adapter_config.json").is_file() and not path.name.startswith(("checkpoint-", "."))
         ):
             yield from (file for file in path.iterdir() if file.is_file())

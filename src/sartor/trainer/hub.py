@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sartor.config import SFTConfig, resolved_configuration
 from sartor.engine.traits import base_model, is_adapter
+from sartor.errors import RunFolderError
 from sartor.report import card
 from sartor.report import hub as report_hub
 from sartor.report.hub import BackgroundPushes
@@ -46,6 +47,7 @@ def write_card(trainer: SFTTrainer, about: dict[str, Any]) -> None:
         train=summaries.get("train"),
         evaluation=tuple(summary for key, summary in summaries.items() if key != "train"),
         plan=trainer.plan,
+        figures=trainer.figures,
         versions=card.installed_versions(*(("peft",) if is_adapter(trainer.model) else ())),
         **about,
     )
@@ -99,6 +101,7 @@ def push(
     if trainer.hub_model_id is None:
         trainer.init_hf_repo(token=token, private=private)
     trainer.save_model(_internal_call=True)
+    _draw(trainer)
     trainer.create_model_card(**about)
     trainer._finish_current_push()
     assert trainer.hub_model_id is not None  # init_hf_repo has set it, or raised
@@ -111,6 +114,17 @@ def push(
         blocking=blocking,
         create=False,
     )
+
+
+def _draw(trainer: SFTTrainer) -> None:
+    """Figures for the card, where there was a training and nobody drew them yet."""
+    from sartor.trainer.profiling import write_figures
+
+    if trainer.state.log_history and not trainer.figures:
+        try:
+            write_figures(trainer)
+        except RunFolderError as error:  # a card without figures is better than no push
+            trainer.say(f"no figures for the card: {error}")
 
 
 def push_checkpoint(trainer: SFTTrainer, checkpoint: str) -> None:

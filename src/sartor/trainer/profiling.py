@@ -166,11 +166,18 @@ def write_figures(trainer: SFTTrainer, folder: str | os.PathLike[str] | None = N
     Raises:
         RunFolderError: it cannot be written.
     """
-    from sartor.report import memory_figures
-
     target = Path(folder or Path(trainer.args.output_dir) / FIGURES)
     with saving.explained(target):
         target.mkdir(parents=True, exist_ok=True)
+    written = _draw(trainer, target)
+    if folder is None:
+        trainer.figures = tuple(f"{FIGURES}/{path.name}" for path in written)
+    return written
+
+
+def _draw(trainer: SFTTrainer, target: Path) -> list[Path]:
+    from sartor.report import memory_figures
+
     written = []
     if trainer.state.log_history:
         trainer.plot_loss(target / "loss.png")

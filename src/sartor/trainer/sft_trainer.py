@@ -81,6 +81,8 @@ class SFTTrainer(Trainer):
     """Of the last training."""
     memory: dict[str, Any] | None = None
     """Of the last rehearsal: what was foreseen and measured, as `memory.json` has it."""
+    figures: tuple[str, ...] = ()
+    """In the run folder, drawn after the last training."""
     journal: Journal | None = None
     checkpoints: Checkpoints | None = None
     """While training, as the journal."""

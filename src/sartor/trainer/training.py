@@ -46,6 +46,7 @@ def train(
     resumption = resuming.find(trainer, resume)
     align_special_tokens(trainer.model, trainer.processing_class)
     feed = Feed(trainer)
+    trainer.figures = ()
     with ExitStack() as stack:
         stack.callback(_end, trainer)
         trainer.is_in_train = True
