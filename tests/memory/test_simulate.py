@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from sartor.engine.precision import Masters, autocast
 from sartor.errors import ConfigurationError
-from sartor.memory import sketches, stage
+from sartor.memory import optimizers, sketches, stage
 from sartor.memory.prediction import Component, Prediction, Stretch
 from sartor.memory.simulate import Training, Work, imagined, simulate, simulate_model
 from sartor.memory.training import Asked
@@ -90,17 +90,19 @@ def test_extrapolating_over_layers_equals_simulating_them_all(
 @pytest.mark.parametrize(
     ("architecture", "types"),
     [
-        ("gemma3", [*(["sliding_attention"] * 2 + ["full_attention"]) * 3, "sliding_attention", "sliding_attention"]),
-        ("lfm2", [*["conv", "conv", "full_attention"] * 3, "conv", "conv"]),
+        ("gemma3", [*(["sliding_attention"] * 2 + ["full_attention"]) * 4, "sliding_attention", "sliding_attention"]),
+        ("lfm2", [*["conv", "conv", "full_attention"] * 4, "conv", "conv"]),
     ],
 )
+@pytest.mark.parametrize("recomputed_layers", [None, 6])
 def test_layers_of_several_kinds_are_extrapolated_to_the_byte(
-    architecture: str, types: list[str], monkeypatch: pytest.MonkeyPatch
+    recomputed_layers: int | None, architecture: str, types: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = memory_models.small(architecture)
     config.num_hidden_layers = len(types)
     config.layer_types = types
     plan = plan_of(config, tokens=200, compute="float32", recomputes=True)
+    plan = dataclasses.replace(plan, recomputed_layers=recomputed_layers)
     quick, full = _quick_and_full(config, plan, Training(optimizer="sgd"), monkeypatch)
     assert "extrapolated from" in quick.notes[0]
     assert quick.timeline == full.timeline
@@ -196,6 +198,21 @@ def test_components_are_what_they_are_called() -> None:
     assert 2 * num_bytes <= update.components[Component.OPTIMIZER] <= 2 * num_bytes + 4 * 50  # and counts of steps
     assert update.components[Component.ACTIVATIONS] == 0
     assert foreseen.peak_bytes == sum(foreseen.components.values())
+
+
+@pytest.mark.parametrize(
+    ("optim", "optim_args", "states"),
+    [("sgd", None, 0), ("sgd", "momentum=0.9", 1), ("rmsprop", "centered=true, momentum=0.5", 3)],
+)
+def test_what_optim_args_says_of_states_is_counted(optim: str, optim_args: str | None, states: int) -> None:
+    config = memory_models.small("llama, tied")
+    options = optimizers.options_of(optim, optim_args)
+    plan = plan_of(config, tokens=200, compute="float32", recomputes=False)
+    update = simulate(config, plan, WORK, Training(optimizer=optim, optimizer_options=options)).timeline[-1]
+    counts_bytes = 4 * 50  # of steps
+    expected = states * update.components[Component.GRADIENTS]
+    assert expected <= update.components[Component.OPTIMIZER] <= expected + counts_bytes
+    assert optimizers.state_bytes(optim, options) == 4 * states
 
 
 def test_recomputation_saves_activations_and_a_second_micro_batch_needs_gradients() -> None:

@@ -1273,9 +1273,30 @@ FORESIGHT = (
     Mutant(
         "the first update is left out",
         f"{MEMORY_ROOM}/simulate.py",
-        "    return _prediction([first, *between, *after], notes, plan, training)\n",
-        "    return _prediction([*between, *after], notes, plan, training)\n",
+        "    return _prediction([*rehearsals, first, *between, *after], notes, plan, training)\n",
+        "    return _prediction([*rehearsals, *between, *after], notes, plan, training)\n",
         (f"{FORESEEN}::test_the_peak_is_what_the_allocator_counts",),
+    ),
+    Mutant(
+        "states that are there from the beginning count twice",
+        f"{MEMORY_ROOM}/stage.py",
+        "        stage.optimizer.state.clear()  # some have states from the beginning\n",
+        "",
+        (f"{FORESEEN}::test_the_peak_is_what_the_allocator_counts",),
+    ),
+    Mutant(
+        "a rehearsal's update is not foreseen",
+        f"{MEMORY_ROOM}/rehearsed.py",
+        "    moments = [dict(update.components) | {Component.LOGITS: 0}]\n",
+        "    moments = []\n",
+        ("tests/trainer/test_rehearsal.py::test_the_rehearsal_itself_is_foreseen_as_the_allocator_counts_it",),
+    ),
+    Mutant(
+        "momentum that optim_args names is not foreseen",
+        f"{MEMORY_ROOM}/optimizers.py",
+        '        found["momentum"] = float(said["momentum"])\n',
+        "        pass\n",
+        (f"{FORESEEN}::test_what_optim_args_says_of_states_is_counted",),
     ),
     Mutant(
         "one coefficient for layers of all kinds",

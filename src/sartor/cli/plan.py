@@ -77,6 +77,7 @@ def _decide(
     from sartor.engine.traits import read_traits
     from sartor.memory.decide import Decider
     from sartor.memory.foresight import PROCESS_BYTES, Foresight, Memory
+    from sartor.memory.optimizers import options_of
     from sartor.memory.plan import with_optimizer
     from sartor.memory.proposals import with_proposals
     from sartor.memory.simulate import Training, imagined
@@ -94,6 +95,7 @@ def _decide(
         arrival_dtype=_arrival_dtype(config, request),
         optimizer=_optimizer(args),
         update=simulated_update,
+        optimizer_options=options_of(_optimizer(args), args.optim_args),
         rehearse=None if args.rehearse is False else simulated_rehearsal,
         lora=peft_config(request.own),
         settings=engine,

@@ -107,7 +107,8 @@ class Decider:
 
     def _state_bytes(self) -> int:
         """Of the optimizer's states, all together; 0 for optimizers whose states have one place only."""
-        each = optimizers.state_bytes(self._foresight.training.optimizer) or 0
+        training = self._foresight.training
+        each = optimizers.state_bytes(training.optimizer, training.optimizer_options) or 0
         return each * self._sizes.trained_weights
 
     def saved(self, way: Way) -> int:

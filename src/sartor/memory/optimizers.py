@@ -6,7 +6,7 @@ for their states' bytes; `RULED` names them, and a prediction that used one says
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -86,9 +86,30 @@ def implementations(name: str, device_type: str) -> tuple[str, ...]:
     return ("for-loop",) if device_type == "cpu" else ("foreach", "for-loop")
 
 
-def state_bytes(name: str) -> int | None:
-    """What torch's own optimizers keep for each trained value; None for others, whose states stay on the device."""
-    return _STATE_BYTES.get(name)
+def options_of(name: str, optim_args: str | None) -> dict[str, Any]:
+    """What `optim_args` says that changes an optimizer's states, as transformers reads it.
+
+    Example: "momentum=0.9" of sgd is {"momentum": 0.9}; of adamw_torch it says nothing.
+    """
+    said = dict(one.partition("=")[::2] for one in (optim_args or "").replace(" ", "").split(",") if one)
+    found: dict[str, Any] = {}
+    if name in ("sgd", "rmsprop") and "momentum" in said:
+        found["momentum"] = float(said["momentum"])
+    if name == "rmsprop" and "centered" in said:
+        found["centered"] = said["centered"].lower() in ("true", "1", "yes")
+    return found
+
+
+def state_bytes(name: str, options: Mapping[str, Any] | None = None) -> int | None:
+    """What torch's own optimizers keep for each trained value; None for others, whose states stay on the device.
+
+    Args:
+        name: `SFTConfig.optim`.
+        options: see `options_of`.
+    """
+    if name not in _STATE_BYTES:
+        return None
+    return _STATE_BYTES[name] + 4 * sum(bool(value) for value in (options or {}).values())
 
 
 def flags(implementation: str) -> dict[str, bool]:
@@ -120,13 +141,16 @@ RULED: dict[str, tuple[int, bool]] = {
 """bitsandbytes' optimizers: (states per parameter, whether they are 8-bit).  By rule, unmeasured."""
 
 
-def maker(name: str, *, is_cuda: bool, implementation: str | None = None) -> MakeOptimizer:
+def maker(
+    name: str, *, is_cuda: bool, implementation: str | None = None, options: Mapping[str, Any] | None = None
+) -> MakeOptimizer:
     """How to make an optimizer by transformers' name.
 
     Args:
         name: `SFTConfig.optim`.
         is_cuda: torch takes its `foreach` implementations by itself there, and one parameter at a time on a CPU.
         implementation: one of `IMPLEMENTATIONS`; None: what the name says, else torch's own choice.
+        options: see `options_of`.
 
     Raises:
         ConfigurationError: no rule for this name.
@@ -135,12 +159,13 @@ def maker(name: str, *, is_cuda: bool, implementation: str | None = None) -> Mak
         return _ruled(*RULED[name])
     how: dict[str, Any] = {"foreach": is_cuda} if implementation is None else flags(implementation)
     fused = {"fused": True} if implementation is None else how
+    more = dict(options or {})
     makers: dict[str, MakeOptimizer] = {
         "adamw_torch": lambda groups: torch.optim.AdamW(groups, lr=1e-5, **how),
         "adamw_torch_fused": lambda groups: torch.optim.AdamW(groups, lr=1e-5, **fused),
-        "sgd": lambda groups: torch.optim.SGD(groups, lr=1e-5, **how),
+        "sgd": lambda groups: torch.optim.SGD(groups, lr=1e-5, **how, **more),
         "adagrad": lambda groups: torch.optim.Adagrad(groups, lr=1e-5, **how),
-        "rmsprop": lambda groups: torch.optim.RMSprop(groups, lr=1e-5, foreach=how["foreach"]),
+        "rmsprop": lambda groups: torch.optim.RMSprop(groups, lr=1e-5, foreach=how["foreach"], **more),
         "adafactor": _adafactor,
     }
     if name not in makers:

@@ -138,7 +138,10 @@ def staged(
         engine.on_phase = lambda name: live.enter(Phase(name))
         engine.form = replace(engine.form, fits_cache=not is_cuda, pieces=_differing_pieces)
         make = training.make_optimizer or optimizers.maker(
-            training.optimizer, is_cuda=is_cuda, implementation=plan.optimizer_implementation
+            training.optimizer,
+            is_cuda=is_cuda,
+            implementation=plan.optimizer_implementation,
+            options=training.optimizer_options,
         )
         optimizer = make(optimizers.groups_of(model, imagine.embedding(model)))
         stage = Stage(live, engine, optimizer, _micro_batch(work), training)

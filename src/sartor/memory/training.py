@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +43,8 @@ class Training:
     arrival_dtype: str = "float32"
     """That the model was loaded in; what is trained becomes float32."""
     optimizer: str = "adamw_torch_fused"
+    optimizer_options: Mapping[str, Any] = field(default_factory=dict)
+    """That change its states; see `optimizers.options_of`."""
     make_optimizer: MakeOptimizer | None = None
     """Takes the place of `optimizer`'s own maker."""
     update: Callable[[torch.optim.Optimizer, Plan], None] = _plain_update

@@ -216,6 +216,7 @@ def training_of(trainer: SFTTrainer) -> Training:
         arrival_dtype=arrival[0] if arrival else "float32",
         optimizer=OptimizerNames(trainer.args.optim).value,
         update=simulated_update,
+        optimizer_options=optimizers.options_of(OptimizerNames(trainer.args.optim).value, trainer.args.optim_args),
         rehearse=None if trainer.args.rehearse is False else simulated_rehearsal,
         lora=model.peft_config[model.active_adapter] if is_adapter(model) else None,
         settings=trainer.settings.engine,
@@ -295,7 +296,7 @@ def ways_of(model: Any, base: Plan, settings: EngineSettings, training: Training
     if settings.optimizer_implementation is None:
         implementations = optimizers.implementations(name, device) or implementations
     places: tuple[str, ...] = (base.optimizer_states,)
-    each = optimizers.state_bytes(name)
+    each = optimizers.state_bytes(name, training.optimizer_options)
     if settings.optimizer_states is None and device != "cpu" and each:
         needed = each * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         if memory.host_bytes is None or needed <= HOST_SHARE * memory.host_bytes:
