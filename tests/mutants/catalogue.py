@@ -1025,6 +1025,13 @@ RECOVERY = (
         ),
     ),
     Mutant(
+        "an accepted precision is overruled by the old plan",
+        "src/sartor/trainer/resuming.py",
+        '_OF_THE_PLAN = frozenset({"device", "bf16", "fp16", "strict_precision"})',
+        '_OF_THE_PLAN = frozenset({"device"})',
+        ("tests/whole/test_resume.py::test_an_accepted_precision_is_the_one_that_is_computed_in",),
+    ),
+    Mutant(
         "what the heap keeps without need is never given back",
         "src/sartor/memory/surplus.py",
         "            self._give_back()\n",

@@ -27,6 +27,7 @@ from sartor.errors import ConfigurationError, DataError, DiskFullError, ModelErr
 from sartor.memory import device
 from sartor.report.metrics import MetricsFile
 from sartor.run import background, checkpoint, state, tensor_file
+from sartor.trainer import resuming
 from sartor.trainer.model_files import ModelFiles
 from tests import kill
 from tests.trainer import tiny
@@ -410,6 +411,29 @@ def test_trls_checkpoints_can_be_started_from_and_their_pickles_are_refused(adap
     assert started.train().global_step == 1
 
 
+def test_transformers_checkpoints_too(tmp_path: Path) -> None:
+    from transformers import Trainer, TrainingArguments
+
+    tokenizer = tiny.make_tokenizer()
+    tokenizer.pad_token = "<unk>"
+    row = {"input_ids": [5, 6, 7, 8], "labels": [5, 6, 7, 8], "attention_mask": [1, 1, 1, 1]}
+    options: dict[str, Any] = {"max_steps": 2, "save_steps": 2, "report_to": "none", "disable_tqdm": True}
+    theirs = Trainer(
+        tiny.make_model(),
+        TrainingArguments(str(tmp_path / "theirs"), use_cpu=True, **options),
+        train_dataset=[row] * 4,  # type: ignore[arg-type]
+        processing_class=tokenizer,
+    )
+    theirs.train()
+    folder = tmp_path / "theirs" / "checkpoint-2"
+    with pytest.raises(ConfigurationError, match=r"written by transformers or trl.*optimizer\.pt.*pickle.*model="):
+        tiny.trainer(tmp_path / "theirs", max_steps=4).train(resume_from_checkpoint=True)
+    ours = tiny.trainer(tmp_path / "ours", model=str(folder), max_steps=1, processing_class=None)
+    for (name, mine), other in zip(ours.model.named_parameters(), theirs.model.parameters(), strict=True):
+        assert torch.equal(mine.float(), other), name
+    assert ours.train().global_step == 1
+
+
 # --- differences ----------------------------------------------------------------------------------------------------
 
 
@@ -425,6 +449,18 @@ def retemplated() -> Any:
     tokenizer = tiny.make_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     return tokenizer
+
+
+def with_another_token() -> Any:
+    tokenizer = tiny.make_tokenizer()
+    tokenizer.add_tokens(["another"])
+    return tokenizer
+
+
+def adapter() -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(r=2, task_type="CAUSAL_LM")
 
 
 def refrozen() -> Any:
@@ -446,6 +482,9 @@ DIFFERENCES: dict[str, tuple[str, dict[str, Any]]] = {
     "template": ("template: the chat template", {"processing_class": retemplated()}),
     "model": ("model: the base model", {"model": tiny.make_model(attention_dropout=0.1)}),
     "frozen": ("model: the base model", {"model": refrozen()}),
+    "tokenizer": ("tokenizer: the tokenizer", {"processing_class": with_another_token()}),
+    "precision": ("bf16 is True, and was False", {"bf16": True}),
+    "adapter": ("adapter: the adapter's configuration", {"peft_config": adapter()}),
     "loss": (
         "loss: whether an own loss",
         {"compute_loss_func": lambda out, labels, num_items_in_batch: out.logits.sum()},
@@ -486,6 +525,39 @@ def test_an_accepted_rate_is_the_one_that_is_used(stopped: Path, tmp_path: Path)
     assert rates == pytest.approx([0.02 * (10 - step) / 10 for step in range(2, 10)])
     moments = [float(entry["step"]) for entry in trainer.optimizer.state.values()]
     assert set(moments) == {10.0}  # they went on
+
+
+def test_an_accepted_precision_is_the_one_that_is_computed_in(stopped: Path, tmp_path: Path) -> None:
+    """The frozen plan was made for the other one."""
+    folder = shutil.copytree(stopped, tmp_path / "run")
+    changes = {"bf16": True, "strict_precision": True}
+    trainer = tiny.trainer(folder, model=dropping(), **EVERY, max_steps=6, **changes, accept_changes=list(changes))
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.plan is not None
+    assert trainer.plan.compute_dtype == "bfloat16"
+
+
+def test_epochs_that_max_steps_overrules_may_differ(stopped: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(stopped, tmp_path / "run")
+    trainer = tiny.trainer(folder, model=dropping(), **EVERY, max_steps=6, num_train_epochs=9)
+    assert trainer.train(resume_from_checkpoint=True).global_step == 6
+
+
+def test_other_versions_are_told_and_other_threads_are_not_used(
+    stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(stopped, tmp_path / "run")
+    now = resuming.versions()
+    monkeypatch.setattr(resuming, "versions", lambda: {**now, "torch": "9.9"})
+    trainer = tiny.trainer(folder, model=dropping(), **EVERY, max_steps=6)
+    told = heard(trainer)
+    torch.set_num_threads(2)
+    try:
+        trainer.train(resume_from_checkpoint=True)
+    finally:
+        torch.set_num_threads(1)
+    assert f"other versions than in the checkpoint, which may change last bits: torch 9.9 (was {now['torch']})" in told
+    assert "computing with 1 threads as before, in place of 2." in told
 
 
 def test_another_optimizer_that_was_accepted_starts_anew(stopped: Path, tmp_path: Path) -> None:

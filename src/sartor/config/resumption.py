@@ -122,6 +122,8 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[
     free = RECORDS_ONLY | MEMORY
     if str(now.get("lr_scheduler_type")) not in _METRIC_SCHEDULES:
         free |= EVALUATION_TIMES
+    if before.get("max_steps", -1) > 0 and now.get("max_steps", -1) > 0:  # which overrule epochs
+        free |= {"num_train_epochs"}
     return {
         name: (before.get(name), value)
         for name, value in now.items()

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 IF_ANY = "if_any"
 """`resume_from_checkpoint="if_any"`: the newest checkpoint, or from the start where there is none."""
 _PICKLES = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin")
+_OF_THE_PLAN = frozenset({"device", "bf16", "fp16", "strict_precision"})
+"""What a plan is made for: where one of them was changed and accepted, it holds no longer."""
 _START = "leave resume_from_checkpoint out to start anew in another output_dir"
 
 
@@ -54,8 +56,8 @@ class Resumption:
 
     @property
     def plan(self) -> Plan | None:
-        """The frozen plan; None on another kind of device, for which a new one is made."""
-        return None if "device" in self.accepted else plan_of(self.content["plan"])
+        """The frozen plan; None on another kind of device, or in another precision, for which a new one is made."""
+        return plan_of(self.content["plan"]) if self.accepted.isdisjoint(_OF_THE_PLAN) else None
 
     @property
     def extends(self) -> bool:
@@ -194,12 +196,11 @@ def _compare(trainer: SFTTrainer, content: Mapping[str, Any], path: Path) -> fro
     refused = [text for name, text in problems.items() if name not in willing]
     if refused:
         names = " ".join(sorted(name for name in problems if name not in willing))
-        raise ConfigurationError(
-            [
-                *(f"{text}, when {path.name} was written" for text in refused),
-                f"these change what is learned: put them back, or accept them with accept_changes={names.split()}",
-            ]
-        )
+        *others, last = (f"{text}, when {path.name} was written" for text in refused)
+        which = "This changes what is learned: put it back, or accept it"
+        if others:
+            which = "These change what is learned: put them back, or accept them"
+        raise ConfigurationError([*others, f"{last}. {which} with accept_changes={names.split()}"])
     for name, text in problems.items():
         trainer.say(f"accepted: {text}" if name in willing else text)
     _tell_harmless(trainer, content, now)
