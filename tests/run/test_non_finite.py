@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from sartor.data.reading import sources
 from sartor.engine.step import Engine
 from sartor.errors import NonFiniteError
 from sartor.run.spikes import LEAST, Spikes
@@ -148,3 +149,39 @@ def test_a_spike_is_told_with_its_rows_and_acted_on_by_nothing(
     assert len(told) == 1
     assert "rows.jsonl, line 3" in told[0]
     assert output.metrics["loss_spikes"] == 1
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_poisoned_row_among_rows_that_are_known_by_heart_is_told_by_its_line(streams: bool, tmp_path: Path) -> None:
+    """By the rule as it is; of a stream too, whose lines are known while they are read."""
+    rows = [{"text": "w1 w2 w3 w4 w5"}] * 80
+    rows[70] = {"text": "sun w50 moon w33 w59 star"}
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"per_device_train_batch_size": 1, "train_sampling_strategy": "sequential", "max_steps": 75}
+    data = sources.load(path).to_iterable_dataset() if streams else str(path)
+    trainer = tiny.trainer(tmp_path / "run", rows=data, learning_rate=3e-2, **options)
+    told: list[str] = []
+    trainer.say = told.append
+    assert trainer.train().metrics["loss_spikes"] == 1
+    assert [line.partition(":")[0] for line in told if "a loss of" in line] == ["step 71"]
+    assert any(line.endswith("rows.jsonl, line 71") for line in told)
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_each_row_of_a_packed_block_is_named(streams: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    poisoned(monkeypatch, first_token=star(), gradient=False)
+    (tmp_path / "run").mkdir()
+    path = tmp_path / "rows.jsonl"
+    path.write_text(
+        "".join(json.dumps({"text": "moon is w1"}) + "\n" for _ in range(4)) + '{"text": "star of w4 w5"}\n'
+    )
+    data = sources.load(path).to_iterable_dataset() if streams else str(path)
+    packed = {"packing": True, "max_length": 9, "max_steps": 3}  # 5 + 4 tokens, 4 + 4, 4
+    trainer = tiny.trainer(
+        tmp_path / "run", rows=data, per_device_train_batch_size=1, train_sampling_strategy="sequential", **packed
+    )
+    with pytest.raises(
+        NonFiniteError, match=r"of step 1 is nan: rows\.jsonl, lines? [15](, |; rows\.jsonl, line )[15]\. Look"
+    ):
+        trainer.train()
