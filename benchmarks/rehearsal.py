@@ -1,8 +1,9 @@
-"""What the rehearsal adds to a run: `python -m benchmarks.rehearsal`.
+"""What the plan and the rehearsal add to a run: `python -m benchmarks.rehearsal`, three minutes on two free cores.
 
 A Llama of 49 million parameters is trained in full with AdamW on the CPU for 100 steps, as a user would, with
-`rehearse` not set.  Within that one run the rehearsal is timed, its forecast by simulation included, and set against
-all the rest of `train()`; in processor seconds too, which other programs disturb less.
+`rehearse` and memory's options not set.  Within that one run the plan's search and the rehearsal (its forecast by
+simulation included) are timed, and each is set against all the rest of `train()`; in processor seconds too, which other
+programs disturb less.
 
     python -m benchmarks.rehearsal
     python -m benchmarks.rehearsal --steps 100 --rows 12 --data ../shared/data/gsm8k_chat.jsonl
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +31,23 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from sartor import SFTConfig, SFTTrainer
-    from sartor.trainer import training
+    from sartor.trainer import setup, training
 
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
-    spent: list[float] = []
-    inner = training.rehearse_run
+    spent = {"plan": (0.0, 0.0), "rehearsal": (0.0, 0.0)}
 
-    def timed(*arguments: Any) -> None:
-        wall, processor = time.perf_counter(), time.process_time()
-        inner(*arguments)
-        spent.extend((time.perf_counter() - wall, time.process_time() - processor))
+    def timed(name: str, inner: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any, **keywords: Any) -> Any:
+            wall, processor = time.perf_counter(), time.process_time()
+            found = inner(*arguments, **keywords)
+            spent[name] = (time.perf_counter() - wall, time.process_time() - processor)
+            return found
 
-    training.rehearse_run = timed
+        return run
+
+    setup.planned = timed("plan", setup.planned)
+    training.rehearse_run = timed("rehearsal", training.rehearse_run)
     with tempfile.TemporaryDirectory() as folder:
         trainer = SFTTrainer(
             LlamaForCausalLM(LlamaConfig(**QUICK)),
@@ -63,6 +69,8 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         wall, processor = time.perf_counter() - wall, time.process_time() - processor
     if trainer.memory is None:
         raise SystemExit("the run was too short for a rehearsal: give more --steps or --rows")
+    rest = wall - sum(part[0] for part in spent.values())
+    rest_processor = processor - sum(part[1] for part in spent.values())
     foreseen, measured = (trainer.memory[one]["peak_bytes"] for one in ("foreseen", "measured"))
     return {
         "steps": given.steps,
@@ -72,11 +80,14 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         "rehearsed_tokens": sum(trainer.memory["document_lengths"]),
         "foreseen_bytes": foreseen,
         "measured_bytes": measured,
-        "rehearsal_s": round(spent[0], 2),
-        "rest_s": round(wall - spent[0], 2),
-        "rehearsal_processor_s": round(spent[1], 2),
-        "rest_processor_s": round(processor - spent[1], 2),
-        "added_percent": round(100 * spent[1] / (processor - spent[1]), 2),
+        "plan_s": round(spent["plan"][0], 2),
+        "rehearsal_s": round(spent["rehearsal"][0], 2),
+        "rest_s": round(rest, 2),
+        "plan_processor_s": round(spent["plan"][1], 2),
+        "rehearsal_processor_s": round(spent["rehearsal"][1], 2),
+        "rest_processor_s": round(rest_processor, 2),
+        "plan_percent": round(100 * spent["plan"][1] / rest_processor, 2),
+        "added_percent": round(100 * spent["rehearsal"][1] / rest_processor, 2),
     }
 
 

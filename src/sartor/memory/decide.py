@@ -15,6 +15,7 @@ from sartor.memory.prediction import Prediction
 from sartor.memory.rates import Rates
 from sartor.memory.search import SMALLEST_CHUNK_ROWS, Freedom, Setting, Way, search
 from sartor.memory.speed import Sizes, step_seconds
+from sartor.records import UPDATE_PIECE_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,9 @@ class Decider:
     def saved(self, way: Way) -> int:
         """What the optimizer's part of a way spares, at most: its states, and temporaries of a piece of the update."""
         spared = self._state_bytes() if way.states == "host" else 0
-        return spared + (min(4 * self._sizes.trained_weights, _PIECE_BYTES) if way.implementation == "for-loop" else 0)
+        if way.implementation == "for-loop":  # foreach has two temporaries as large as a piece
+            spared += min(4 * self._sizes.trained_weights, 2 * UPDATE_PIECE_BYTES)
+        return spared
 
     def needed(self, setting: Setting) -> int:
         """Free memory that a setting takes; of the first one, which is most often the last, all else too."""
@@ -221,7 +224,6 @@ class Decider:
         return [self.option(label, replace(chosen, way=other_way)) for label, other_way in changed]
 
 
-_PIECE_BYTES = 64 << 20
 CHEAP = "cheap operations recomputed"
 UPDATE_PASSES: dict[str | None, int] = {None: 1, "fused": 1, "foreach": 4, "for-loop": 5}
 """How often an update goes over its numbers.  Estimated from the number of its operations; for-loop launches more."""

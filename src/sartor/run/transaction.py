@@ -24,12 +24,12 @@ import torch
 from torch import nn
 
 from sartor.errors import ConfigurationError, OutOfMemoryError
-from sartor.records import Plan
+from sartor.records import UPDATE_PIECE_BYTES, Plan
 from sartor.run.host_states import HOST, HostStates, settle_on_device
 from sartor.run.recover import is_out_of_memory
 from sartor.run.rounded_update import RoundedUpdate
 
-PIECE_BYTES = 32 << 20
+PIECE_BYTES = UPDATE_PIECE_BYTES
 """Parameters that are stepped on at a time, together; a larger one goes alone."""
 
 
