@@ -258,7 +258,9 @@ def test_evaluating_and_saving_are_stretches_of_their_own() -> None:
     assert saving.components[Component.TEMPORARIES] > parameters_bytes
 
 
-@pytest.mark.parametrize(("architecture", "compute"), [("llama, tied", "float32"), ("qwen3", "bfloat16")])
+@pytest.mark.parametrize(
+    ("architecture", "compute"), [("llama, tied", "float32"), ("qwen3", "bfloat16"), ("mamba2", "float32")]
+)
 def test_answers_need_what_the_allocator_counts_while_the_model_generates(architecture: str, compute: str) -> None:
     config = memory_models.small(architecture)
     asked = Asked(num_prompts=3, prompt_tokens=40, new_tokens=20)

@@ -116,7 +116,7 @@ def simulate_model(
     after = [part for phase in _AFTER_UPDATE for part in (*passes, *later) if part.phase == phase]
     notes = [note]
     if training.asked is not None and not any(part.phase == Phase.ANSWERS for part in after):
-        notes.append("answers are not foreseen: this architecture carries a state in place of keys and values")
+        notes.append("answers are not foreseen: this architecture keeps its state in a way of its own")
     return _prediction([*rehearsals, first, *between, *after], notes, plan, training)
 
 

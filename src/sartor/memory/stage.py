@@ -9,6 +9,7 @@ through lists of parameters in pieces, always take all.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -78,12 +79,15 @@ class Stage:
     def answer(self, asked: Asked) -> None:
         """The first pass and the last one of the model's own `generate`, with the attention that it has there.
 
-        Nothing where the architecture carries a state in place of keys and values.
+        What is kept from token to token, keys and values or a state, is transformers' own; nothing where an
+        architecture keeps it in a way of its own.
         """
         from transformers import DynamicCache
 
         inner: Any = base_model(self.engine.model)
-        if inner._is_stateful:
+        taken = inspect.signature(inner.forward).parameters
+        name = next((one for one in ("past_key_values", "cache_params") if one in taken), None)
+        if name is None:
             return
         cache = DynamicCache(config=inner.config)
         with evaluating(self.engine.model), autocast(torch.device("cpu"), self.engine.compute_dtype):
@@ -96,7 +100,7 @@ class Stage:
                     continue
                 self.live.enter(phase)
                 ids_BL = torch.zeros(asked.num_prompts, num_tokens, dtype=torch.int64)
-                found = inner(input_ids=ids_BL, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                found = inner(input_ids=ids_BL, use_cache=True, logits_to_keep=1, **{name: cache})
                 choice = found.logits[:, -1].to(torch.float32, copy=True).argmax(-1)
                 del found, choice
 
