@@ -1616,8 +1616,85 @@ SPLITTING = (
     ),
 )
 
+ROUNDED = "tests/run/test_rounded_update.py"
+ROUNDED_RUN = "tests/trainer/test_stochastic_rounding.py"
+ROUNDED_NUMBERS = "tests/engine/test_rounding.py"
+ROUNDING: tuple[Mutant, ...] = (
+    Mutant(
+        "random bits seeded without the update's number",
+        f"{RUN}/rounded_update.py",
+        "(self._seed, number, part.number, start // BLOCK_VALUES)",
+        "(self._seed, part.number, start // BLOCK_VALUES)",
+        (f"{ROUNDED}::test_update_parameter_block_and_seed_all_have_bits_of_their_own",),
+    ),
+    Mutant(
+        "cut off without random bits",
+        f"{ENGINE}/rounding.py",
+        ".random_(0, 1 << _LOWER_BITS, generator=generator)",
+        ".zero_()",
+        (f"{ROUNDED_NUMBERS}::test_the_mean_of_many_roundings_is_the_number",),
+    ),
+    Mutant(
+        "other bits after memory that ended",
+        f"{ENGINE}/rounding.py",
+        'generator.manual_seed(int.from_bytes(digest, "big") >> 1)',
+        "generator.seed()",
+        (f"{ROUNDED_RUN}::test_memory_that_ends_within_an_update_is_survived_and_changes_no_bit",),
+    ),
+    Mutant(
+        "updates counted anew where a run is resumed",
+        f"{RUN}/stepper.py",
+        "        self._update.number = self.num_updates",
+        "        self._update.number += 1",
+        (f"{ROUNDED_RUN}::test_a_stopped_run_goes_on_bit_for_bit",),
+    ),
+    Mutant(
+        "a stand-in's state left in the optimizer",
+        f"{RUN}/rounded_update.py",
+        "                states.pop(stand_in, None)",
+        "                pass",
+        (f"{ROUNDED}::test_memory_that_ends_within_a_slice_leaves_it_as_it_was_and_changes_no_bit",),
+    ),
+    Mutant(
+        "a finite weight rounded up to infinity",
+        f"{ENGINE}/rounding.py",
+        "    up.masked_fill_(~(wide.abs() < LARGEST), 0)\n",
+        "",
+        (f"{ROUNDED_NUMBERS}::test_the_largest_numbers_never_become_infinite_and_every_kind_of_nan_stays_one",),
+    ),
+    Mutant(
+        "the norm of bfloat16 gradients in bfloat16",
+        f"{ENGINE}/rounding.py",
+        "torch.linalg.vector_norm(part.float())",
+        "torch.linalg.vector_norm(part)",
+        (f"{ROUNDED_NUMBERS}::test_the_norm_of_bfloat16_gradients_is_a_float32_number",),
+    ),
+    Mutant(
+        "masters kept where weights are to be bfloat16",
+        f"{ENGINE}/precision.py",
+        "            if rounds and parameter.requires_grad",
+        "            if False and parameter.requires_grad",
+        (f"{ROUNDED_RUN}::test_parameters_and_gradients_are_bfloat16_and_the_plan_says_so",),
+    ),
+    Mutant(
+        "states of what a simulation leaves out are forgotten",
+        f"{RUN}/rounded_update.py",
+        "            if not states.get(parameter):",
+        "            if False:",
+        ("tests/memory/test_rounding.py::test_leaving_out_what_repeats_in_an_update_leaves_out_no_byte",),
+    ),
+    Mutant(
+        "stochastic rounding proposed for an adapter",
+        "src/sartor/memory/proposals.py",
+        "    if training.lora is not None or training.quantization is not None or rounds",
+        "    if training.quantization is not None or rounds",
+        ("tests/memory/test_rounding.py::test_it_is_not_proposed_where_it_is_there_or_cannot_be_or_spares_nothing",),
+    ),
+)
+
 MUTANTS: tuple[Mutant, ...] = (
     *WAYS,
+    *ROUNDING,
     *SPLITTING,
     *WEIGHTING,
     *STEPPING,

@@ -45,29 +45,8 @@ def _detach(module: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) ->
         rows = gradient.reshape(ids.shape[0], -1).to(weight.dtype)
         if padding_id is not None:  # torch gives this row no gradient, wherever it occurs
             rows = rows * (ids != padding_id)[:, None]
-        if weight.dtype == torch.bfloat16:
-            weight.grad.index_add_(0, *_summed(ids, rows))
-        else:
-            weight.grad.index_add_(0, ids, rows)
+        weight.grad.index_add_(0, ids, rows)
 
     leaf = output.detach().requires_grad_()
     leaf.register_hook(add_rows)
     return leaf
-
-
-def _summed(ids_T: torch.Tensor, rows_TH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of the same id added up in float32, so that each row of a bfloat16 gradient is rounded once.
-
-    One by one a thousand rows of a frequent token would be lost in what their sum has become: beyond 256 equal ones.
-
-    Returns:
-        As many ids and rows as there were: sums first, then rows of zeros, which are added to id 0.
-
-    Example: ids 7, 3, 7 with rows a, b, c give ids 3, 7, 0 with rows b, a + c, 0.
-    """
-    sorted_T, order_T = ids_T.sort(stable=True)
-    is_new_T = torch.ones_like(sorted_T)
-    is_new_T[1:] = sorted_T[1:] != sorted_T[:-1]
-    place_T = is_new_T.cumsum(0) - 1
-    sums_TH = torch.zeros_like(rows_TH, dtype=torch.float32).index_add_(0, place_T, rows_TH[order_T].float())
-    return torch.zeros_like(ids_T).scatter_(0, place_T, sorted_T), sums_TH.to(rows_TH.dtype)

@@ -130,11 +130,13 @@ class RoundedUpdate:
     @torch.no_grad()
     def rehearse(self, number: int, piece_bytes: int) -> None:
         """The step as it will be, its states made and kept; weights are put back from copies, bit for bit."""
-        for piece in self._pieces(piece_bytes):
+        repetitions = self._repetitions()
+        for piece in self._pieces(piece_bytes, repetitions):
             before = [part.of(part.parameter.detach()).clone() for part in piece]
             self._step(piece, number)
             for part, values in zip(piece, before, strict=True):
                 part.of(part.parameter.detach()).copy_(values)
+        self._make_states(repetitions)
         self._done.clear()
 
     def needed_bytes(self, piece_bytes: int, state_bytes: int) -> int:

@@ -241,13 +241,17 @@ def planned_update(
 
 def simulated_update(optimizer: torch.optim.Optimizer, plan: Plan) -> None:
     """A planned step on fake tensors; where the device is none of the host's memory, what lives there is on "meta"."""
-    place = HOST if plan.device.startswith("cpu") else "meta"
-    planned_update(optimizer, plan, place=place, is_simulated=True).step()
+    _simulated(optimizer, plan).step()
 
 
 def simulated_rehearsal(optimizer: torch.optim.Optimizer, plan: Plan) -> bool:
     """The first planned step as a rehearsal takes it, on fake tensors; see `Update.rehearse`."""
-    return planned_update(optimizer, plan, place=HOST if plan.device.startswith("cpu") else "meta").rehearse()
+    return _simulated(optimizer, plan).rehearse()
+
+
+def _simulated(optimizer: torch.optim.Optimizer, plan: Plan) -> Update:
+    place = HOST if plan.device.startswith("cpu") else "meta"
+    return planned_update(optimizer, plan, place=place, is_simulated=True)
 
 
 def goes_in_pieces(optimizer: torch.optim.Optimizer) -> bool:
