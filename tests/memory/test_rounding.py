@@ -11,6 +11,7 @@ from benchmarks import memory_measure, memory_models
 from benchmarks.memory import Cell, Options, compare, plan_of
 
 from sartor.memory import optimizers, proposals
+from sartor.memory.consumers import what_consumes
 from sartor.memory.foresight import Memory, Shape
 from sartor.memory.prediction import Component
 from sartor.memory.proposals import Case
@@ -170,3 +171,20 @@ def test_it_is_not_proposed_where_it_is_there_or_cannot_be_or_spares_nothing(opt
 
         options = {"lora": peft.LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")}
     assert rounding(case(1 << 20, **options)) == []
+
+
+# --- shown -----------------------------------------------------------------------------------------------------------
+
+
+def test_masters_and_rounded_weights_are_compared_with_each_other() -> None:
+    config = memory_models.small("llama, tied")
+    config.num_hidden_layers = 1
+    rounded = Training(settings=ROUNDS, update=simulated_update)
+    masters = dataclasses.replace(plan(), stochastic_rounding=False, parameter_dtype="float32")
+    found = [
+        {entry["label"]: entry["components"] for entry in what_consumes(config, taken, WORK, training)}
+        for taken, training in ((plan(), rounded), (masters, Training(update=simulated_update)))
+    ]
+    assert found[0]["float32 masters"] == found[1]["as it is"]
+    assert found[1]["bf16 weights with stochastic rounding"] == found[0]["as it is"]
+    assert not any(label.startswith("computed in") for label in found[0])

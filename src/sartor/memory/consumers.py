@@ -64,18 +64,35 @@ def _variants(plan: Plan, work: Work, training: Training) -> Iterator[_Variant]:
         half = len(work.document_lengths) // 2
         yield "half as many documents at once", plan, _scaled(work, lambda lengths: lengths[:half]), training
     yield "twice as many documents at once", plan, _scaled(work, lambda lengths: lengths * 2), training
-    compute = "float32" if plan.compute_dtype == "bfloat16" else "bfloat16"
-    yield f"computed in {compute}", dataclasses.replace(plan, compute_dtype=compute), work, training
+    if not plan.stochastic_rounding:  # which is in bfloat16 and no other
+        compute = "float32" if plan.compute_dtype == "bfloat16" else "bfloat16"
+        yield f"computed in {compute}", dataclasses.replace(plan, compute_dtype=compute), work, training
     if training.lora is None:
         yield f"LoRA, rank {RANK}", plan, work, dataclasses.replace(training, lora=_adapter())
+    if training.lora is None and plan.stochastic_rounding:
+        yield "float32 masters", *_rounded(plan, work, training, rounds=False)
+    elif training.lora is None:
         yield (
             "8-bit optimizer states",
             plan,
             work,
             dataclasses.replace(training, make_optimizer=None, optimizer="adamw_bnb_8bit"),
         )
+        if plan.compute_dtype == "bfloat16":
+            yield "bf16 weights with stochastic rounding", *_rounded(plan, work, training, rounds=True)
     else:
         yield "all weights trained", plan, work, dataclasses.replace(training, lora=None)
+
+
+def _rounded(plan: Plan, work: Work, training: Training, *, rounds: bool) -> tuple[Plan, Work, Training]:
+    """With bfloat16 weights, or with float32 masters."""
+    settings = dataclasses.replace(training.settings, stochastic_rounding=rounds)
+    dtype = "bfloat16" if rounds else "float32"
+    return (
+        dataclasses.replace(plan, stochastic_rounding=rounds, parameter_dtype=dtype),
+        work,
+        dataclasses.replace(training, settings=settings),
+    )
 
 
 def _scaled(work: Work, change: Callable[[list[int]], list[int]]) -> Work:
