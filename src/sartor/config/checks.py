@@ -256,7 +256,9 @@ def contradictions(args: Any) -> dict[str, str]:
         problems["sample_prompts"] = f"sample_prompts={_shown(prompts)} must be a list of texts"
     unknown = sorted({str(name) for name in args.include_for_metrics or ()} - {"inputs", "loss"})
     if unknown:
-        problems["include_for_metrics"] = f"include_for_metrics: {', '.join(unknown)} is unknown: choose from inputs and loss"
+        problems["include_for_metrics"] = (
+            f"include_for_metrics: {', '.join(unknown)} is unknown: choose from inputs and loss"
+        )
     return problems | _mapping_problems(args.map)
 
 
