@@ -51,3 +51,14 @@ def test_what_fits_comes_first_and_shorter_rows_and_a_smaller_model_are_among_it
     assert fits == sorted(fits, reverse=True)
     assert sum("rows of at most" in proposal.name for proposal in found if proposal.fits) == 1
     assert sum("smaller model" in proposal.name for proposal in found if proposal.fits) == 1
+
+
+def test_where_no_single_change_suffices_an_adapter_with_shorter_rows_is_proposed(case: Case) -> None:
+    alone = {proposal.name: proposal for proposal in proposals(case)}
+    short = replace(case, memory=Memory(alone["QLoRA, rank 16"].needed_bytes - 1))
+    found = {proposal.name: proposal for proposal in proposals(short)}
+    both = found["QLoRA, rank 16, with rows of at most 128 tokens"]
+    assert both.fits
+    assert both.needed_bytes < alone["QLoRA, rank 16"].needed_bytes
+    assert "--max_length 128" in both.how
+    assert not any(one.fits for name, one in found.items() if one is not both and "smaller model" not in name)

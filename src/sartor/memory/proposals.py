@@ -69,7 +69,11 @@ def with_proposals(decision: Decision, config: Any, foresight: Foresight, sizes:
 
 def proposals(case: Case) -> tuple[Proposal, ...]:
     """Every change that applies, those that suffice first."""
-    found = [proposal for make in (_adapters, _rounding, _optimizer, _shorter, _smaller) for proposal in make(case)]
+    changes = (_adapters, _rounding, _optimizer, _shorter)
+    found = [proposal for make in changes for proposal in make(case)]
+    if not any(proposal.fits for proposal in found):
+        found += _together(case)
+    found += _smaller(case)
     return tuple(sorted(found, key=lambda proposal: not proposal.fits))
 
 
@@ -154,14 +158,7 @@ def _shorter(case: Case) -> Iterator[Proposal]:
     model = imagined(case.config, case.plan.compute_dtype, case.training)
 
     def proposal(length: int) -> Proposal:
-        share = length / case.shape.longest_tokens
-        batch = case.shape.batch
-        shape = replace(
-            case.shape,
-            longest_tokens=length,
-            largest_batch_tokens=max(length, int(case.shape.largest_batch_tokens * share)),
-            batch=Batch(batch.num_tokens * share, batch.num_targets * share, batch.mean_square_length * share),
-        )
+        shape = _shortened(case.shape, length)
         setting = replace(case.setting, micro_batch_tokens=length)
         foresight = Foresight(model, case.plan, shape, case.training, case.memory)
         needed = foresight.needed_bytes(foresight.prediction(setting, case.sizes.num_layers, is_rough=True))
@@ -174,6 +171,39 @@ def _shorter(case: Case) -> Iterator[Proposal]:
     if not shortest.fits:
         return
     yield next((found for found in map(proposal, lengths[:-1]) if found.fits), shortest)
+
+
+def _together(case: Case) -> Iterator[Proposal]:
+    """An adapter and shorter rows, where neither suffices; the greatest power of two at which an adapter fits."""
+    if case.training.quantization is not None:
+        return
+    longest = 1 << (case.shape.longest_tokens - 1).bit_length()
+    for length in (longest >> power for power in range(1, 20)):
+        if length < SHORTEST:
+            return
+        shorter = replace(
+            case, shape=_shortened(case.shape, length), setting=replace(case.setting, micro_batch_tokens=length)
+        )
+        for one in _adapters(shorter):
+            if one.fits:
+                yield replace(
+                    one,
+                    name=f"{one.name}, with rows of at most {length:,} tokens",
+                    how=f"{one.how}, and --max_length {length}",
+                    cost=f"{one.cost}; longer rows are cut",
+                )
+                return
+
+
+def _shortened(shape: Shape, length: int) -> Shape:
+    """The data with no row longer than this."""
+    share, batch = length / shape.longest_tokens, shape.batch
+    return replace(
+        shape,
+        longest_tokens=length,
+        largest_batch_tokens=max(length, int(shape.largest_batch_tokens * share)),
+        batch=Batch(batch.num_tokens * share, batch.num_targets * share, batch.mean_square_length * share),
+    )
 
 
 def _smaller(case: Case) -> Iterator[Proposal]:
