@@ -30,7 +30,7 @@ from sartor.memory.prediction import Prediction
 from sartor.memory.simulate import CPU_MARGIN, Training, Work, simulate_model
 from sartor.memory.trace import Measured, Trace
 from sartor.memory.tracker import Phase
-from sartor.records import Example, Layout, MicroBatch, Plan
+from sartor.records import Example, Layout, MicroBatch
 from sartor.run.cutting import keyed_micro_batches
 from sartor.run.recover import is_out_of_memory
 from sartor.run.state import generator_states, restore_generators
@@ -337,15 +337,7 @@ def _heard(engine: Engine, watch: Trace) -> Iterator[None]:
 def foresee(
     trainer: SFTTrainer, engine: Engine, micro: MicroBatch, num_micro_batches: int, *, updates: bool = True
 ) -> tuple[Prediction | None, str]:
-    """What step and rehearsal need by simulation; None with the reason where they cannot be simulated.
-
-    Args:
-        trainer: of the run.
-        engine: of the run.
-        micro: what goes through.
-        num_micro_batches: of its optimizer batch.
-        updates: whether the rehearsal takes the first update.
-    """
+    """What step and rehearsal, which `updates` or does not, need by simulation; None with the reason why it failed."""
     model = imagine.imitate(engine.model)
     for module in model.modules():  # the engine's own come again with the simulation's engine
         module._forward_hooks.clear()
@@ -353,7 +345,7 @@ def foresee(
     training = Training(
         make_optimizer=maker_of(trainer),
         update=simulated_update,
-        rehearse=simulated_rehearsal if updates else _without_update,
+        rehearse=simulated_rehearsal if updates else lambda optimizer, plan: False,
         settings=trainer.settings.engine,
         balance_coefficient=engine.balance_coefficient,
     )
@@ -364,10 +356,6 @@ def foresee(
         if is_out_of_memory(error):
             raise
         return None, (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _without_update(optimizer: torch.optim.Optimizer, plan: Plan) -> bool:
-    return False
 
 
 def maker_of(trainer: SFTTrainer) -> MakeOptimizer:
