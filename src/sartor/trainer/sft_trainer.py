@@ -297,7 +297,7 @@ class SFTTrainer(Trainer):
         so.
 
         Raises:
-            ConfigurationError: nothing was rehearsed: call `profile()` first, or train with `rehearse=True`.
+            ConfigurationError: an own loss decides what goes through, or this model cannot be simulated.
         """
         return memory_figures.plot_memory(profiling.memory_of(self), path)
 
