@@ -6,8 +6,9 @@
 A Llama of 49 million parameters is trained in full with AdamW on the CPU.  By itself, one run is measured: it is
 divided into stretches of `--every` steps, every second of which begins with a checkpoint, and neighbours are
 compared.  A checkpoint costs what its stretch takes longer: training that waits, and the thread that takes cores from
-it.  Wall-clock time is what counts, and says it only where no other program runs; processor time, all threads of the
-process together, is what can be compared anywhere.
+it.  Wall-clock time is what counts, and says it only where no other program runs: the shorter the stretches, the less
+of a machine's moods is in it.  Processor time of all threads of the process is what can be compared nearly anywhere;
+that of the thread which writes (`thread_cpu_s`) anywhere.
 
 With `--rounds`, whole runs that save every `--every` steps and whole runs that never save take turns.
 """
@@ -44,6 +45,8 @@ class Times:
     """Of it, before optimizer steps."""
     until_saved: list[float] = field(default_factory=list)
     """From the beginning of each checkpoint until it was on the disk."""
+    thread_cpu: list[float] = field(default_factory=list)
+    """Of the thread that wrote each checkpoint: processor seconds."""
 
     def note(self) -> None:
         """A stretch ends here."""
@@ -78,9 +81,10 @@ def train(given: argparse.Namespace, *, stretches: int, is_saved: Callable[[int]
         times.waited, times.waited_in_steps = self.waited_s, self.waited_in_steps_s
 
     def timed(self: Writer, job: Callable[[], None]) -> None:
-        started = time.perf_counter()
+        started, used = time.perf_counter(), time.thread_time()
         work(self, job)
         times.until_saved.append(time.perf_counter() - started)
+        times.thread_cpu.append(time.thread_time() - used)
 
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
@@ -164,6 +168,7 @@ def _of_saves(times: Times, count: int) -> dict[str, float]:
         "waited_s": round(times.waited / count, 3),
         "waited_in_steps_s": round(times.waited_in_steps / count, 3),
         "until_saved_s": round(statistics.median(times.until_saved), 3),
+        "thread_cpu_s": round(statistics.median(times.thread_cpu), 3),
     }
 
 
