@@ -138,8 +138,7 @@ def advice(rows: Sequence[Mapping[str, Any]], taken: Mapping[str, int]) -> list[
     return [
         f"{len(rows)} cells; foreseen against allocated: {low:+.2f} % to {high:+.2f} %",
         f"CUDA_MARGIN should be {max(0, math.ceil(round(100 * needed, 6))) / 100:.2f} (is {CUDA_MARGIN:.2f}): the "
-        "most that was "
-        f"reserved above what was foreseen is {100 * needed:+.2f} %",
+        f"most that was reserved above what was foreseen is {100 * needed:+.2f} %",
         f"CUDA_CONTEXT_BYTES should be {math.ceil(overhead / (1 << 20))} MiB (is {CUDA_CONTEXT_BYTES >> 20} MiB): "
         + ", ".join(f"{name.replace('_', ' ')} {size:,}" for name, size in taken.items()),
     ]

@@ -231,8 +231,8 @@ def contradictions(args: Any) -> dict[str, str]:
             args.assistant_only_loss or (name == "target_start" and args.completion_only_loss is not False)
         ):
             problems[name] = (
-                f"{name}={_shown(getattr(args, name))} says how answers are trained: set assistant_only_loss=True "
-                "with it"
+                f"{name}={_shown(getattr(args, name))} says how answers are trained: set assistant_only_loss=True with "
+                "it"
             )
     if args.unroll and args.completion_only_loss is False:
         problems["unroll"] = (

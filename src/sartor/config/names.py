@@ -105,7 +105,7 @@ def _drop_removed(keywords: dict[str, Any], owner: str, stacklevel: int) -> None
         os.environ[TENSORBOARD_VARIABLE] = str(folder)
         warnings.warn(
             f"{owner}: logging_dir is the environment variable {TENSORBOARD_VARIABLE} today; it was set for this "
-            f"process",
+            "process",
             RenamedWarning,
             stacklevel=stacklevel,
         )

@@ -31,8 +31,8 @@ class OwnOptions:
         default="first_exhausted",
         metadata={
             "help": "Where a mixture of weighted sources ends: 'first_exhausted' (no row twice), 'all_exhausted' "
-            "(every "
-            "row at least once, those of small sources again), 'all_exhausted_without_replacement' (every row once)."
+            "(every row at least once, those of small sources again), 'all_exhausted_without_replacement' (every row "
+            "once)."
         },
     )
 
@@ -40,8 +40,7 @@ class OwnOptions:
         default=False,
         metadata={
             "help": "With assistant_only_loss: one row for each answer, of the messages up to it, of which the "
-            "answer is "
-            "trained. For chat templates that write earlier answers otherwise than the last."
+            "answer is trained. For chat templates that write earlier answers otherwise than the last."
         },
     )
     append_eot: bool = field(
@@ -97,10 +96,8 @@ class OwnOptions:
         default=None,
         metadata={
             "help": "Whether the run's largest micro-batch goes through forward and backward before the first "
-            "step, and "
-            "the cut is made finer where memory ends. If not set: where the run has 50 steps and two minutes, of "
-            "which it "
-            "takes under 3 %."
+            "step, and the cut is made finer where memory ends. If not set: where the run has 50 steps and two "
+            "minutes, of which it takes under 3 %."
         },
     )
     total_batch_size: int | None = field(

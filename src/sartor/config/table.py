@@ -35,9 +35,8 @@ _HONOURED_AS_IN_TRL = (
     # length, batches, optimizer and schedule
     "output_dir per_device_train_batch_size num_train_epochs max_steps learning_rate lr_scheduler_type "
     "lr_scheduler_kwargs warmup_steps optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon "
-    "gradient_accumulation_steps max_grad_norm tf32 neftune_noise_alpha full_determinism "
-    "torch_empty_cache_steps "
-    "seed data_seed use_cpu "
+    "gradient_accumulation_steps max_grad_norm tf32 neftune_noise_alpha full_determinism torch_empty_cache_steps seed "
+    "data_seed use_cpu "
     # logging
     "logging_strategy logging_steps logging_first_step include_num_input_tokens_seen log_level "
     "disable_tqdm report_to run_name project trackio_space_id trackio_bucket_id trackio_static_space_id "
@@ -46,9 +45,8 @@ _HONOURED_AS_IN_TRL = (
     "eval_strategy eval_steps eval_delay per_device_eval_batch_size prediction_loss_only eval_on_start "
     "eval_do_concat_batches eval_accumulation_steps include_for_metrics batch_eval_metrics "
     # saving and the Hub
-    "save_strategy save_steps save_total_limit save_only_model push_to_hub hub_token hub_private_repo "
-    "hub_model_id hub_strategy "
-    "hub_always_push hub_revision load_best_model_at_end metric_for_best_model greater_is_better "
+    "save_strategy save_steps save_total_limit save_only_model push_to_hub hub_token hub_private_repo hub_model_id "
+    "hub_strategy hub_always_push hub_revision load_best_model_at_end metric_for_best_model greater_is_better "
     # data and loss
     "dataloader_drop_last remove_unused_columns model_init_kwargs trust_remote_code chat_template_path "
     "dataset_text_field dataset_num_proc eos_token max_length truncation_mode shuffle_dataset packing "
@@ -57,9 +55,8 @@ _HONOURED_AS_IN_TRL = (
 
 _HONOURED_WITH_REMARK = {
     "optim": "Optimizers that torch and transformers build alone, and those of bitsandbytes, torchao and "
-    "torch-optimi where the package is installed. Refused: GaLore and APOLLO (they need `optim_target_modules`), "
-    "LOMO (it steps inside the backward pass), schedule-free ones (their weights differ between training and "
-    "evaluation).",
+    "torch-optimi where the package is installed. Refused: GaLore and APOLLO (they need `optim_target_modules`), LOMO "
+    "(it steps inside the backward pass), schedule-free ones (their weights differ between training and evaluation).",
     "bf16": "Permission, not a demand: what is computed in depends on the device (bf16 where the hardware has it, else "
     "fp32). `strict_precision=True` makes it a demand. No error on a CPU.",
     "fp16": "Permission, not a demand, as `bf16`.",
@@ -78,8 +75,7 @@ _HONOURED_WITH_REMARK = {
     "train_sampling_strategy": "`random`, `sequential` or `group_by_length`; `batch_rebalance` is refused: it needs "
     "several processes.",
     "torch_compile": "The decoder's layers are compiled, for the passes that gradients are computed in; not with "
-    "an own "
-    "loss or data_collator.",
+    "an own loss or data_collator.",
     "torch_compile_backend": "Of torch.compile; without one `inductor`.",
     "torch_compile_mode": "`default` or `max-autotune-no-cudagraphs`; those with CUDA graphs are refused: they keep "
     "memory for each length.",
@@ -135,8 +131,7 @@ _NO_EFFECT = {
     "ignore_data_skip": "a resumed run goes on at the row where it stopped, always; rows that can be addressed are not "
     "read again",
     "restore_callback_states_from_checkpoint": "the states of callbacks are always restored: without them a "
-    "resumed run "
-    "would not be the same run",
+    "resumed run would not be the same run",
     "do_train": _SCRIPTS,
     "do_eval": _SCRIPTS,
     "do_predict": _SCRIPTS,

@@ -158,7 +158,7 @@ def scaled_peak(prediction: Prediction, token_share: float, row_share: float) ->
         row_share: of its rows of logits.
 
     Example: weights, gradients and states of 400 MB, 200 MB of activations, 100 MB of logits; half of the tokens, all
-        rows: 600 MB.
+    rows: 600 MB.
     """
     gradients = max(stretch.components.get(Component.GRADIENTS, 0) for stretch in prediction.timeline)
     found = [0.0]

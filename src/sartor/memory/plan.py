@@ -1,7 +1,7 @@
 """The plan: how a run is executed, chosen by stated defaults, and written to `plan.json`.
 
 In: traits, settings, device.  Out: a frozen `Plan` with a sentence for every choice.  Nothing here changes the
-    mathematics.
+mathematics.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ settings; the one that is taken is simulated itself.  Of the ways to compute the
 has corners of its own; what the optimizer's part spares is counted, as it is the same everywhere.
 
 Example: 1,024 tokens at once need 2.0 GB, 256 need 1.1 GB and 1.5 GB is free: by the line 512 need 1.4 GB, and are
-    taken.
+taken.
 """
 
 from __future__ import annotations

@@ -32,9 +32,8 @@ if TYPE_CHECKING:
 _LOGITS_COPIES = 4
 """Of a batch's logits: the model's, in float32, shifted for the loss, and its softmax."""
 _LOGITS_ADVICE = (
-    "its logits are there whole. Set a smaller per_device_eval_batch_size (with batch_eval_metrics=True the rows "
-    "at once "
-    "are never changed for you, since your metric has counted those that would come again), let "
+    "its logits are there whole. Set a smaller per_device_eval_batch_size (with batch_eval_metrics=True the rows at "
+    "once are never changed for you, since your metric has counted those that would come again), let "
     "preprocess_logits_for_metrics reduce them, or evaluate fewer or shorter rows."
 )
 

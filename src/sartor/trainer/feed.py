@@ -108,10 +108,8 @@ class Feed:
             if start is not None and skip and self._digest.hexdigest() != start["stream"]:
                 raise DataError(
                     f"the stream of train_dataset gives other rows in epoch {epoch} than before the run was "
-                    "interrupted, "
-                    f"among its first {skip} optimizer batches: it can only be gone on from where the rows come "
-                    "again in "
-                    "the same order."
+                    f"interrupted, among its first {skip} optimizer batches: it can only be gone on from where the "
+                    "rows come again in the same order."
                 )
         if start is not None:
             self._on_ready()

@@ -236,8 +236,8 @@ class Rehearsal:
         more = (largest - foreseen) * plan.pass_tokens // worst.micro.num_tokens
         self._engine.replan(dataclasses.replace(plan, pass_bytes=plan.pass_bytes + more))
         self._trainer.say(
-            f"the rehearsal needed {_amount(largest - foreseen)} more than was foreseen: the plan counts with it "
-            "from here on"
+            f"the rehearsal needed {_amount(largest - foreseen)} more than was foreseen: the plan counts with it from "
+            "here on"
         )
         self._undo()
         return self._attempt()
@@ -388,8 +388,7 @@ def sentence(micro: MicroBatch, measured_bytes: int, foreseen_bytes: int | None,
     documents = len(micro.document_lengths)
     what = (
         f"rehearsed the largest micro-batch ({micro.num_tokens:,} tokens in {documents:,} "
-        f"document{'s' if documents != 1 else ''}, {micro.num_targets:,} targets): {_amount(measured_bytes)} "
-        "measured"
+        f"document{'s' if documents != 1 else ''}, {micro.num_targets:,} targets): {_amount(measured_bytes)} measured"
     )
     if foreseen_bytes is None:
         return f"{what}; nothing was foreseen: {reason}"

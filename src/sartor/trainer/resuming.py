@@ -1,8 +1,7 @@
 """Going on from a checkpoint: finding it, seeing that it belongs to this run, and putting everything back.
 
 In: what `train(resume_from_checkpoint=...)` was given.  Out: a trainer, an engine and a drive that are, bit for bit,
-    where
-they were.  A difference that changes what is learned is an error that names it, until the user accepts it.
+where they were.  A difference that changes what is learned is an error that names it, until the user accepts it.
 """
 
 from __future__ import annotations
@@ -119,9 +118,8 @@ def _named(path: Path) -> Path:
         checkpoint.verify(path)
     except checkpoint.DamagedError as error:
         raise RunFolderError(
-            f"{path} is damaged: {error}. Choose an earlier checkpoint, or resume_from_checkpoint=True, which "
-            "takes the "
-            "newest that is whole."
+            f"{path} is damaged: {error}. Choose an earlier checkpoint, or resume_from_checkpoint=True, which takes "
+            "the newest that is whole."
         ) from error
     if not checkpoint.has_state(path):
         raise ConfigurationError(

@@ -31,8 +31,7 @@ METRICS_NAME = "metrics.jsonl"
 CONFIGURATION_NAME = "sft_config.json"
 MAKE_ROOM = (
     "Make room, set save_total_limit or save_strategy='no', or choose another output_dir. Checkpoints that were "
-    "already "
-    "saved are not touched."
+    "already saved are not touched."
 )
 
 

@@ -144,8 +144,8 @@ def _balance_coefficient(trainer: SFTTrainer, traits: ModelTraits) -> float:
     asked = trainer.args.router_aux_loss_coef
     if asked and traits.balance_loss is None:
         raise ConfigurationError(
-            f"router_aux_loss_coef={asked} is set, but a {traits.model_type} model has no load-balancing loss: "
-            "leave it out."
+            f"router_aux_loss_coef={asked} is set, but a {traits.model_type} model has no load-balancing loss: leave "
+            "it out."
         )
     if traits.balance_loss is None:
         return 0.0

@@ -142,8 +142,7 @@ def _tell_earlier(trainer: SFTTrainer) -> None:
         limit = ", and it may be deleted (save_total_limit)" if trainer.args.save_total_limit else ""
         trainer.say(
             f"{trainer.args.output_dir} holds {found[-1].name} of an earlier run{limit}: this one begins anew, and "
-            "adds "
-            "its lines to metrics.jsonl. To go on with the earlier one: train(resume_from_checkpoint=True), or "
+            "adds its lines to metrics.jsonl. To go on with the earlier one: train(resume_from_checkpoint=True), or "
             "--resume."
         )
 

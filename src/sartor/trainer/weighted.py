@@ -48,8 +48,7 @@ def refuse_weighted_rows(trainer: SFTTrainer, rows: Iterable[Mapping[str, Any]])
 def _refuse(trainer: SFTTrainer) -> None:
     if trainer.uses_padded_batches and (trainer.args.remove_unused_columns or not trainer.has_own_collator):
         raise ConfigurationError(
-            "rows or messages have weights, and an own loss or data_collator decides what they count: it would not "
-            "see them. Remove the weights (rows' column `weight`, messages' keys `weight`), or weigh in a "
-            "data_collator of your own: with remove_unused_columns=False it gets each row's `weights`, a number per "
-            "token."
+            "rows or messages have weights, and an own loss or data_collator decides what they count: it would not see "
+            "them. Remove the weights (rows' column `weight`, messages' keys `weight`), or weigh in a data_collator of "
+            "your own: with remove_unused_columns=False it gets each row's `weights`, a number per token."
         )

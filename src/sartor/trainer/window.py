@@ -1,8 +1,7 @@
 """What is logged is measured over a window: the steps since the last log.
 
-In: results of steps.  Out: their sums, which are divided when a log is due.  A window is part of a checkpoint, since
-    a run
-may be stopped between two logs.
+In: results of steps.  Out: their sums, which are divided when a log is due.  A window is part of a checkpoint, since a
+run may be stopped between two logs.
 """
 
 from __future__ import annotations

@@ -80,9 +80,8 @@ class Encoder:
         )
         if self._assistant_only and not tokenizer.is_fast:
             raise ConfigurationError(
-                "assistant_only_loss=True needs a fast tokenizer (one with tokenizer.json); this one cannot say "
-                "where in "
-                "a text its tokens are."
+                "assistant_only_loss=True needs a fast tokenizer (one with tokenizer.json); this one cannot say where "
+                "in a text its tokens are."
             )
         if self._appends_eos and tokenizer.eos_token is None:
             raise ConfigurationError(

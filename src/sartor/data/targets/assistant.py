@@ -137,9 +137,8 @@ class AssistantTargets:
         if self._tally["rewritten answers"]:
             notes.append(
                 f"{self._tally['rewritten answers']:,} of {num_turns:,} answers are written otherwise once the "
-                "conversation "
-                "goes on (a template may drop earlier reasoning), and are trained as written. Set unroll=True to "
-                "train each as it is generated, in a row of its own."
+                "conversation goes on (a template may drop earlier reasoning), and are trained as written. Set "
+                "unroll=True to train each as it is generated, in a row of its own."
             )
         if count := self._tally["ends appended"]:
             within = (
@@ -152,10 +151,9 @@ class AssistantTargets:
             )
         if self._tally["rows in parts"]:
             notes.append(
-                f"{self._tally['rows in parts']:,} rows are tokenized in parts, cut where an answer begins, "
-                "because the "
-                "whole text "
-                "has other tokens there than the prompt that the model will get; their ids differ from trl's."
+                f"{self._tally['rows in parts']:,} rows are tokenized in parts, cut where an answer begins, because "
+                "the whole text has other tokens there than the prompt that the model will get; their ids differ from "
+                "trl's."
             )
         return tuple(notes)
 
@@ -176,16 +174,14 @@ def _end_tokens(tokenizer: Any, others: Sequence[str]) -> list[str]:
     tokens = [token for token in (tokenizer.eos_token, *others) if token]
     if not tokens:
         raise ConfigurationError(
-            "The tokenizer has no end-of-text token, so no answer could end. Set eos_token to the token that ends "
-            "an answer "
-            "in the chat template."
+            "The tokenizer has no end-of-text token, so no answer could end. Set eos_token to the token that ends an "
+            "answer in the chat template."
         )
     for token in tokens:
         ids = tokenizer(token, add_special_tokens=False)["input_ids"]
         if len(ids) != 1 or ids[0] != tokenizer.convert_tokens_to_ids(token):
             raise ConfigurationError(
-                f"{token!r} should end an answer but is {len(ids)} tokens, not one of its own. Set eos_token to "
-                "the token "
-                "that ends an answer in the chat template."
+                f"{token!r} should end an answer but is {len(ids)} tokens, not one of its own. Set eos_token to the "
+                "token that ends an answer in the chat template."
             )
     return list(dict.fromkeys(tokens))

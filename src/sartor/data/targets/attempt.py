@@ -319,10 +319,9 @@ class Attempt:
             return after + len(tail), end_tokens[0], True
         raise Unproven(
             "no end token",
-            f"behind message {_number(number)} the template writes {self._text[after:limit][:80]!r}, which "
-            f"does not end with one of the end tokens ({', '.join(end_tokens)}), so the model would not learn to stop. "
-            "Set eos_token to the token that ends an answer in the chat template; or unroll=True where it ends "
-            "the last "
+            f"behind message {_number(number)} the template writes {self._text[after:limit][:80]!r}, which does not "
+            f"end with one of the end tokens ({', '.join(end_tokens)}), so the model would not learn to stop. Set "
+            "eos_token to the token that ends an answer in the chat template; or unroll=True where it ends the last "
             "answer only; or append_eot=True where it writes none, to have it appended.",
         )
 

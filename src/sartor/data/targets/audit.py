@@ -102,14 +102,13 @@ class Audit:
         if number := tally[_SPECIAL]:
             notes.append(
                 f"{number:,} rows hold special tokens in their own text: {_named(tally, _SPECIAL)}. The tokenizer "
-                "takes "
-                "them for its own, so that one may end an answer early. Remove them, unless they are meant to be there."
+                "takes them for its own, so that one may end an answer early. Remove them, unless they are meant to be "
+                "there."
             )
         if number := tally[_DOUBLED]:
             notes.append(
-                f"{number:,} rows begin with {self._tokenizer.bos_token} twice: {_named(tally, _DOUBLED)}. Leave "
-                "it out "
-                "of the rows, or of the chat template: where the model is used there is one."
+                f"{number:,} rows begin with {self._tokenizer.bos_token} twice: {_named(tally, _DOUBLED)}. Leave it "
+                "out of the rows, or of the chat template: where the model is used there is one."
             )
         if number := tally[_ENDLESS]:
             notes.append(
@@ -193,9 +192,8 @@ def collator_note(tokenizer: Any, end_tokens: Sequence[str]) -> str | None:
     if pad is None or pad not in (tokenizer.eos_token, *end_tokens):
         return None
     return (
-        f"The pad token {pad} also ends answers: if your data_collator sets labels of padding to -100 by its "
-        "token, the "
-        "model does not learn to stop. Set pad_token to another token, or keep the labels of the rows."
+        f"The pad token {pad} also ends answers: if your data_collator sets labels of padding to -100 by its token, "
+        "the model does not learn to stop. Set pad_token to another token, or keep the labels of the rows."
     )
 
 

@@ -27,8 +27,7 @@ MAX_HEADS = 4096
 
 _JOINED = (
     "the tokenizer joins the prompt's end and the answer's beginning. Let the chat template end its prompt with a "
-    "special "
-    "token or a newline."
+    "special token or a newline."
 )
 
 
