@@ -421,10 +421,17 @@ STATE = (
     ),
     Mutant(
         "masters saved instead of the model",
+        f"{TRAINER}/model_files.py",
+        "arrival_dtype(parameters[name]) if name in parameters else tensor.dtype",
+        "tensor.dtype",
+        ("tests/whole/test_mathematics.py::test_models_are_handed_back_and_saved_in_the_dtype_they_arrived_in",),
+    ),
+    Mutant(
+        "masters saved by transformers instead of the model",
         f"{TRAINER}/saving.py",
         "        with trainer.masters.rounded():",
         "        if True:",
-        ("tests/whole/test_mathematics.py::test_models_are_handed_back_and_saved_in_the_dtype_they_arrived_in",),
+        ("tests/trainer/test_model_files.py::test_a_checkpoint_that_only_transformers_can_write_is_gone_on_from",),
     ),
     Mutant(
         "checkpoint copied, not renamed",
