@@ -124,7 +124,7 @@ class Plan:
     milliseconds: float = 0.0
 
 
-@dataclass(frozen=True)
+@dataclass
 class Outcome:
     """Of a child that was not killed."""
 
