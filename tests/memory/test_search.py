@@ -20,10 +20,11 @@ from sartor.memory import foresight, plan_text, rates
 from sartor.memory.decide import Decider, Proposal
 from sartor.memory.foresight import Foresight, Memory, Shape
 from sartor.memory.prediction import Component, Prediction, Stretch
-from sartor.memory.search import Freedom, Setting, Way, freedom, interpolated, search
+from sartor.memory.search import Freedom, Setting, Way, freedom, search
 from sartor.memory.simulate import Known, Training, imagined
 from sartor.memory.speed import Batch, Sizes, sizes_of, step_seconds
 from sartor.records import Layout, Plan
+from tests.memory.lines import between_corners, interpolated
 
 LAYERS = 8
 
@@ -68,7 +69,7 @@ def counted(function: Callable[[Setting], int]) -> tuple[Callable[[Setting], int
 
 def test_where_everything_fits_one_setting_is_simulated_and_nothing_recomputed() -> None:
     ask, asked = counted(needs)
-    setting, fits = search(all_free(), ask, takes, 10**9)
+    setting, fits = search(all_free(), ask, takes, 10**9, between_corners(all_free(), ask))
     assert fits
     assert setting.recomputed_layers == 0
     assert takes(setting) <= 1.02 * takes(Setting(2_048, 0, 1_024))
@@ -80,7 +81,7 @@ def test_where_everything_fits_one_setting_is_simulated_and_nothing_recomputed()
 def test_what_is_chosen_fits_and_few_settings_are_simulated(available: int, longest: int) -> None:
     free = all_free(longest)
     ask, asked = counted(needs)
-    setting, fits = search(free, ask, takes, available)
+    setting, fits = search(free, ask, takes, available, between_corners(free, ask))
     assert fits == (needs(free.leanest) <= available)
     assert len(asked) <= 24
     if fits:
@@ -92,7 +93,7 @@ def test_what_is_chosen_fits_and_few_settings_are_simulated(available: int, long
 @pytest.mark.parametrize("available", [70_000, 100_000, 150_000])
 def test_what_is_chosen_is_about_as_fast_as_the_fastest_that_fits(available: int) -> None:
     free = all_free()
-    setting, _ = search(free, needs, takes, available)
+    setting, _ = search(free, needs, takes, available, between_corners(free, needs))
     fitting = [
         candidate
         for tokens in free.tokens
@@ -104,7 +105,8 @@ def test_what_is_chosen_is_about_as_fast_as_the_fastest_that_fits(available: int
 
 
 def test_less_memory_takes_longer_and_some_layers_come_before_all() -> None:
-    found = [search(all_free(), needs, takes, available)[0] for available in range(40_000, 200_000, 2_000)]
+    about = between_corners(all_free(), needs)
+    found = [search(all_free(), needs, takes, available, about)[0] for available in range(40_000, 200_000, 2_000)]
     times = [takes(setting) for setting in found]
     assert all(later <= earlier * 1.1 for earlier, later in itertools.pairwise(times))
     assert times[-1] < times[0]
@@ -122,7 +124,7 @@ def test_a_value_between_corners_is_on_or_under_the_line_in_tokens_and_layers() 
 def test_what_the_user_chose_is_the_only_choice() -> None:
     free = freedom(tokens=100, layers=LAYERS, rows=7, smallest_tokens=300, largest_tokens=2_048, num_layers=LAYERS,
                    largest_rows=1_024)  # fmt: skip
-    assert search(free, needs, takes, 10**9)[0] == Setting(100, LAYERS, 7) == free.leanest
+    assert search(free, needs, takes, 10**9, between_corners(free, needs))[0] == Setting(100, LAYERS, 7) == free.leanest
 
 
 def test_no_fewer_tokens_than_the_longest_document_are_tried() -> None:
@@ -254,11 +256,20 @@ def test_estimates_from_three_simulations_choose_as_well_as_the_line_between_cor
         chosen, fits = decider._searched(decider._free)
         assert here.num_simulated <= 5
         lines, _ = simulating(available, known)
-        by_lines, also_fits = search(lines._free, lines.needed, lines.seconds, available, lines.saved)
+        about = between_corners(lines._free, lines.needed, lines.saved)
+        by_lines, also_fits = search(lines._free, lines.needed, lines.seconds, available, about)
         assert fits
         assert also_fits
         assert decider.seconds(chosen) <= 1.03 * decider.seconds(by_lines)
         assert decider.needed(chosen) <= available
+
+
+def test_an_estimate_counts_what_the_hosts_memory_spares() -> None:
+    decider, _ = simulating(10**12, {})
+    device = Setting(512, 6, 1_024, Way(False, "fused"))
+    host = replace(device, way=replace(device.way, states="host"))
+    one, other = (decider._about(decider._free, setting, 1_000) for setting in (device, host))
+    assert one - other == 8 * decider._sizes.trained_weights
 
 
 def test_where_rough_simulations_are_wrong_all_are_made_in_full(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from sartor.records import EngineSettings, Plan
 from sartor.run import transaction
 from sartor.run.transaction import simulated_update
 from sartor.trainer.planning import ways_of
+from tests.memory.lines import between_corners
 
 WORK = Work((100, 60, 40), 150)
 ALL = tuple(Way(*way) for way in itertools.product((False, True), ("foreach", "for-loop"), ("device", "host")))
@@ -123,14 +124,15 @@ def free(ways: tuple[Way, ...] = ALL) -> Freedom:
 
 
 def test_where_all_fits_nothing_is_given_up_for_memory() -> None:
-    setting, fits = search(free(), needs, takes, 10**9, saved)
+    setting, fits = search(free(), needs, takes, 10**9, between_corners(free(), needs, saved))
     assert fits
     assert (setting.way, setting.recomputed_layers) == (ALL[0], 0)
 
 
 def test_less_memory_is_met_first_by_what_costs_least() -> None:
     amounts = range(30_000, 280_000, 2_000)
-    found = [search(free(), needs, takes, available, saved)[0] for available in amounts]
+    about = between_corners(free(), needs, saved)
+    found = [search(free(), needs, takes, available, about)[0] for available in amounts]
     enough = [needs(free().leanest) <= available for available in amounts]
     assert all(needs(one) <= available for one, available, fits in zip(found, amounts, enough, strict=True) if fits)
     ways = [setting.way for setting in found]
@@ -152,7 +154,7 @@ def test_what_is_chosen_is_about_the_fastest_of_all_that_fit_and_few_are_simulat
         return needs(setting)
 
     box = free()
-    setting, fits = search(box, ask, takes, available, saved)
+    setting, fits = search(box, ask, takes, available, between_corners(box, ask, saved))
     every = (Setting(*values) for values in itertools.product(box.tokens, box.layers, box.rows, box.ways))
     best = min(takes(one) for one in every if needs(one) <= available)
     assert fits

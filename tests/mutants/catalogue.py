@@ -1590,10 +1590,10 @@ WAYS = (
     ),
     Mutant(
         "what the host's memory spares is not weighed",
-        "src/sartor/memory/search.py",
-        "- saved(setting.way) + saved(plain)",
-        "",
-        (WAYS_TESTED,),
+        f"{MEMORY_ROOM}/decide.py",
+        "return total - self.saved(setting.way) + self.saved(plain)",
+        "return total",
+        (SEARCHED,),
     ),
 )
 

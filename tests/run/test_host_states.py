@@ -15,6 +15,7 @@ from sartor.run import transaction
 from sartor.run.host_states import HostStates, settle_on_device
 from sartor.run.implementation import set_implementation
 from sartor.run.transaction import Update
+from tests.run.stepped import assert_equal, values
 
 Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 OPTIMIZERS: dict[str, Make] = {
@@ -40,21 +41,6 @@ def give_gradients(optimizer: torch.optim.Optimizer, step: int) -> None:
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = torch.randn(parameter.shape, generator=generator)
-
-
-def values(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    """Parameters and states, in order."""
-    found = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    states = [optimizer.state[parameter] for parameter in found if parameter in optimizer.state]
-    return [*found, *(state[name] for state in states for name in sorted(state) if torch.is_tensor(state[name]))]
-
-
-def assert_equal(one: torch.optim.Optimizer, other: torch.optim.Optimizer) -> None:
-    mine, theirs = values(one), values(other)
-    assert len(mine) == len(theirs)
-    for left, right in zip(mine, theirs, strict=True):
-        assert left.dtype == right.dtype
-        assert torch.equal(left, right)
 
 
 @pytest.fixture(autouse=True)

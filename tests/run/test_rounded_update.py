@@ -15,6 +15,7 @@ from sartor.run import rounded_update, transaction
 from sartor.run.host_states import HostStates
 from sartor.run.rounded_update import RoundedUpdate
 from sartor.run.transaction import Update
+from tests.run.stepped import assert_equal, values
 
 BF16 = torch.bfloat16
 Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -60,21 +61,6 @@ def take(update: Update, number: int) -> None:
     give_gradients(update.optimizer, number)
     update.number = number
     update.step()
-
-
-def values(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    """Parameters and states, in order."""
-    found = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    states = [optimizer.state[parameter] for parameter in found if parameter in optimizer.state]
-    return [*found, *(state[name] for state in states for name in sorted(state) if torch.is_tensor(state[name]))]
-
-
-def assert_equal(one: torch.optim.Optimizer, other: torch.optim.Optimizer) -> None:
-    mine, theirs = values(one), values(other)
-    assert len(mine) == len(theirs)
-    for left, right in zip(mine, theirs, strict=True):
-        assert (left.dtype, left.shape) == (right.dtype, right.shape)
-        assert torch.equal(left, right)
 
 
 # --- what it is for --------------------------------------------------------------------------------------------------

@@ -127,7 +127,7 @@ class Decider:
 
     def _searched(self, free: Freedom) -> tuple[Setting, bool]:
         available = self._foresight.memory.available_bytes
-        return search(free, self.needed, self.seconds, available, self.saved, partial(self._about, free))
+        return search(free, self.needed, self.seconds, available, partial(self._about, free))
 
     def _about(self, free: Freedom, setting: Setting, most_tokens: int) -> float:
         """About what a setting needs, from no, all and cheap recomputation of the most tokens at once.

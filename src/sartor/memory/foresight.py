@@ -15,7 +15,7 @@ from sartor.memory.prediction import Component, Prediction
 from sartor.memory.search import Setting
 from sartor.memory.simulate import Known, Training, Work, simulate_model
 from sartor.memory.speed import Batch
-from sartor.memory.tracker import Phase
+from sartor.memory.tracker import PASS
 from sartor.records import Layout, Plan
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 PROCESS_BYTES = GROWTH_BYTES + RESERVE_BYTES
 """That a run needs beside tensors once it has begun, and that the guard keeps free."""
-_PASS = frozenset({Phase.FORWARD, Phase.LOSS, Phase.BACKWARD})
 _STANDING = frozenset({Component.PARAMETERS, Component.GRADIENTS, Component.OPTIMIZER})
 
 
@@ -164,7 +163,7 @@ def scaled_peak(prediction: Prediction, token_share: float, row_share: float) ->
     found = [0.0]
     for stretch in prediction.timeline:
         parts = dict(stretch.components)
-        if stretch.phase not in _PASS:
+        if stretch.phase not in PASS:
             found.append(sum(parts.values()))
             continue
         stands = parts.get(Component.PARAMETERS, 0) + parts.get(Component.OPTIMIZER, 0)
@@ -181,7 +180,7 @@ def pass_bytes(prediction: Prediction) -> int:
     Example: 100 MB of activations and 60 MB of logits at the worst moment, of which a buffer of 50 MB stands there from
     the micro-batch before: 110 MB.
     """
-    stretches = [stretch for stretch in prediction.timeline if stretch.phase in _PASS]
+    stretches = [stretch for stretch in prediction.timeline if stretch.phase in PASS]
     stands = min((stretch.components.get(Component.LOGITS, 0) for stretch in stretches), default=0)
     sums = [sum(size for part, size in one.components.items() if part not in _STANDING) for one in stretches]
     return max(sums, default=stands) - stands

@@ -151,8 +151,7 @@ def _optimizer(case: Case) -> Iterator[Proposal]:
 
 def _shorter(case: Case) -> Iterator[Proposal]:
     """The greatest power of two that fits; nothing where even the shortest does not."""
-    longest = 1 << (case.shape.longest_tokens - 1).bit_length()
-    lengths = [length for length in (longest >> power for power in range(1, 20)) if length >= SHORTEST]
+    lengths = _shorter_lengths(case.shape)
     if not lengths:
         return
     model = imagined(case.config, case.plan.compute_dtype, case.training)
@@ -177,10 +176,7 @@ def _together(case: Case) -> Iterator[Proposal]:
     """An adapter and shorter rows, where neither suffices; the greatest power of two at which an adapter fits."""
     if case.training.quantization is not None:
         return
-    longest = 1 << (case.shape.longest_tokens - 1).bit_length()
-    for length in (longest >> power for power in range(1, 20)):
-        if length < SHORTEST:
-            return
+    for length in _shorter_lengths(case.shape):
         shorter = replace(
             case, shape=_shortened(case.shape, length), setting=replace(case.setting, micro_batch_tokens=length)
         )
@@ -193,6 +189,12 @@ def _together(case: Case) -> Iterator[Proposal]:
                     cost=f"{one.cost}; longer rows are cut",
                 )
                 return
+
+
+def _shorter_lengths(shape: Shape) -> list[int]:
+    """Powers of two below the longest row, the greatest first."""
+    longest = 1 << (shape.longest_tokens - 1).bit_length()
+    return [length for length in (longest >> power for power in range(1, 20)) if length >= SHORTEST]
 
 
 def _shortened(shape: Shape, length: int) -> Shape:

@@ -12,9 +12,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from sartor.memory.prediction import Component, Stretch
-from sartor.memory.tracker import Phase
-
-_PASS = (Phase.FORWARD, Phase.LOSS, Phase.BACKWARD)
+from sartor.memory.tracker import PASS, Phase
 
 
 def largest_moment(model: nn.Module, update: Stretch, passes: Sequence[Stretch]) -> Stretch:
@@ -29,7 +27,7 @@ def largest_moment(model: nn.Module, update: Stretch, passes: Sequence[Stretch])
     states_bytes = update.components.get(Component.OPTIMIZER, 0)
     moments = [dict(update.components) | {Component.LOGITS: 0}]
     for part in passes:
-        if part.phase in _PASS:
+        if part.phase in PASS:
             temporaries = part.components.get(Component.TEMPORARIES, 0) + copies_bytes
             changed = {Component.OPTIMIZER: states_bytes, Component.TEMPORARIES: temporaries}
             moments.append(dict(part.components) | changed)

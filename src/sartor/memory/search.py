@@ -4,14 +4,11 @@ In: what each setting needs (simulated on demand) and how long it takes (estimat
 setting to take.  What it keeps true: only what leaves the mathematics alone is chosen; nothing is chosen that is not
 foreseen to fit; and few settings are simulated.
 
-How few: where the preferred setting fits, that one.  Else the corners of the box of all settings.  The peak is the
-largest of many moments, each affine in tokens and in recomputed layers, so what lies between corners is mostly on or
-under the line between them (not in rows of logits, of which there are no more than targets).  The line orders the
-settings; the one that is taken is simulated itself.  Of the ways to compute the same, recomputing only what is cheap
-has corners of its own; what the optimizer's part spares is counted, as it is the same everywhere.
+How few: where the preferred setting fits, that one.  Else an estimate, which the caller makes from a few simulations,
+orders the settings, and the one that is taken is simulated itself.
 
-Example: 1,024 tokens at once need 2.0 GB, 256 need 1.1 GB and 1.5 GB is free: by the line 512 need 1.4 GB, and are
-taken.
+Example: 1,024 tokens at once need 2.0 GB, 256 need 1.1 GB and 1.5 GB is free: 512 are estimated to need 1.4 GB,
+simulated, and taken.
 """
 
 from __future__ import annotations
@@ -110,8 +107,7 @@ def search(
     needed: Callable[[Setting], int],
     seconds: Callable[[Setting], float],
     available_bytes: int,
-    saved: Callable[[Way], int] = lambda way: 0,
-    about: Callable[[Setting, int], float] | None = None,
+    about: Callable[[Setting, int], float],
 ) -> tuple[Setting, bool]:
     """The setting to take, and whether it fits; where nothing does, the one that needs least.
 
@@ -120,27 +116,19 @@ def search(
         needed: bytes of a setting; simulates, and should remember.
         seconds: of a step.
         available_bytes: that it may need.
-        saved: at most so many bytes are spared by the optimizer's part of a way, whatever else is chosen.
-        about: estimates what a setting needs, given the most tokens at once that are looked at; None: the line between
-            corners.
+        about: estimates what a setting needs, given the most tokens at once that are looked at.
     """
     preferred = _preferred(free.tokens, Setting(free.tokens[0], free.layers[0], free.rows[-1], free.ways[0]), seconds)
     if needed(preferred) <= available_bytes:
         return preferred, True
-    is_hopeful = about is not None and about(free.leanest, preferred.micro_batch_tokens) <= available_bytes
+    is_hopeful = about(free.leanest, preferred.micro_batch_tokens) <= available_bytes
     if not is_hopeful and needed(free.leanest) > available_bytes:
         return free.leanest, False
     tokens = tuple(count for count in free.tokens if count <= preferred.micro_batch_tokens)
     too_much: list[Setting] = []
     for rows in (free.rows[-1:], free.rows):  # fewer rows of logits only where all else does not suffice
-        # The most tokens may be a whole optimizer batch, which needs no gradients beside its forward pass: a jump.
-        boxes = [Freedom(part, free.layers, rows, free.ways) for part in (tokens[:-1], tokens[-1:]) if part]
-        promising = [
-            setting
-            for box in boxes
-            for setting in _settings(box)
-            if (about(setting, tokens[-1]) / DOUBT if about else _about(box, needed, saved, setting)) <= available_bytes
-        ]
+        box = Freedom(tokens, free.layers, rows, free.ways)
+        promising = [one for one in _settings(box) if about(one, tokens[-1]) / DOUBT <= available_bytes]
         for fast in sorted(promising, key=seconds):
             setting = _fewest_tokens(tokens, fast, seconds)
             if any(_needs_no_less(setting, other) for other in too_much):
@@ -171,32 +159,6 @@ def _preferred(tokens: Sequence[int], like: Setting, seconds: Callable[[Setting]
     settings = [_with_tokens(like, count) for count in tokens]
     best = min(map(seconds, settings))
     return next(setting for setting in settings if seconds(setting) <= TOLERATED_SLOWNESS * best)
-
-
-def _about(box: Freedom, needed: Callable[[Setting], int], saved: Callable[[Way], int], setting: Setting) -> float:
-    """About what a setting needs, in ways whose optimizer's part is not simulated at the corners."""
-    plain = replace(box.ways[0], recomputes_cheap=setting.way.recomputes_cheap)
-    return interpolated(box, needed, replace(setting, way=plain)) - saved(setting.way) + saved(plain)
-
-
-def interpolated(box: Freedom, needed: Callable[[Setting], int], setting: Setting) -> float:
-    """About what a setting needs: on the line between the corners of a box around it."""
-    axes = (
-        _ends(box.tokens, setting.micro_batch_tokens),
-        _ends(box.layers, setting.recomputed_layers),
-        _ends(box.rows, setting.loss_chunk_rows),
-    )
-    total = 0.0
-    for (tokens, a), (layers, b), (rows, c) in itertools.product(*axes):
-        total += a * b * c * needed(Setting(tokens, layers, rows, setting.way))
-    return total
-
-
-def _ends(values: Sequence[int], at: int) -> list[tuple[int, float]]:
-    """The least and the greatest value with their shares in `at`; those without a share are left out."""
-    low, high = values[0], values[-1]
-    share = (at - low) / (high - low) if high > low else 0.0
-    return [(value, part) for value, part in ((low, 1 - share), (high, share)) if part > 0]
 
 
 def _settings(box: Freedom) -> Iterable[Setting]:

@@ -42,6 +42,10 @@ class Phase(StrEnum):
     SAVING = "saving"
 
 
+PASS = frozenset({Phase.FORWARD, Phase.LOSS, Phase.BACKWARD})
+"""What a micro-batch goes through when it is trained."""
+
+
 @dataclass(slots=True)
 class _Block:
     """One storage's life."""

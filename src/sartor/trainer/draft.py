@@ -91,8 +91,9 @@ def begin(trainer: SFTTrainer, folder: Path, content: Mapping[str, Any] | None, 
         RunFolderError: it cannot be written, or the disk is full.
         ConfigurationError: something in `content` can only be pickled.
     """
-    files = keys = None
+    files = None
     model_is_due = False
+    keys: dict[str, str] = {}
     if not saving.is_saved_in_an_own_way(trainer):
         files = model_files(trainer.model, trainer.masters.arrival_dtype)
         model_is_due = files is None and is_lent and not trainer.masters.is_rounding
@@ -109,7 +110,7 @@ def begin(trainer: SFTTrainer, folder: Path, content: Mapping[str, Any] | None, 
         saving.save_tokenizer(trainer, folder)
     if files is not None:
         files.write_configuration(folder)
-    return Draft(trainer, folder, packed, content is not None, files, keys or {}, model_is_due)
+    return Draft(trainer, folder, packed, content is not None, files, keys, model_is_due)
 
 
 def _key(name: str, content: Mapping[str, Any] | None) -> str:

@@ -20,14 +20,13 @@ from transformers.trainer_utils import SaveStrategy
 from transformers.training_args import OptimizerNames
 
 from sartor.engine.traits import ModelTraits, base_model, is_adapter
-from sartor.errors import SartorError
 from sartor.memory import imagine, optimizers, plan_text, rates
 from sartor.memory.decide import Decider, Decision, recomputation
 from sartor.memory.foresight import Foresight, Memory, Shape, pass_bytes
 from sartor.memory.plan import ACTIVATION_VALUES_PER_HIDDEN, most_chunk_rows, most_tokens, with_optimizer
 from sartor.memory.proposals import with_proposals
 from sartor.memory.search import Freedom, Way, freedom
-from sartor.memory.simulate import Training
+from sartor.memory.simulate import REFUSALS, Training, cause_of
 from sartor.memory.speed import Batch, sizes_of
 from sartor.records import PLAN_CHOICES, DataSummary, EngineSettings, Plan
 from sartor.run.transaction import simulated_rehearsal, simulated_update
@@ -81,9 +80,8 @@ def planned(
         return base
     try:
         return _searched(trainer, base, traits, feed, available_bytes, matrix_rate)
-    except (SartorError, RuntimeError, NotImplementedError, TypeError, AttributeError, ValueError, KeyError) as error:
-        # Fake tensors refuse what some architectures do; a run must not fail because its memory cannot be foreseen.
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    except REFUSALS as error:  # a run must not fail because its memory cannot be foreseen
+        cause = cause_of(error)[:200]
         trainer.say(f"memory: this model cannot be simulated ({cause}); the plan follows rules of thumb")
         return base
 

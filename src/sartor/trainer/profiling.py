@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sartor.engine.traits import base_model, read_traits
-from sartor.errors import ConfigurationError, SartorError
+from sartor.errors import ConfigurationError
 from sartor.memory import imagine, trace
 from sartor.memory.allocator import retaining
 from sartor.memory.consumers import what_consumes
-from sartor.memory.simulate import Training, Work, simulate_model
+from sartor.memory.simulate import REFUSALS, Training, Work, cause_of, simulate_model
 from sartor.records import Plan
 from sartor.run.implementation import set_implementation
 from sartor.run.stepper import Updater
@@ -113,20 +113,10 @@ def foreseen(trainer: SFTTrainer) -> dict[str, Any]:
     work = shape.work(plan.micro_batch_tokens, plan.layout)
     try:
         prediction = simulate_model(model, plan, work, _training(trainer))
-    except (SartorError, RuntimeError, NotImplementedError, TypeError, AttributeError, ValueError, KeyError) as error:
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    except REFUSALS as error:
+        cause = cause_of(error)[:200]
         raise ConfigurationError(f"nothing was rehearsed, and this model cannot be simulated: {cause}") from error
-    about = {
-        "model_type": traits.model_type,
-        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "device": plan.device,
-        "compute_dtype": plan.compute_dtype,
-        "gradient_checkpointing": plan.gradient_checkpointing,
-        "document_lengths": list(work.document_lengths),
-        "num_targets": work.num_targets,
-        "num_micro_batches": work.num_micro_batches,
-    }
-    return trace.as_json(prediction, [], about)
+    return trace.as_json(prediction, [], rehearsing.about(model, traits, plan, work))
 
 
 def with_settings(trainer: SFTTrainer, memory: dict[str, Any]) -> dict[str, Any]:

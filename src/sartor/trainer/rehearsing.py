@@ -19,18 +19,20 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from sartor.engine.flops import step_flops
 from sartor.engine.step import Engine
+from sartor.engine.traits import ModelTraits
 from sartor.errors import ConfigurationError
 from sartor.memory import imagine, rehearse, trace
 from sartor.memory.marks import marking_layers
 from sartor.memory.optimizers import MakeOptimizer
 from sartor.memory.prediction import Prediction
-from sartor.memory.simulate import CPU_MARGIN, Training, Work, simulate_model
+from sartor.memory.simulate import CPU_MARGIN, Training, Work, cause_of, simulate_model
 from sartor.memory.trace import Measured, Trace
 from sartor.memory.tracker import Phase
-from sartor.records import Example, Layout, MicroBatch
+from sartor.records import Example, Layout, MicroBatch, Plan
 from sartor.run.cutting import keyed_micro_batches
 from sartor.run.recover import is_out_of_memory
 from sartor.run.state import generator_states, restore_generators
@@ -208,9 +210,9 @@ class Rehearsal:
             finally:
                 recovery.step = step
                 self._undo()
-            prediction, reason = foresee(trainer, engine, worst.micro, worst.num_micro_batches, updates=self._updates)
-        found = trace.as_json(prediction, measured, about(engine, worst.micro), reason)
-        found["num_micro_batches"] = worst.num_micro_batches
+            work = Work(worst.micro.document_lengths, worst.micro.num_targets, worst.num_micro_batches)
+            prediction, reason = foresee(trainer, engine, work, updates=self._updates)
+        found = trace.as_json(prediction, measured, about(engine.model, engine.traits, engine.plan, work), reason)
         found["instrument"] = trace.instrument(engine.device)
         measured_bytes = max(found["measured"]["peak_bytes"], self._update_bytes)
         found["measured"]["peak_bytes"] = measured_bytes
@@ -334,9 +336,7 @@ def _heard(engine: Engine, watch: Trace) -> Iterator[None]:
         engine.on_phase = before
 
 
-def foresee(
-    trainer: SFTTrainer, engine: Engine, micro: MicroBatch, num_micro_batches: int, *, updates: bool = True
-) -> tuple[Prediction | None, str]:
+def foresee(trainer: SFTTrainer, engine: Engine, work: Work, *, updates: bool = True) -> tuple[Prediction | None, str]:
     """What step and rehearsal, which `updates` or does not, need by simulation; None with the reason why it failed."""
     model = imagine.imitate(engine.model)
     for module in model.modules():  # the engine's own come again with the simulation's engine
@@ -349,13 +349,12 @@ def foresee(
         settings=trainer.settings.engine,
         balance_coefficient=engine.balance_coefficient,
     )
-    work = Work(micro.document_lengths, micro.num_targets, num_micro_batches)
     try:
         return simulate_model(model, engine.plan, work, training), ""
     except Exception as error:  # whatever it is: a chart without a forecast is no reason to end a run
         if is_out_of_memory(error):
             raise
-        return None, (str(error).strip() or type(error).__name__).splitlines()[0]
+        return None, cause_of(error)
 
 
 def maker_of(trainer: SFTTrainer) -> MakeOptimizer:
@@ -369,17 +368,17 @@ def maker_of(trainer: SFTTrainer) -> MakeOptimizer:
     return lambda groups: kind(groups, **options)
 
 
-def about(engine: Engine, micro: MicroBatch) -> dict[str, Any]:
-    """What was computed, for the run folder and for figures' titles."""
-    plan = engine.plan
+def about(model: nn.Module, traits: ModelTraits, plan: Plan, work: Work) -> dict[str, Any]:
+    """What is computed, for the run folder and for figures' titles."""
     return {
-        "model_type": engine.traits.model_type,
-        "num_parameters": sum(parameter.numel() for parameter in engine.model.parameters()),
+        "model_type": traits.model_type,
+        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "device": plan.device,
         "compute_dtype": plan.compute_dtype,
         "gradient_checkpointing": plan.gradient_checkpointing,
-        "document_lengths": list(micro.document_lengths),
-        "num_targets": micro.num_targets,
+        "document_lengths": list(work.document_lengths),
+        "num_targets": work.num_targets,
+        "num_micro_batches": work.num_micro_batches,
     }
 
 
