@@ -54,6 +54,19 @@ def test_time_between_steps_does_not_slow_the_rate(events: Any) -> None:
     assert "100 tokens/s" in stream.getvalue()
 
 
+def test_tokens_of_before_a_run_was_resumed_are_not_counted_as_its_first_ones(events: Any) -> None:
+    stream = io.StringIO()
+    callback = TrainingProgress(stream)
+    events(callback, "on_train_begin", 5)
+    for step in (6, 7):
+        events(callback, "on_step_begin", step - 1)
+        events(callback, "on_step_end", step, seconds=5.0)
+        events(callback, "on_log", step, logs={"loss": 1.0, "num_tokens": 1000.0 * step})
+    first, second = stream.getvalue().splitlines()
+    assert "tokens/s" not in first
+    assert "200 tokens/s" in second
+
+
 def test_what_the_trainer_measured_wins(events: Any) -> None:
     stream = io.StringIO()
     callback = TrainingProgress(stream)

@@ -47,7 +47,7 @@ class TrainingProgress(TrainerCallback):
         """Start the bar."""
         self._first_step = state.global_step
         self._started = time.perf_counter()
-        self._clock = _TokenClock()
+        self._clock = _TokenClock(num_tokens=None if state.global_step else 0.0)
         if not self._live:
             return
         self._bar = _bar(self._stream)
@@ -108,10 +108,11 @@ class TrainingProgress(TrainerCallback):
 class _TokenClock:
     """Tokens per second between logs, over the time spent inside steps."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_tokens: float | None = 0.0) -> None:
+        """`num_tokens`: until now; None: not known, as where a run is gone on with: the first interval has no rate."""
         self._seconds = 0.0
         self._begun: float | None = None
-        self._num_tokens = 0.0
+        self._num_tokens = num_tokens
 
     def start(self) -> None:
         self._begun = time.perf_counter()
@@ -126,7 +127,7 @@ class _TokenClock:
         result: dict[str, float] = {"peak_memory_bytes": peak_memory_bytes()}
         num_tokens = logs.get("num_tokens")
         if isinstance(num_tokens, int | float):
-            if self._seconds > 0:
+            if self._num_tokens is not None and self._seconds > 0:
                 result["tokens_per_second"] = (num_tokens - self._num_tokens) / self._seconds
             self._num_tokens = num_tokens
         self._seconds = 0.0
