@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 
 from sartor.data.encoding.layout import LaidText, TokenBytes, located, with_offsets
-from sartor.data.encoding.rendering import Rendering
 from sartor.data.encoding.table import TokenRows
-from sartor.data.encoding.template import has_generation_marks
+from sartor.data.encoding.template import has_generation_marks, render, render_marked
 from sartor.data.encoding.tokenizing import BatchTokenizer, Encodings, TextBatch, Tokenization, run
 from sartor.data.reading.problems import ProblemLog
 from sartor.data.rows.formats import Message, Reading, TrainingRow, convert
@@ -52,7 +51,6 @@ class Encoder:
         self._unrolls = settings.unroll
         self._appends_eos = not reading.is_conversational and reading.format is not RowFormat.TOKENIZED
         self.tokenize = BatchTokenizer(tokenizer)
-        self._rendering = Rendering(tokenizer)
         self.tally: Counter[str] = Counter()
         self._weigher = Weigher(
             tokenizer, self.tally, assistant_only=self._assistant_only, completion_only=self._completion_only
@@ -132,7 +130,7 @@ class Encoder:
             case RowFormat.MESSAGES if not self._unrolls:
                 if self._assistant_only:
                     return (yield from self._marked(rows, problems))
-                texts = self._rendering.texts(rows, _body, problems)
+                texts = render(self._tokenizer, rows, _body, problems)
                 self._audit.check_rendered(rows, texts, self.tally)
                 return (yield from _ids_of(TextBatch(texts, is_rendered=True))), None
             case RowFormat.TEXT:
@@ -149,7 +147,7 @@ class Encoder:
         self, rows: Sequence[TrainingRow], problems: ProblemLog
     ) -> Tokenization[tuple[Ids, Ids | None]]:
         asked = [row for row in rows if row.prompt]  # an unrolled first message has nothing before it
-        prompts = self._rendering.texts(asked, _prompt, problems, add_generation_prompt=True)
+        prompts = render(self._tokenizer, asked, _prompt, problems, add_generation_prompt=True)
         if problems:
             return [], None
         some_ids = iter((yield from _ids_of(TextBatch(prompts, is_rendered=True))))
@@ -157,7 +155,7 @@ class Encoder:
         if self._assistant_only:
             ids, is_marked = yield from self._marked(rows, problems)
             return ids, self._completions(prompt_ids, ids, is_marked)
-        texts = self._rendering.texts(rows, _whole, problems)
+        texts = render(self._tokenizer, rows, _whole, problems)
         self._audit.check_rendered(rows, texts, self.tally)
         ids = yield from _ids_of(TextBatch(texts, is_rendered=True))
         return self._with_proven_starts(rows, ids, self._completions(prompt_ids, ids, None), prompt_ids, problems)
@@ -178,7 +176,7 @@ class Encoder:
 
     def _marked(self, rows: Sequence[TrainingRow], problems: ProblemLog) -> Tokenization[tuple[Ids, Ids]]:
         """Ids of conversations, and which of them lie between the template's generation marks."""
-        marked = self._rendering.marked(rows, _whole, problems)
+        marked = render_marked(self._tokenizer, rows, _whole, problems)
         self._audit.check_rendered(rows, [text for text, _ in marked], self.tally, last_only=self._unrolls)
         texts = [text for text, _ in marked]
         encodings = yield from located(texts, self._token_bytes)

@@ -99,7 +99,7 @@ class Attempt:
         self._prompts = prompts
         self._conversation = conversation
         self._rules = rules
-        self._text, self._tags = traced.text, traced.tags
+        self._text, self._tags, self._starts = traced.text, traced.tags, traced.starts
         self._spans = spans_of(traced.tags)
 
     def refuse_special_text(self) -> None:
@@ -144,7 +144,7 @@ class Attempt:
             raise Unproven("message not rendered", f"the template leaves out message {_number(number)}. Remove it.")
         prompt = self._prompt(self._conversation, number)
         is_last = number + 1 == len(self._conversation.messages)
-        until = self._text if is_last else self._prompts.render(self._conversation, number + 1)
+        until = self._text if is_last else self._beginning(number + 1)
         rule, start, limit = self._start(number, span, prompt, until)
         self._refuse_foreign(number, span, start, limit)
         end, end_token, is_appended = self._end(number, span, start, limit)
@@ -154,7 +154,18 @@ class Attempt:
 
     def _prompt(self, conversation: Conversation, number: int) -> str | None:
         """The prompt for a message; None where there is none, as before the first."""
-        return self._prompts.render(conversation, number, prompt=True) if number else None
+        if not number:
+            return None
+        if self._starts is not None and self._starts[number] >= 0 and conversation is self._conversation:
+            end_of_prompt = self._prompts.probe(conversation).prompt_end
+            if end_of_prompt is not None:
+                return self._text[: self._starts[number]] + end_of_prompt
+        return self._prompts.render(conversation, number, prompt=True)
+
+    def _beginning(self, num_messages: int) -> str | None:
+        """What the template writes of the first messages alone; None where it raises."""
+        start = -1 if self._starts is None else self._starts[num_messages]
+        return self._text[:start] if start >= 0 else self._prompts.render(self._conversation, num_messages)
 
     def _start(self, number: int, span: Span, prompt: str | None, until: str | None) -> tuple[Rule, int, int]:
         """How a turn's start is proven, where it is, and where the turn ends at the latest."""

@@ -25,9 +25,6 @@ from typing import Any
 
 from sartor.data.targets.attempt import Attempt, Proof, Rule, Rules, Start, Turn, Unproven
 from sartor.data.targets.prompts import Prompts
-from sartor.data.targets.proof_form import ProofForm, form_of
-from sartor.data.targets.provenance.forms import Forms, Messages, shape_of
-from sartor.data.targets.provenance.outline import Outline, Outliner
 from sartor.data.targets.provenance.render import Renderer, TraceError
 
 __all__ = ["Proof", "Prover", "Provers", "Rule", "Start", "Turn", "Unproven"]
@@ -61,8 +58,6 @@ class Prover:
         """
         self._renderer = Renderer(template, special_tokens)
         self._prompts = Prompts(self._renderer, template)
-        self._outliner = Outliner(self._renderer, template)
-        self._forms: Forms[ProofForm] = Forms()
         texts = sorted({*atoms, *end_tokens}, key=len, reverse=True)  # the longest first: one may begin another
         self._rules = Rules(tuple(end_tokens), start, append_eot, re.compile("|".join(map(re.escape, texts))))
 
@@ -84,21 +79,7 @@ class Prover:
         """
         if trained is None:
             trained = [number for number, message in enumerate(messages) if message.get("role") == "assistant"]
-        shape = shape_of(messages, tools, keywords or {})
-        if shape is None:
-            return self._proven(messages, tools, keywords or {}, trained)
-        shape = (*shape, *trained)
-        for form in self._forms.of(shape):
-            proof = form.proof(messages)
-            if proof is not None:
-                return proof
-        proof = self._proven(messages, tools, keywords or {}, trained)
-        self._forms.learn(shape, lambda: self._form(messages, keywords or {}, proof))
-        return proof
-
-    def _proven(self, messages: Messages, tools: Any, keywords: Mapping[str, Any], trained: Collection[int]) -> Proof:
-        """The proof of a conversation, found for it alone."""
-        conversation = self._renderer.conversation(messages, tools, keywords)
+        conversation = self._renderer.conversation(messages, tools, keywords or {})
         try:
             traced = self._renderer.traced(conversation, len(messages))
         except TraceError:
@@ -111,17 +92,6 @@ class Prover:
         attempt.refuse_special_text()
         text, turns = _with_ends(traced.text, [attempt.turn(number) for number in trained])
         return Proof(text, turns, tuple(attempt.dropped()), traced.text)
-
-    def _form(self, messages: Messages, keywords: Mapping[str, Any], proof: Proof) -> ProofForm | None:
-        """A form that proves other conversations of the same shape."""
-        conversation = self._renderer.conversation(messages, None, keywords)
-        book = self._outliner.book(messages)
-
-        def outline_of(num_messages: int, prompt: bool) -> Outline:
-            return self._outliner.outline(book, conversation, messages, num_messages, prompt=prompt)
-
-        prompt_end = self._prompts.probe(conversation).prompt_end
-        return form_of(proof, book, outline_of, messages, self._rules.atoms, prompt_end)
 
 
 class Provers:

@@ -6,7 +6,8 @@ What is changed in the code that Jinja generates from a template:
 - each turn of a `for` loop tells the environment what it is at, and the end of the loop puts back what was before;
 - so does `{% set message = messages[i] %}` in a loop over numbers;
 - what is assigned to a name while at a message is tagged as that message's (text that a template collects to write it
-  later).
+  later);
+- the end of the body of the last loop tells the environment that it is done with a message (see `order`).
 
 Nothing else: which branch is taken, and which text is written, stay the template's.
 """
@@ -19,6 +20,8 @@ from typing import Any
 from jinja2 import nodes
 from jinja2.compiler import CodeGenerator, Frame
 
+from sartor.data.targets.provenance.order import last_loops
+
 
 class ShadowCodeGenerator(CodeGenerator):
     """Jinja's code generator for a `ShadowEnvironment`."""
@@ -29,6 +32,12 @@ class ShadowCodeGenerator(CodeGenerator):
         """Of each loop that is being compiled, by the identity of its body: its variable, and where the message before
         it is kept."""
         self._variables: list[nodes.Node] = []
+        self._last_loops: set[int] = set()
+
+    def visit_Template(self, node: nodes.Template, frame: Frame | None = None) -> None:
+        """The whole: find its last loop first."""
+        self._last_loops = last_loops(node)
+        super().visit_Template(node, frame)
 
     def visit_For(self, node: nodes.For, frame: Frame) -> None:
         """A loop: remember the message before it, and put it back afterwards."""
@@ -51,6 +60,8 @@ class ShadowCodeGenerator(CodeGenerator):
             else:
                 self.writeline(f"environment.at = {before}")
         super().blockvisit(nodes_, frame)
+        if loop is not None and id(nodes_) in self._last_loops and isinstance(variable, nodes.Name):
+            self.writeline(f"environment.leave({frame.symbols.ref(variable.name)})")
 
     def visit_Assign(self, node: nodes.Assign, frame: Frame) -> None:
         """An assignment: tag what is collected; in a loop over numbers it may say which message is next."""

@@ -20,6 +20,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from sartor.data.targets.provenance.compiler import ShadowCodeGenerator
+from sartor.data.targets.provenance.order import Progress
 from sartor.data.targets.provenance.shadow import (
     OUTSIDE,
     Kind,
@@ -107,6 +108,7 @@ class ShadowEnvironment(ImmutableSandboxedEnvironment):
         )
         self.at = OUTSIDE
         """The tag of text that the template itself writes now."""
+        self.progress = Progress(0)
         self.globals.update(like.globals)
         self.tests.update(like.tests)
         self.filters = {name: self._tracing(name, function) for name, function in like.filters.items()}
@@ -124,6 +126,11 @@ class ShadowEnvironment(ImmutableSandboxedEnvironment):
             message = message_of(sole_tag(value))
             if message is not None:
                 self.at = tag_of(message, Kind.LITERAL)
+
+    def leave(self, value: Any) -> None:
+        """The last loop has come to the end of its body with this value."""
+        if isinstance(value, Message):
+            self.progress.leave(value._number)
 
     def shown(self, value: Any) -> Shadow:
         """What is written for a value: text of nobody else's is the template's own, at the current message."""

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from sartor.data.targets.provenance.environment import Message, ShadowEnvironment
+from sartor.data.targets.provenance.order import Progress, WatchedMessages
 from sartor.data.targets.provenance.shadow import OUTSIDE, Kind, Shadow, joined, tag_of, tags_of
 
 IDENTIFIERS = frozenset(["role", "name", "id", "type", "tool_call_id", "channel", "recipient"])
@@ -29,6 +30,9 @@ class TracedText:
 
     text: str
     tags: str
+    starts: Sequence[int] | None = None
+    """For each message the character up to which the text is what the template writes of the messages before it; -1
+    where that is not known, and None where it is not known of any (see `order`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +68,6 @@ class Renderer:
         self._stock_globals = dict(self._stock.globals)
         self._traced_globals = dict(self._traced.globals)
         self._reads_clock = "strftime_now" in template
-
-    @property
-    def stock_environment(self) -> Any:
-        """Transformers' own sandbox."""
-        return self._stock.environment
 
     def conversation(
         self, messages: Sequence[Mapping[str, Any]], tools: Any, keywords: Mapping[str, Any]
@@ -116,13 +115,29 @@ class Renderer:
         """
         expected = self.text(conversation, num_messages, add_generation_prompt=add_generation_prompt)
         messages = [traced_message(message, i) for i, message in enumerate(conversation.messages[:num_messages])]
-        self._environment.at = OUTSIDE
         variables = self.variables(conversation, num_messages, add_generation_prompt)
-        context = self._traced.new_context({**self._traced_globals, **variables, "messages": messages}, shared=True)
-        rendered = joined(self._traced.root_render_func(context))
+        progress = Progress(num_messages)
+        watched = WatchedMessages(messages, progress)
+        try:
+            rendered, starts = self._rendered({**variables, "messages": watched}, progress), progress.starts()
+        except Exception:  # it does something with the messages that cannot be watched
+            rendered = ""
+        if rendered != expected:
+            rendered, starts = self._rendered({**variables, "messages": messages}, Progress(0)), None
         if rendered != expected:
             raise TraceError
-        return TracedText(expected, tags_of(rendered))
+        return TracedText(expected, tags_of(rendered), starts)
+
+    def _rendered(self, variables: Mapping[str, Any], progress: Progress) -> str:
+        """The text with tags; `progress` counts its characters while they are written."""
+        self._environment.at, self._environment.progress = OUTSIDE, progress
+        pieces = []
+        for piece in self._traced.root_render_func(
+            self._traced.new_context({**self._traced_globals, **variables}, shared=True)
+        ):
+            progress.num_written += len(piece)
+            pieces.append(piece)
+        return joined(pieces)
 
 
 def traced_message(message: Mapping[str, Any], number: int) -> Message:
