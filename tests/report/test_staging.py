@@ -89,6 +89,7 @@ def test_a_file_of_the_model_that_is_a_link_does_not_leave(
     (folder / name).unlink(missing_ok=True)
     (folder / name).symlink_to(private / "key.txt")
     with warnings.catch_warnings(record=True) as told, contextlib.suppress(RunFolderError):  # without weights
+        warnings.simplefilter("always")
         pushing.push_folder(folder, REPOSITORY, token=TOKEN)
     assert not received(hub)
     assert any(f"{folder / name} is not pushed" in str(warning.message) for warning in told)

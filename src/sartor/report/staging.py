@@ -188,13 +188,13 @@ def _names_of_the_model(folder: Path) -> set[str]:
 def _shards(folder: Path) -> set[str]:
     """The files that the index of the weights names."""
     weight_map = _json_object(folder / INDEX).get("weight_map")
-    shards = set(weight_map.values()) if isinstance(weight_map, dict) else {None}
-    if missing := sorted(str(name) for name in shards if not (isinstance(name, str) and lies_in(folder, name))):
+    shards = [str(name) for name in weight_map.values()] if isinstance(weight_map, dict) else ["nothing"]
+    if missing := sorted({name for name in shards if not lies_in(folder, name)}):
         raise RunFolderError(
             f"cannot push {folder}: {INDEX} names {', '.join(missing)}, which is no file in that folder. Save the "
             "model again."
         )
-    return shards
+    return set(shards)
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

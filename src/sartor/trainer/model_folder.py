@@ -44,8 +44,8 @@ def check(folder: str | os.PathLike[str]) -> None:
     problems = list(dict.fromkeys([*_links(root, homes), *_names(root, homes)]))
     if problems:
         raise ModelError(
-            f"{folder} leads to files outside of it: {'; '.join(problems)}. What is read of a model's folder is written "
-            "into the run folder, and may be pushed. If you mean these files, put copies of them into the folder."
+            f"{folder} leads to files outside of it: {'; '.join(problems)}. What is read of a model's folder is "
+            "written into the run folder, and may be pushed. If you mean these files, put copies of them into the folder."
         )
 
 
