@@ -45,7 +45,8 @@ def check(folder: str | os.PathLike[str]) -> None:
     if problems:
         raise ModelError(
             f"{folder} leads to files outside of it: {'; '.join(problems)}. What is read of a model's folder is "
-            "written into the run folder, and may be pushed. If you mean these files, put copies of them into the folder."
+            "written into the run folder, and may be pushed. If you mean these files, put copies of them into the "
+            "folder."
         )
 
 
