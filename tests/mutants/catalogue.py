@@ -455,6 +455,36 @@ STATE = (
         ("tests/test_config.py::test_the_written_configuration_is_json_without_tokens",),
     ),
     Mutant(
+        "a push follows a link out of the run folder",
+        "src/sartor/report/staging.py",
+        "    return path.is_file() and path.resolve() == path and path.is_relative_to(root)",
+        "    return path.is_file()",
+        ("tests/report/test_staging.py::test_no_link_is_followed_out_of_a_run_folder",),
+    ),
+    Mutant(
+        "a push takes what lies in the run folder",
+        f"{TRAINER}/hub.py",
+        "    made = saving.save_anew(trainer)",
+        "    made = saving.save_anew(trainer) | staging.names_in(Path(args.output_dir))",
+        ("tests/report/test_staging.py::TestTrainer::test_a_push_takes_what_this_run_has_written",),
+    ),
+    Mutant(
+        "a push takes a subfolder with an adapter",
+        "src/sartor/report/staging.py",
+        "is_of_adapter = made is not None and f",
+        "is_of_adapter = f",
+        ("tests/report/test_staging.py::test_no_folder_with_an_adapter_is_taken_for_templates",),
+    ),
+    Mutant(
+        "a link out of a model's folder",
+        f"{TRAINER}/model_folder.py",
+        "    return any(found.is_relative_to(home) for home in homes)",
+        "    return True",
+        (
+            "tests/trainer/test_model_folder.py::test_nothing_outside_of_a_models_folder_reaches_the_run_folder_or_the_hub",
+        ),
+    ),
+    Mutant(
         "the token in an error",
         "src/sartor/report/hub.py",
         '        message = message.replace(secret, "<token>")\n    raise HubError(_TOKEN_LIKE.sub("<token>", message))',

@@ -126,14 +126,19 @@ def test_further_chat_templates_go_with_the_tokenizer(hub: HubServer, run_folder
     assert set(hub.files(REPOSITORY)) == {*LEAVES, "additional_chat_templates/tools.jinja"}
 
 
-def test_further_adapters_go_with_the_first_and_checkpoints_do_not(hub: HubServer, tmp_path: Path) -> None:
+def test_further_adapters_go_with_the_first_where_the_run_made_them_and_checkpoints_do_not(
+    hub: HubServer, tmp_path: Path
+) -> None:
     adapter = {"adapter_config.json": "{}", "adapter_model.safetensors": "numbers", "optimizer.safetensors": "private"}
     for folder in (tmp_path, tmp_path / "second", tmp_path / "checkpoint-10"):
         folder.mkdir(exist_ok=True)
         for name, content in adapter.items():
             (folder / name).write_text(content)
-    pushing.push_folder(tmp_path, REPOSITORY, token=TOKEN)
     leaves = {"adapter_config.json", "adapter_model.safetensors"}
+    pushing.push_folder(tmp_path, REPOSITORY, token=TOKEN)
+    assert set(hub.files(REPOSITORY)) == leaves
+    made = {f"{prefix}{name}" for prefix in ("", "second/") for name in adapter}
+    pushing.push_folder(tmp_path, REPOSITORY, token=TOKEN, made=made)
     assert set(hub.files(REPOSITORY)) == leaves | {f"second/{name}" for name in leaves}
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future, wait
 from json import JSONDecodeError
 from pathlib import Path
@@ -84,6 +84,7 @@ def push_folder(
     blocking: bool = True,
     allow_patterns: Iterable[str] = staging.UPLOADED,
     ignore_patterns: Iterable[str] = (),
+    made: Collection[str] | None = None,
     create: bool = True,
 ) -> CommitInfo | Future[CommitInfo]:
     """Upload a run folder's model, tokenizer, card and metrics as one commit; nothing else leaves.
@@ -93,12 +94,16 @@ def push_folder(
     `folder` meanwhile does not change the push: safetensors writes a new file and renames it.  `token=None` uses the
     one of this machine (`hf auth login`, HF_TOKEN).
 
+    Only regular files in `folder` leave, and of them only those that `made` names: the files that the run has written.
+    Without it, those of the model that `from_pretrained` would load (see `staging.files_to_upload`).
+
     Raises:
         HubError: the Hub refused, cannot be reached, or a file contains the token.
-        RunFolderError: no such folder, no weights in it, or no room for the copies of its small files.
+        RunFolderError: no such folder, no weights in it or those of two models, or no room for the copies of its small
+            files.
     """
     folder = Path(folder)
-    files = staging.files_to_upload(folder, allow_patterns, ignore_patterns)
+    files = staging.files_to_upload(folder, allow_patterns, ignore_patterns, made)
     if not any(path.suffix == ".safetensors" for path in files.values()):
         raise RunFolderError(f"{folder} holds no weights (*.safetensors): save the model there before it is pushed.")
     if create:
@@ -199,11 +204,12 @@ class BackgroundPushes:
         checkpoint, output_dir = Path(checkpoint), Path(output_dir)
         if strategy == "end" or not (self.is_done() or always_push):
             return False
-        model = staging.files_to_upload(checkpoint, staging.MODEL_FILES)
-        about = staging.files_to_upload(output_dir, (staging.CARD, staging.METRICS))
+        made = staging.names_in(checkpoint)  # whole or not at all, and by one run
+        model = staging.files_to_upload(checkpoint, staging.MODEL_FILES, made=made)
+        about = staging.files_to_upload(output_dir, made=(staging.CARD, staging.METRICS))
         uploads = [_Upload(model | about, output_dir, repo_id, commit_message, token=token, revision=revision)]
         if strategy != "every_save":
-            whole = staging.files_to_upload(checkpoint, (*staging.MODEL_FILES, staging.TRAINER_STATE))
+            whole = staging.files_to_upload(checkpoint, (*staging.MODEL_FILES, staging.TRAINER_STATE), made=made)
             uploads.append(
                 _Upload(
                     whole,

@@ -130,6 +130,17 @@ def last_run(records: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]
     return records[begin:]
 
 
+def lines_of_last_run(path: Path | str) -> bytes:
+    """The lines of `last_run`, as they stand in the file.
+
+    Raises:
+        RunFolderError: as `read`.
+    """
+    num_lines = len(last_run(read(path)))
+    lines = Path(path).read_bytes().split(b"\n")[:-1]
+    return b"".join(line + b"\n" for line in lines[len(lines) - num_lines :])
+
+
 def keys_holding_text(path: Path | str) -> frozenset[str]:
     """Keys whose value, in some record, is or contains text: what somebody logged that is no measurement.
 

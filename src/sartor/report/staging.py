@@ -1,8 +1,10 @@
 """What leaves the machine in a push: chosen by name, cleaned of private paths, and checked for the token.
 
-What comes in is a run folder; what goes out is a folder of its own that holds the files to upload and nothing else.
-The list says what may leave, not what must stay: a file that nobody thought of stays.  Large files are hard links, so
-the copy costs no space, and a checkpoint that is rotated away while it is being uploaded is uploaded whole.
+What comes in is a run folder, and what the run has written there; what goes out is a folder of its own that holds the
+files to upload and nothing else.  The list says what may leave, not what must stay: a file that nobody thought of
+stays.  Only regular files that lie in the run folder leave: no link is followed, and no name leads out of it.  Large
+files are hard links, so the copy costs no space, and a checkpoint that is rotated away while it is being uploaded is
+uploaded whole.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -26,12 +28,12 @@ CARD = "README.md"
 METRICS = "metrics.jsonl"
 TRAINER_STATE = "trainer_state.json"
 
-WEIGHTS = (
-    "model.safetensors",
-    "model-*-of-*.safetensors",
-    "model.safetensors.index.json",
-    "adapter_model.safetensors",
-)
+_SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_ADAPTER_WEIGHTS = "adapter_model.safetensors"
+WHOLE_WEIGHTS = (_SINGLE, "model-*-of-*.safetensors", INDEX)
+"""Of a model, not of an adapter."""
+WEIGHTS = (*WHOLE_WEIGHTS, _ADAPTER_WEIGHTS)
 """Not `*.safetensors`: an optimizer's state is kept in that format too."""
 
 MODEL_FILES = (
@@ -69,6 +71,8 @@ UPLOADED = (*MODEL_FILES, CARD, METRICS, *FIGURES)
 configuration and the plan are not in here, and neither are checkpoint folders."""
 
 _STAGE_PREFIX = ".push-"
+_FOLDERS = ("additional_chat_templates", "figures")
+_MODULE = re.compile(r"\w+")
 _PATH_KEYS = ("_name_or_path", "name_or_path", "base_model_name_or_path")
 _CLEANED = ("config.json", "tokenizer_config.json", "adapter_config.json", TRAINER_STATE)
 _COPIED_BELOW_BYTES = 1 << 20
@@ -95,63 +99,138 @@ def public_name(name: str) -> str:
 
 
 def files_to_upload(
-    folder: Path, allow_patterns: Iterable[str] = UPLOADED, ignore_patterns: Iterable[str] = ()
+    folder: Path,
+    allow_patterns: Iterable[str] = UPLOADED,
+    ignore_patterns: Iterable[str] = (),
+    made: Collection[str] | None = None,
 ) -> dict[str, Path]:
     """The files of `folder` that leave in a push, by their path in the repository.
 
-    Patterns are shell patterns (`fnmatch`) over the path inside `folder`, in which `*` stops at no `/`; so only what is
-    in `folder` itself, among its figures, in a folder that holds an adapter (peft keeps further adapters there) or
-    among further chat templates is looked at.  Python files that a configuration's `auto_map` names come with it.
+    Patterns are shell patterns (`fnmatch`) over the path inside `folder`; below a folder that holds an adapter (peft
+    keeps further adapters there) over the last part.  Python files that a configuration's `auto_map` names come with
+    them.  A link is left out with a warning, wherever it leads.  A hard link, and a folder that was mounted, cannot be
+    told from what was written there.
+
+    Args:
+        folder: of a run, or a checkpoint.
+        allow_patterns: that a file must match.
+        ignore_patterns: that it must not match.
+        made: names of the files that the run has written.  None where nobody knows: then the model that
+            `from_pretrained` would load is taken, and no folder but of chat templates and figures.
 
     Raises:
-        RunFolderError: no such folder.
+        RunFolderError: no such folder; or, without `made`, it cannot be told which weights are the model's.
     """
     if not folder.is_dir():
         raise RunFolderError(f"{folder} is not a folder: there is nothing to push. Save the model there first.")
     allowed, ignored = tuple(allow_patterns), tuple(ignore_patterns)
-    found = {}
-    for path in sorted(_candidates(folder)):
-        name = path.relative_to(folder).as_posix()
-        inside = name.rpartition("/")[2] if (path.parent / "adapter_config.json").is_file() else name
-        if _matches(inside, allowed) and not _matches(name, ignored):
-            found[name] = path
-    for path in _custom_code(folder) if allowed else ():
-        if not _matches(path.name, ignored):
-            found[path.name] = path
-    return found
+    names = _names_of_the_model(folder) if made is None else set(made)
+    wanted = []
+    for name in sorted(names):
+        parent, _, last = name.rpartition("/")
+        is_of_adapter = made is not None and f"{parent}/adapter_config.json" in names
+        if _matches(last if is_of_adapter else name, allowed) and not _matches(name, ignored):
+            wanted.append(name)
+    if allowed:
+        code = _custom_code(folder)
+        wanted += [name for name in code if (made is None or name in made) and not _matches(name, ignored)]
+    return {name: folder / name for name in wanted if _may_leave(folder, name)}
 
 
-def _candidates(folder: Path) -> Iterable[Path]:
-    for path in folder.iterdir():
-        if path.is_file():
-            yield path
-        elif path.name in ("additional_chat_templates", "figures") or (
-            (path / "adapter_config.json").is_file() and not path.name.startswith(("checkpoint-", "."))
-        ):
-            yield from (file for file in path.iterdir() if file.is_file())
+def names_in(folder: Path) -> set[str]:
+    """The regular files in and below `folder`, by their path inside; no link is followed."""
+    names = (Path(root, file).relative_to(folder).as_posix() for root, _, files in os.walk(folder) for file in files)
+    return {name for name in names if lies_in(folder, name)}
+
+
+def lies_in(folder: Path, name: str) -> bool:
+    """Whether `name` is a regular file in `folder`, to which no link, no `..` and no absolute path leads."""
+    root = folder.resolve()
+    path = root / name
+    return path.is_file() and path.resolve() == path and path.is_relative_to(root)
+
+
+def _may_leave(folder: Path, name: str) -> bool:
+    if lies_in(folder, name):
+        return True
+    if os.path.lexists(folder / name):
+        warnings.warn(
+            f"{folder / name} is not pushed: it is a link, lies behind one, or is no regular file. Put a copy there "
+            "if it is to be pushed.",
+            SartorWarning,
+            stacklevel=2,
+        )
+    return False
+
+
+def _names_of_the_model(folder: Path) -> set[str]:
+    """What belongs to the model that `from_pretrained` would load, and figures.
+
+    Not shards that the index does not name, and no folder with an adapter: an earlier run may have left them.
+    """
+    names = {path.name for path in folder.iterdir() if not path.is_dir()}
+    for inner in _FOLDERS:
+        if (folder / inner).is_dir():
+            names |= {f"{inner}/{path.name}" for path in (folder / inner).iterdir()}
+    weights = {name for name in names if _matches(name, WEIGHTS)}
+    whole = weights & {_SINGLE}
+    if not whole and INDEX in weights:
+        whole = {INDEX, *_shards(folder)}
+    adapter = weights & {_ADAPTER_WEIGHTS}
+    if whole and adapter:
+        raise RunFolderError(
+            f"{folder} holds the weights of a whole model and {_ADAPTER_WEIGHTS}, and one of them is of another run: "
+            "move it away, or push with SFTTrainer.push_to_hub, which knows what it has written."
+        )
+    return names - weights | whole | adapter
+
+
+def _shards(folder: Path) -> set[str]:
+    """The files that the index of the weights names."""
+    weight_map = _json_object(folder / INDEX).get("weight_map")
+    shards = [str(name) for name in weight_map.values()] if isinstance(weight_map, dict) else ["nothing"]
+    if missing := sorted({name for name in shards if not lies_in(folder, name)}):
+        raise RunFolderError(
+            f"cannot push {folder}: {INDEX} names {', '.join(missing)}, which is no file in that folder. Save the "
+            "model again."
+        )
+    return set(shards)
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _custom_code(folder: Path) -> Iterable[Path]:
-    """Python files without which a model that brings its own code does not load."""
-    waiting = []
-    for name in ("config.json", "tokenizer_config.json"):
-        if (folder / name).is_file():
-            entries = _json_object(folder / name).get("auto_map", {}).values()
-            for entry in (part for value in entries for part in (value if isinstance(value, list) else [value])):
-                if isinstance(entry, str) and "--" not in entry:  # `repository--module.Class` lives on the Hub
-                    waiting.append(folder / f"{entry.split('.')[0]}.py")
-    seen: set[Path] = set()
+def _custom_code(folder: Path) -> list[str]:
+    """Names of the Python files without which a model that brings its own code does not load."""
+    waiting = [
+        f"{module}.py"
+        for name in ("config.json", "tokenizer_config.json")
+        if lies_in(folder, name)
+        for module in modules_named(_json_object(folder / name))
+        if _MODULE.fullmatch(module)
+    ]
+    seen: set[str] = set()
     while waiting:
-        path = waiting.pop()
-        if path not in seen and path.is_file():
-            seen.add(path)
-            imports = re.findall(r"^\s*from\s+\.(\w+)\s+import\b", path.read_text(encoding="utf-8"), re.MULTILINE)
-            waiting.extend(folder / f"{module}.py" for module in imports)
+        name = waiting.pop()
+        if name not in seen and os.path.lexists(folder / name):
+            seen.add(name)
+            if lies_in(folder, name):
+                text = (folder / name).read_text(encoding="utf-8", errors="replace")
+                imports = re.findall(r"^\s*from\s+\.(\w+)\s+import\b", text, re.MULTILINE)
+                waiting.extend(f"{module}.py" for module in imports)
     return sorted(seen)
+
+
+def modules_named(configuration: Mapping[str, Any]) -> list[str]:
+    """The modules that a configuration's `auto_map` names.
+
+    Those of another repository (`owner/name--module.Class`) are not among them: they live on the Hub.
+    """
+    auto_map = configuration.get("auto_map")
+    values = list(auto_map.values()) if isinstance(auto_map, dict) else [auto_map]
+    entries = [entry for value in values for entry in (value if isinstance(value, list) else [value])]
+    return [entry.rpartition(".")[0] for entry in entries if isinstance(entry, str) and "--" not in entry]
 
 
 def stage(files: Mapping[str, Path], parent: Path, secrets: Iterable[str] = ()) -> Path:
@@ -193,6 +272,8 @@ def _place(path: Path, target: Path) -> None:
             SartorWarning,
             stacklevel=2,
         )
+    elif path.name == METRICS:
+        target.write_bytes(metrics.lines_of_last_run(path))
     elif path.stat().st_size < _COPIED_BELOW_BYTES:
         shutil.copyfile(path, target)
     else:

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from sartor.config import Settings, SFTConfig, resolve
 from sartor.errors import ConfigurationError, ModelError, SartorError
+from sartor.trainer import model_folder
 from sartor.trainer.checks import Given, problems_of
 from sartor.trainer.preparation import Preparation, hub_id, skips_preparation
 from sartor.trainer.saving import check_folder
@@ -62,11 +63,14 @@ def build(
     problems.collect(lambda: check_folder(args.output_dir))
     problems.collect(lambda: check_peft_config(model, peft_config))
     if isinstance(model, str):
+        check_folders(model, args)  # before anything in them is read
         problems.collect(lambda: check_model(model, args))
     tokenizer = problems.collect(lambda: _tokenizer(model, args, processing_class))
     problems.raise_any()
     assert settings is not None
     assert tokenizer is not None
+    for name in (tokenizer.name_or_path, "" if isinstance(model, str) else model.config._name_or_path):
+        model_folder.check(name or "")
     added: list[str] = []
     eos_before = tokenizer.eos_token
     preparation = Preparation(
@@ -234,6 +238,19 @@ def end_tokens(model: Any, tokenizer: Any, args: SFTConfig) -> list[str]:
     return [token for token in tokenizer.convert_ids_to_tokens(ids) if token is not None]
 
 
+def check_folders(name: str, args: SFTConfig) -> None:
+    """See that nothing in the folder of a model, and of an adapter's base, leads out of it.
+
+    Raises:
+        ModelError: something does; or the adapter's configuration cannot be read.
+    """
+    keywords = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
+    model_folder.check(name)
+    model_folder.check(os.path.join(name, str(keywords.get("subfolder") or "")))
+    if is_adapter_folder(name):
+        model_folder.check(_base_of(name))
+
+
 def check_model(name: str, args: SFTConfig) -> None:
     """Look whether a model is there and of the right kind, without loading its weights.
 
@@ -278,6 +295,7 @@ def apply_template(tokenizer: Any, path: str) -> list[str]:
         return []
     from transformers import AutoTokenizer
 
+    model_folder.check(path)
     try:
         source = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:

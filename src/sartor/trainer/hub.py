@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from sartor.config import SFTConfig, resolved_configuration
 from sartor.engine.traits import base_model, is_adapter
 from sartor.errors import RunFolderError
-from sartor.report import card
+from sartor.report import card, staging
 from sartor.report import hub as report_hub
 from sartor.report.hub import BackgroundPushes
+from sartor.trainer import saving
 from sartor.trainer.construction import TAGS
 
 if TYPE_CHECKING:
@@ -100,9 +101,10 @@ def push(
     token = token if token is not None else args.hub_token
     if trainer.hub_model_id is None:
         trainer.init_hf_repo(token=token, private=private)
-    trainer.save_model(_internal_call=True)
+    made = saving.save_anew(trainer)
     _draw(trainer)
     trainer.create_model_card(**about)
+    made |= {staging.CARD, *trainer.figures, *([staging.METRICS] if trainer.state.global_step else [])}
     trainer._finish_current_push()
     assert trainer.hub_model_id is not None  # init_hf_repo has set it, or raised
     return report_hub.push_folder(
@@ -112,6 +114,7 @@ def push(
         revision=revision if revision is not None else args.hub_revision,
         commit_message=commit_message,
         blocking=blocking,
+        made=made,
         create=False,
     )
 

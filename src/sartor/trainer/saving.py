@@ -10,8 +10,11 @@ import errno
 import json
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +22,7 @@ from safetensors import SafetensorError
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
 from sartor.errors import DiskFullError, RunFolderError
+from sartor.report import staging
 from sartor.run import checkpoint
 
 if TYPE_CHECKING:
@@ -29,6 +33,7 @@ PLAN_NAME = "plan.json"
 DATA_NAME = "data.json"
 METRICS_NAME = "metrics.jsonl"
 CONFIGURATION_NAME = "sft_config.json"
+_FRESH_PREFIX = ".saving-"
 MAKE_ROOM = (
     "Make room, set save_total_limit or save_strategy='no', or choose another output_dir. Checkpoints that were "
     "already saved are not touched."
@@ -67,6 +72,37 @@ def save_tokenizer(trainer: SFTTrainer, folder: str | os.PathLike[str]) -> None:
         os.makedirs(folder, exist_ok=True)
         if trainer.processing_class is not None:
             trainer.processing_class.save_pretrained(folder)
+
+
+def save_anew(trainer: SFTTrainer) -> set[str]:
+    """Save the model into the run folder; returns the names of the files that this has written.
+
+    They are written into a folder of their own first, so that nothing which lies in the run folder from another run
+    is among them.  The weights of a whole model then take the place of those that were there: an index would be read
+    with a stale file beside it.
+
+    Raises:
+        RunFolderError: it cannot be written, the disk is full, or `save_model` wrote no weights where it was told.
+    """
+    folder = Path(trainer.args.output_dir)
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=_FRESH_PREFIX, dir=folder))
+        try:
+            trainer.save_model(str(fresh), _internal_call=True)
+            made = staging.names_in(fresh)
+            if not any(name.endswith(".safetensors") for name in made):
+                raise RunFolderError(f"save_model(output_dir) wrote no weights (*.safetensors) into {fresh}.")
+            for name in sorted(made):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(fresh / name, folder / name)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+        if any(fnmatchcase(name, pattern) for name in made for pattern in staging.WHOLE_WEIGHTS):
+            for path in [path for pattern in staging.WHOLE_WEIGHTS for path in folder.glob(pattern)]:
+                if path.name not in made:
+                    path.unlink()
+    return made
 
 
 def is_saved_in_an_own_way(trainer: SFTTrainer) -> bool:
@@ -131,8 +167,9 @@ def explained(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _shown(path: str | os.PathLike[str]) -> str:
-    """A path as people know it: a checkpoint's place, not where it is being written."""
-    return re.sub(rf"_({PREFIX_CHECKPOINT_DIR}-\d+)\.partial", r"\1", os.fspath(path))
+    """A path as people know it: a checkpoint's or a model's place, not where it is being written."""
+    shown = re.sub(rf"_({PREFIX_CHECKPOINT_DIR}-\d+)\.partial", r"\1", os.fspath(path))
+    return re.sub(rf"[/\\]{re.escape(_FRESH_PREFIX)}\w+", "", shown)
 
 
 def _explanation(path: str, error: Exception) -> tuple[type[RunFolderError], str]:
