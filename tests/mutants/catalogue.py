@@ -1069,8 +1069,8 @@ RECOVERY = (
     Mutant(
         "an earlier run's checkpoint is called this run's last good one",
         "src/sartor/trainer/recovering.py",
-        "    if not last_saved:\n        return None\n",
-        "    last_saved = last_saved or 10**9\n",
+        " if checkpoint.run_of(path) == trainer.checkpoints.run]",
+        "]",
         ("tests/run/test_non_finite.py",),
     ),
     Mutant(
