@@ -17,6 +17,9 @@ from safetensors.torch import load_file
 
 from sartor.errors import ConfigurationError
 from sartor.run import background, checkpoint, tensor_file
+from tests import kill_calls
+
+ROOT = Path(__file__).parents[2]
 
 STATE = {
     "optimizer": {"state": {0: {"exp_avg": torch.arange(40, dtype=torch.float32), "step": torch.tensor(3.0)}}},
@@ -186,6 +189,61 @@ def test_killed_at_any_operation_a_manifest_is_found_only_beside_what_it_lists(
         checkpoint.settle(run_folder)
         assert not list(run_folder.glob("_*"))
     assert num_kills > 12
+
+
+def test_killed_at_any_system_call_what_is_whole_has_its_name_in_the_end() -> None:
+    """Of writing over a checkpoint and deleting another, and then of putting in order what that left.
+
+    In an own process, which a library is loaded into.
+    """
+    if (reason := kill_calls.why_not()) is not None:
+        pytest.skip(reason)
+    done = kill_calls.run_preloaded(
+        ["-m", "tests.kill", "--every-call", "folders"], capture_output=True, cwd=ROOT, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert int(done.stdout.split(" kills at ")[0].split()[-1]) > 100
+
+
+def test_a_whole_one_that_the_disk_has_damaged_since_gives_the_old_one_its_name_back(tmp_path: Path) -> None:
+    """Both under private names, as a kill between two renames leaves them."""
+    new = make(tmp_path, 4, state={"which": "new"})
+    flip_last(new / "model.safetensors")
+    os.replace(new, tmp_path / "_checkpoint-4.partial.damaged")
+    old = make(tmp_path, 4, state={"which": "old"})
+    os.replace(old, tmp_path / "_checkpoint-4.replaced")
+    os.replace(tmp_path / "_checkpoint-4.partial.damaged", tmp_path / "_checkpoint-4.partial")
+    assert checkpoint.settle(tmp_path) == {"_checkpoint-4.partial": None, "_checkpoint-4.replaced": old}
+    assert checkpoint.read_state(old) == {"which": "old"}
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
+
+
+def test_a_rename_that_the_system_refuses_leaves_the_old_one_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make(tmp_path, 4, state={"which": "old"})
+    replace = os.replace
+
+    def refuses(one: Path, other: Path) -> None:
+        if str(one).endswith(".partial"):
+            raise PermissionError(13, "Permission denied")
+        replace(one, other)
+
+    monkeypatch.setattr(os, "replace", refuses)
+    with pytest.raises(PermissionError):
+        make(tmp_path, 4, state={"which": "new"})
+    assert checkpoint.read_state(folder) == {"which": "old"}
+
+
+def test_a_link_is_not_taken_for_what_a_killed_save_left(tmp_path: Path) -> None:
+    elsewhere = make(tmp_path / "elsewhere", 4)
+    run_folder = tmp_path / "run"
+    run_folder.mkdir()
+    for word in ("partial", "replaced", "deleted"):
+        (run_folder / f"_checkpoint-4.{word}").symlink_to(elsewhere)
+    assert checkpoint.settle(run_folder)["_checkpoint-4.partial"] is None
+    assert not list(run_folder.iterdir())
+    checkpoint.verify(elsewhere)
 
 
 def test_files_are_on_the_disk_before_the_manifest_and_the_manifest_before_the_name(

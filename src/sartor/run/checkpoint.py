@@ -2,8 +2,8 @@
 
 In: a folder with a model in it, and the state of a run.  Out: `checkpoint-N`, whole or not at all.  What it keeps true:
 a folder with a manifest that verifies holds every byte that was written; files reach the disk before the manifest, the
-manifest before the name, and nothing is loaded whose bytes are not the ones that were written.  Which checkpoint is newer
-is a matter of run and step, never of a clock: each manifest has the number of its run.
+manifest before the name, and nothing is loaded whose bytes are not the ones that were written.  Which checkpoint is
+newer is a matter of run and step, never of a clock: each manifest has the number of its run.
 """
 
 from __future__ import annotations
@@ -213,8 +213,8 @@ def run_number(run_folder: Path, resumed: Path | None = None) -> int:
     """The number of a run among those of its folder: a later run has a higher one.
 
     Worked example: a folder holds checkpoints of the runs 1 and 2.  A run that begins anew is 3; one that goes on from
-    a checkpoint of 2 is 2 (what was newer than this checkpoint was set aside before); one that goes on from a checkpoint
-    of another folder, of run 1 there, is 3 here.
+    a checkpoint of 2 is 2 (what was newer than this checkpoint was set aside before); one that goes on from a
+    checkpoint of another folder, of run 1 there, is 3 here.
 
     Args:
         run_folder: of the run.
@@ -353,7 +353,7 @@ def settle(run_folder: Path) -> dict[str, Path | None]:
             if is_whole:
                 publish(path, target)
             became[path.name] = target if is_whole else None
-        elif match[2] == "replaced" and path.exists() and not target.exists():
+        elif match[2] == "replaced" and path.exists() and not target.exists() and not path.is_symlink():
             os.replace(path, target)
             became[path.name] = target
         if path.exists():
