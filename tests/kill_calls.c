@@ -157,6 +157,7 @@ ssize_t copy_file_range(int from, off64_t *from_offset, int to, off64_t *to_offs
         return REAL(name) arguments;                                                                                   \
     }
 ON_DESCRIPTOR(fsync, (int descriptor), (descriptor))
+ON_DESCRIPTOR(fchmod, (int descriptor, mode_t mode), (descriptor, mode))
 ON_DESCRIPTOR(fdatasync, (int descriptor), (descriptor))
 ON_DESCRIPTOR(ftruncate, (int descriptor, off_t size), (descriptor, size))
 ON_DESCRIPTOR(ftruncate64, (int descriptor, off64_t size), (descriptor, size))
@@ -174,6 +175,7 @@ ON_PATH(rmdir, AT_FDCWD, (const char *path), (path))
 ON_PATH(remove, AT_FDCWD, (const char *path), (path))
 ON_PATH(mkdir, AT_FDCWD, (const char *path, mode_t mode), (path, mode))
 ON_PATH(mkdirat, at, (int at, const char *path, mode_t mode), (at, path, mode))
+ON_PATH(chmod, AT_FDCWD, (const char *path, mode_t mode), (path, mode))
 ON_PATH(truncate, AT_FDCWD, (const char *path, off_t size), (path, size))
 ON_PATH(truncate64, AT_FDCWD, (const char *path, off64_t size), (path, size))
 ON_PATH(rename, AT_FDCWD, (const char *from, const char *path), (from, path))

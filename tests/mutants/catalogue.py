@@ -445,7 +445,7 @@ STATE = (
         f"{RUN}/checkpoint.py",
         "for path in sorted(runs, key=age) if path not in protected",
         "for path in sorted(runs, key=lambda path: path.stat().st_mtime_ns) if path not in protected",
-        ("tests/run/test_checkpoint.py",),
+        ("tests/run/test_checkpoint.py::test_the_newest_and_the_best_are_kept",),
     ),
     Mutant(
         "steps alone order checkpoints",
