@@ -1,11 +1,13 @@
 """Kills runs at random moments, resumes them, and compares what comes out with a run that was never killed.
 
     python -m tests.kill --n 20 --seed 1
+    python -m tests.kill --every-call
 
 One process imports the heavy libraries and forks a child per run, which is killed with SIGKILL: from outside after a
 random time, or by itself at a random operation of a random save, which then has files that are half written.  What is
 compared is one digest of the final weights, the optimizer, and `metrics.jsonl` without the keys of `TIMING`.  First n
-runs are killed once; then n runs are killed twice, the second time after they were resumed.
+runs are killed once; then n runs are killed twice, the second time after they were resumed.  With `--every-call` runs
+are killed at each system call that changes their folder instead (see `kill_calls`).
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from tests import kill_calls
 
 TIMING = ("runtime", "per_second", "model_flops_utilization", "peak_memory_bytes")
 """Ends of the keys of `metrics.jsonl` whose values are times and memory, which no two runs share."""
@@ -112,6 +116,7 @@ def stream(folder: Path) -> Any:
     )
 
 
+Result = TypeVar("Result")
 SCENARIOS: dict[str, Callable[[Path], Any]] = {"full": full, "lora": lora, "packed": packed, "stream": stream}
 
 
@@ -136,6 +141,15 @@ class Outcome:
 
 def digest_of(trainer: Any, folder: Path) -> str:
     """Of weights, optimizer and metrics."""
+    checksum = hashlib.blake2b(digest_of_weights(trainer).encode(), digest_size=16)
+    for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        record = {key: value for key, value in json.loads(line).items() if not key.endswith(TIMING)}
+        checksum.update(json.dumps(record).encode())
+    return checksum.hexdigest()
+
+
+def digest_of_weights(trainer: Any) -> str:
+    """Of weights and optimizer."""
     from sartor.run import state
 
     checksum = hashlib.blake2b(digest_size=16)
@@ -145,9 +159,6 @@ def digest_of(trainer: Any, folder: Path) -> str:
     checksum.update(json.dumps(tree, sort_keys=True).encode())
     for name in sorted(tensors):
         checksum.update(name.encode() + tensors[name].double().numpy().tobytes())
-    for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        record = {key: value for key, value in json.loads(line).items() if not key.endswith(TIMING)}
-        checksum.update(json.dumps(record).encode())
     return checksum.hexdigest()
 
 
@@ -205,8 +216,8 @@ def count_operations(plan: Plan) -> Callable[[], int]:
 # --- the killing ---------------------------------------------------------------------------------------------------
 
 
-def in_child(action: Callable[[], Outcome]) -> Outcome | None:
-    """What `action` returns in a fork of this process; None where the fork was killed.
+def in_child(action: Callable[[], Result], kind: type[Result]) -> Result | None:
+    """What `action` returns in a fork of this process, a record of this kind; None where the fork was killed.
 
     Raises:
         RuntimeError: it failed by itself; with what it printed.
@@ -239,7 +250,7 @@ def in_child(action: Callable[[], Outcome]) -> Outcome | None:
         if status != 0:
             output.seek(0)
             raise RuntimeError(output.read()[-4000:])
-    return Outcome(**json.loads(answer))
+    return kind(**json.loads(answer))
 
 
 @dataclass
@@ -265,7 +276,7 @@ def torment(name: str, reference: Outcome, kills: int, chance: random.Random, in
                 )
             else:
                 plan = Plan(seconds=chance.uniform(0.1, 1.0) * reference.seconds)
-            outcome = in_child(lambda plan=plan: train(name, folder, plan))  # type: ignore[misc]
+            outcome = in_child(lambda plan=plan: train(name, folder, plan), Outcome)  # type: ignore[misc]
             if outcome is not None:  # it was faster than the bullet: the reference ran on a busier machine
                 reference.seconds = min(reference.seconds, outcome.seconds)
                 shutil.rmtree(folder)
@@ -276,7 +287,7 @@ def torment(name: str, reference: Outcome, kills: int, chance: random.Random, in
             done = [int(path.name.split("-")[1]) for path in folder.glob("checkpoint-*")]
             saves += bool(left)
             moments.append(f"after step {max(done, default=0)}{', in ' + left[0][1:] if left else ''}")
-        outcome = in_child(lambda: train(name, folder, Plan()))
+        outcome = in_child(lambda: train(name, folder, Plan()), Outcome)
         assert outcome is not None
         return Line(name, moments, saves, outcome.digest == reference.digest)
     finally:
@@ -309,7 +320,7 @@ def never_killed(name: str) -> Outcome:
     outcomes = []
     for _ in range(2):
         with tempfile.TemporaryDirectory(prefix="sartor-kill-") as folder:
-            outcomes.append(in_child(lambda folder=folder: train(name, Path(folder), Plan())))  # type: ignore[misc]
+            outcomes.append(in_child(lambda folder=folder: train(name, Path(folder), Plan()), Outcome))  # type: ignore[misc]
     first, second = outcomes
     assert first is not None
     assert second is not None
@@ -336,7 +347,17 @@ def main() -> int:
         "--n", type=int, default=20, help="runs that are killed once, and as many that are killed twice"
     )
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--every-call",
+        nargs="?",
+        const="all",
+        choices=("folders", "runs", "all"),
+        help="kill at each system call that changes the folder: the writing of folders alone, whole runs, or both",
+    )
+    parser.add_argument("--at-most", type=int, help="kills per situation, spread evenly over the calls; default: all")
     given = parser.parse_args()
+    if given.every_call:
+        return kill_calls.main(given.every_call, given.at_most)
     started = time.perf_counter()
     lines = run(given.n, given.seed)
     kills = sum(len(line.moments) for line in lines)

@@ -441,6 +441,34 @@ STATE = (
         ("tests/run/test_checkpoint.py::test_what_was_written_comes_back",),
     ),
     Mutant(
+        "which checkpoint is older is a matter of a clock",
+        f"{RUN}/checkpoint.py",
+        "for path in sorted(runs, key=age) if path not in protected",
+        "for path in sorted(runs, key=lambda path: path.stat().st_mtime_ns) if path not in protected",
+        ("tests/run/test_checkpoint.py::test_the_newest_and_the_best_are_kept",),
+    ),
+    Mutant(
+        "steps alone order checkpoints",
+        f"{RUN}/checkpoint.py",
+        "latest if run is None else run, step_of(path))",
+        "0, step_of(path))",
+        ("tests/run/test_checkpoint.py::test_newer_is_a_matter_of_runs_first",),
+    ),
+    Mutant(
+        "a whole checkpoint that has no name yet is deleted",
+        f"{RUN}/checkpoint.py",
+        "            is_whole = _is_whole(path)",
+        "            is_whole = False",
+        ("tests/run/test_checkpoint.py::test_killed_at_any_system_call_what_is_whole_has_its_name_in_the_end",),
+    ),
+    Mutant(
+        "what is replaced is deleted before the new one has its name",
+        f"{RUN}/checkpoint.py",
+        "        os.replace(target, replaced)\n",
+        "        delete(target)\n        os.makedirs(replaced)\n",
+        ("tests/run/test_checkpoint.py::test_a_rename_that_the_system_refuses_leaves_the_old_one_its_name",),
+    ),
+    Mutant(
         "half a checkpoint left",
         f"{TRAINER}/checkpoints.py",
         "            shutil.rmtree(partial, ignore_errors=True)\n            raise\n        best = ",
@@ -1078,8 +1106,8 @@ RECOVERY = (
     Mutant(
         "an earlier run's checkpoint is called this run's last good one",
         "src/sartor/trainer/recovering.py",
-        "    if not last_saved:\n        return None\n",
-        "    last_saved = last_saved or 10**9\n",
+        " if checkpoint.run_of(path) == trainer.checkpoints.run]",
+        "]",
         ("tests/run/test_non_finite.py",),
     ),
     Mutant(

@@ -17,6 +17,9 @@ from safetensors.torch import load_file
 
 from sartor.errors import ConfigurationError
 from sartor.run import background, checkpoint, tensor_file
+from tests import kill_calls
+
+ROOT = Path(__file__).parents[2]
 
 STATE = {
     "optimizer": {"state": {0: {"exp_avg": torch.arange(40, dtype=torch.float32), "step": torch.tensor(3.0)}}},
@@ -25,7 +28,7 @@ STATE = {
 }
 
 
-def make(run_folder: Path, step: int, *, state: dict[str, Any] | None = None) -> Path:
+def make(run_folder: Path, step: int, *, state: dict[str, Any] | None = None, run: int = 1) -> Path:
     """A checkpoint as a run writes it, with a subfolder, an empty file, and a model of a few bytes."""
     target = run_folder / f"checkpoint-{step}"
     partial = checkpoint.partial_path(target)
@@ -34,7 +37,7 @@ def make(run_folder: Path, step: int, *, state: dict[str, Any] | None = None) ->
     (partial / "adapter" / "adapter_config.json").write_text("{}", encoding="utf-8")
     (partial / "trainer_state.json").write_text(json.dumps({"global_step": step}), encoding="utf-8")
     known = checkpoint.write_state(partial, checkpoint.pack_state({**STATE, "step": step} if state is None else state))
-    checkpoint.seal(partial, known)
+    checkpoint.seal(partial, known, run=run)
     checkpoint.publish(partial, target)
     return target
 
@@ -120,7 +123,7 @@ def test_one_that_holds_the_model_alone_is_not_gone_on_from(tmp_path: Path) -> N
     make(tmp_path, 2)
     alone = make(tmp_path, 4)
     shutil.rmtree(alone / checkpoint.STATE_FOLDER)
-    checkpoint.seal(alone)
+    checkpoint.seal(alone, run=1)
     found = checkpoint.newest(tmp_path)
     assert found.path == tmp_path / "checkpoint-2"
     assert "model alone" in found.damaged[0][1]
@@ -183,9 +186,64 @@ def test_killed_at_any_operation_a_manifest_is_found_only_beside_what_it_lists(
         newest = checkpoint.newest(run_folder)
         assert newest.path is not None
         assert newest.damaged == ()
-        checkpoint.remove_remains(run_folder)
+        checkpoint.settle(run_folder)
         assert not list(run_folder.glob("_*"))
     assert num_kills > 12
+
+
+def test_killed_at_any_system_call_what_is_whole_has_its_name_in_the_end() -> None:
+    """Of writing over a checkpoint and deleting another, and then of putting in order what that left.
+
+    In an own process, which a library is loaded into.
+    """
+    if (reason := kill_calls.why_not()) is not None:
+        pytest.skip(reason)
+    done = kill_calls.run_preloaded(
+        ["-m", "tests.kill", "--every-call", "folders"], capture_output=True, cwd=ROOT, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert int(done.stdout.split(" kills at ")[0].split()[-1]) > 100
+
+
+def test_a_whole_one_that_the_disk_has_damaged_since_gives_the_old_one_its_name_back(tmp_path: Path) -> None:
+    """Both under private names, as a kill between two renames leaves them."""
+    new = make(tmp_path, 4, state={"which": "new"})
+    flip_last(new / "model.safetensors")
+    os.replace(new, tmp_path / "_checkpoint-4.partial.damaged")
+    old = make(tmp_path, 4, state={"which": "old"})
+    os.replace(old, tmp_path / "_checkpoint-4.replaced")
+    os.replace(tmp_path / "_checkpoint-4.partial.damaged", tmp_path / "_checkpoint-4.partial")
+    assert checkpoint.settle(tmp_path) == {"_checkpoint-4.partial": None, "_checkpoint-4.replaced": old}
+    assert checkpoint.read_state(old) == {"which": "old"}
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
+
+
+def test_a_rename_that_the_system_refuses_leaves_the_old_one_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make(tmp_path, 4, state={"which": "old"})
+    replace = os.replace
+
+    def refuses(one: Path, other: Path) -> None:
+        if str(one).endswith(".partial"):
+            raise PermissionError(13, "Permission denied")
+        replace(one, other)
+
+    monkeypatch.setattr(os, "replace", refuses)
+    with pytest.raises(PermissionError):
+        make(tmp_path, 4, state={"which": "new"})
+    assert checkpoint.read_state(folder) == {"which": "old"}
+
+
+def test_a_link_is_not_taken_for_what_a_killed_save_left(tmp_path: Path) -> None:
+    elsewhere = make(tmp_path / "elsewhere", 4)
+    run_folder = tmp_path / "run"
+    run_folder.mkdir()
+    for word in ("partial", "replaced", "deleted"):
+        (run_folder / f"_checkpoint-4.{word}").symlink_to(elsewhere)
+    assert checkpoint.settle(run_folder)["_checkpoint-4.partial"] is None
+    assert not list(run_folder.iterdir())
+    checkpoint.verify(elsewhere)
 
 
 def test_files_are_on_the_disk_before_the_manifest_and_the_manifest_before_the_name(
@@ -215,7 +273,7 @@ def test_what_is_half_deleted_has_no_checkpoints_name(tmp_path: Path, monkeypatc
     checkpoint.delete(folder)
     assert checkpoint.newest(tmp_path) == checkpoint.Found(None, ())
     monkeypatch.undo()
-    assert checkpoint.remove_remains(tmp_path) == []  # nothing was half written
+    assert checkpoint.settle(tmp_path) == {}  # nothing was half written
     assert list(tmp_path.iterdir()) == []
 
 
@@ -233,10 +291,68 @@ def test_what_is_half_deleted_has_no_checkpoints_name(tmp_path: Path, monkeypatc
 )
 def test_the_newest_and_the_best_are_kept(limit: int | None, best: int | None, gone: list[int], tmp_path: Path) -> None:
     for step in (2, 4, 6, 8):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        os.utime(tmp_path / f"checkpoint-{step}", ns=(step, step))
-    chosen = checkpoint.superfluous(tmp_path, limit, None if best is None else tmp_path / f"checkpoint-{best}")
+        os.utime(make(tmp_path, step), ns=(10**18 - step, 10**18 - step))  # the clock was set back, again and again
+    newest = tmp_path / "checkpoint-8"
+    chosen = checkpoint.superfluous(newest, limit, None if best is None else tmp_path / f"checkpoint-{best}")
     assert [checkpoint.step_of(path) for path in chosen] == gone
+
+
+@pytest.mark.parametrize("copied_run", [1, 3, 5, 10**30, None, -1, True, "7", [], "no manifest"])
+def test_what_is_deleted_first_is_what_an_earlier_run_left_whatever_its_step_and_clock(
+    copied_run: Any, tmp_path: Path
+) -> None:
+    """Also where a checkpoint was copied here while the run is under way, and says of its run whatever it likes."""
+    make(tmp_path, 1000, run=2)
+    make(tmp_path, 7, run=2)
+    for step in (5, 10):
+        make(tmp_path, step, run=4)
+    copied = make(tmp_path, 500, run=copied_run)
+    if copied_run == "no manifest":
+        (copied / checkpoint.MANIFEST_NAME).unlink()
+    for number, path in enumerate(tmp_path.iterdir()):
+        os.utime(path, ns=(number, number))
+    newest = make(tmp_path, 15, run=4)
+    os.utime(newest, ns=(0, 0))
+    chosen = [checkpoint.step_of(path) for path in checkpoint.superfluous(newest, 1, tmp_path / "checkpoint-5")]
+    assert sorted(chosen) == [7, 10, 500, 1000]
+    assert chosen.index(7) < chosen.index(1000) < chosen.index(10)
+    assert chosen[-1] == 10
+
+
+def test_a_later_run_has_a_higher_number_and_one_that_goes_on_keeps_its_own(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    assert checkpoint.run_number(here) == 1
+    first, second, elsewhere = make(here, 9, run=1), make(here, 3, run=2), make(there, 6, run=1)
+    assert checkpoint.run_number(here) == 3
+    assert checkpoint.run_number(here, first) == 1
+    assert checkpoint.run_number(here, second) == 2
+    assert checkpoint.run_number(here, elsewhere) == 3
+    assert checkpoint.run_number(tmp_path / "nowhere", second) == 2
+    checkpoint.set_aside(second, "abandoned")  # it may be given its name back
+    assert checkpoint.run_number(here) == 3
+
+
+def test_newer_is_a_matter_of_runs_first(tmp_path: Path) -> None:
+    old, older = make(tmp_path, 9, run=1), make(tmp_path, 5, run=1)
+    new, newer = make(tmp_path, 3, run=2), make(tmp_path, 4, run=2)
+    assert checkpoint.in_order(tmp_path) == [older, old, new, newer]
+    assert checkpoint.later_than(old) == [new, newer]
+    assert checkpoint.newest(tmp_path).path == newer
+    flip_middle(newer / checkpoint.MANIFEST_NAME)
+    found = checkpoint.newest(tmp_path)
+    assert found.path == new
+    assert [path for path, _ in found.damaged] == [newer]
+
+
+def test_a_checkpoint_of_the_time_before_runs_had_numbers_is_read_and_is_the_oldest(tmp_path: Path) -> None:
+    folder = make(tmp_path, 9)
+    content = json.loads((folder / checkpoint.MANIFEST_NAME).read_text(encoding="utf-8"))
+    del content["run"], content["blake2b"]
+    text = json.dumps({**content, "blake2b": checkpoint._digest_of(content)})
+    (folder / checkpoint.MANIFEST_NAME).write_text(text, encoding="utf-8")
+    assert checkpoint.newest(tmp_path).path == folder
+    newer = make(tmp_path, 3, run=checkpoint.run_number(tmp_path))
+    assert checkpoint.newest(tmp_path).path == newer
 
 
 def test_set_aside_twice_keeps_both(tmp_path: Path) -> None:
@@ -245,7 +361,7 @@ def test_set_aside_twice_keeps_both(tmp_path: Path) -> None:
     assert first.name == "_checkpoint-4.damaged"
     assert second.name == "_checkpoint-4.damaged2"
     assert checkpoint.newest(tmp_path).path is None
-    checkpoint.remove_remains(tmp_path)
+    checkpoint.settle(tmp_path)
     assert first.exists()
 
 

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -127,6 +128,84 @@ def test_with_a_limit_of_one_only_the_best_is_left_at_the_end(tmp_path: Path) ->
         max_steps=2,
     ).train()
     assert checkpoints(tmp_path) == ["checkpoint-1"]
+
+
+def run_before(folder: Path, *, ahead_s: float, **options: Any) -> None:
+    """A run of other weights, whose checkpoints have later steps than those that follow, and another clock's times."""
+    earlier = tiny.trainer(folder, save_strategy="steps", save_steps=3, max_steps=9, learning_rate=0.03, **options)
+    earlier.train()
+    for checkpoint in folder.glob("checkpoint-*"):
+        os.utime(checkpoint, (time.time() + ahead_s,) * 2)
+
+
+@pytest.mark.parametrize("ahead_s", [-1e8, 1e8])
+def test_an_earlier_runs_checkpoints_are_the_older_ones_whatever_the_clock_says(ahead_s: float, tmp_path: Path) -> None:
+    run_before(tmp_path, ahead_s=ahead_s)
+    tiny.trainer(tmp_path, **STEPS, save_total_limit=2, max_steps=4).train()
+    assert checkpoints(tmp_path) == ["checkpoint-3", "checkpoint-4"]
+    tiny.trainer(tmp_path, **STEPS, max_steps=4).train(resume_from_checkpoint=True)  # both are this run's, or refused
+    whole = tiny.trainer(tmp_path / "whole", max_steps=4)
+    whole.train()
+    last = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint-4")
+    for name, parameter in whole.model.named_parameters():
+        assert torch.equal(last.get_parameter(name), parameter), name
+
+
+@pytest.mark.parametrize("ahead_s", [-1e8, 1e8])
+def test_a_resumed_run_goes_on_from_its_own_newest_and_keeps_that(ahead_s: float, tmp_path: Path) -> None:
+    """Where an earlier run's checkpoints have later steps, and stay where they are."""
+    run_before(tmp_path, ahead_s=ahead_s)
+    tiny.trainer(tmp_path, **STEPS, max_steps=2).train()
+    assert checkpoints(tmp_path) == [f"checkpoint-{step}" for step in (1, 2, 3, 6, 9)]
+    resumed = tiny.trainer(
+        tmp_path, save_strategy="steps", save_steps=2, save_total_limit=2, max_steps=4, accept_changes=["max_steps"]
+    )
+    told: list[str] = []
+    resumed.say = told.append
+    resumed.train(resume_from_checkpoint=True)
+    assert any("going on from" in line and "step 2 of" in line for line in told)
+    assert checkpoints(tmp_path) == ["checkpoint-2", "checkpoint-4"]
+
+
+def test_the_best_stays_though_a_clock_makes_it_the_oldest(tmp_path: Path) -> None:
+    run_before(tmp_path, ahead_s=1e8)
+    trainer = tiny.trainer(
+        tmp_path,
+        **STEPS,
+        save_total_limit=2,
+        max_steps=5,
+        learning_rate=0.5,  # training makes it worse
+        eval_dataset=tiny.texts(4, start=50),
+        eval_strategy="steps",
+        eval_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+    )
+    trainer.train()
+    best = trainer.state.best_global_step
+    assert best < 5
+    assert checkpoints(tmp_path) == [f"checkpoint-{best}", "checkpoint-5"]
+
+
+def test_an_earlier_runs_checkpoint_is_never_this_runs_best(tmp_path: Path) -> None:
+    """The best step was not saved by this run, and its name is another run's."""
+    run_before(tmp_path, ahead_s=0)
+    scores = iter([0.1, 0.2, 0.9, 0.3])
+    trainer = tiny.trainer(
+        tmp_path,
+        save_strategy="steps",
+        save_steps=4,
+        max_steps=4,
+        eval_dataset=tiny.texts(4, start=50),
+        eval_strategy="steps",
+        eval_steps=1,
+        metric_for_best_model="score",
+        compute_metrics=lambda predictions: {"score": next(scores)},
+    )
+    trainer.train()
+    assert trainer.state.best_global_step == 3
+    assert trainer.state.best_model_checkpoint is None
 
 
 def test_without_a_save_strategy_no_weights_are_written(tmp_path: Path) -> None:

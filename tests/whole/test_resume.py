@@ -29,7 +29,7 @@ from sartor.report.metrics import MetricsFile
 from sartor.run import background, checkpoint, state, tensor_file
 from sartor.trainer import resuming
 from sartor.trainer.model_files import ModelFiles
-from tests import kill
+from tests import kill, kill_calls
 from tests.trainer import tiny
 
 EVERY = {"save_strategy": "steps", "save_steps": 2, "logging_steps": 3}
@@ -98,6 +98,19 @@ def test_runs_killed_at_random_equal_runs_never_killed() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     assert "8 of 8 runs equal the run that was never killed" in done.stdout
+
+
+def test_killed_at_system_calls_a_run_goes_on_from_the_newest_that_is_whole() -> None:
+    """At some of them, evenly spread; `python -m tests.kill --every-call` kills at each."""
+    if (reason := kill_calls.why_not()) is not None:
+        pytest.skip(reason)
+    done = kill_calls.run_preloaded(
+        ["-m", "tests.kill", "--every-call", "runs", "--at-most", "10"],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
 
 
 @pytest.mark.parametrize("name", sorted(kill.SCENARIOS))

@@ -2,7 +2,8 @@
 
 In: a folder with a model in it, and the state of a run.  Out: `checkpoint-N`, whole or not at all.  What it keeps true:
 a folder with a manifest that verifies holds every byte that was written; files reach the disk before the manifest, the
-manifest before the name, and nothing is loaded whose bytes are not the ones that were written.
+manifest before the name, and nothing is loaded whose bytes are not the ones that were written.  Which checkpoint is
+newer is a matter of run and step, never of a clock: each manifest has the number of its run.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ _TENSORS_NAME = "state.safetensors"
 _TREE_NAME = "state.json"
 _FORMAT = 3
 _NAME = re.compile(r"checkpoint-(\d+)")
-_ASIDE = re.compile(r"_checkpoint-\d+\.(partial|deleted)")
+_ASIDE = re.compile(r"_(checkpoint-\d+)\.(partial|replaced|deleted)")
+"""Being written; whole, and about to be replaced by what was written; being deleted."""
 
 
 class DamagedError(RunFolderError):
@@ -103,12 +105,13 @@ def read_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def seal(folder: Path, known: Mapping[str, list[int]] | None = None) -> None:
+def seal(folder: Path, known: Mapping[str, list[int]] | None = None, *, run: int = 0) -> None:
     """See every file of `folder` onto the disk, and then a manifest with size and checksums of each.
 
     Args:
         folder: of the checkpoint.
         known: checksums of files that need not be read for them, since they were computed when these were written.
+        run: that wrote it (see `run_number`).
 
     Raises:
         OSError: the disk is full, or refuses.
@@ -125,7 +128,7 @@ def seal(folder: Path, known: Mapping[str, list[int]] | None = None) -> None:
             files[name] = {"bytes": path.stat().st_size, "xxh3_64": checksums}
     for inner in sorted(folders):
         _to_disk(inner)
-    content = {"format": _FORMAT, "files": files}
+    content = {"format": _FORMAT, "run": run, "files": files}
     manifest = folder / MANIFEST_NAME
     manifest.write_text(json.dumps({**content, "blake2b": _digest_of(content)}, indent=1), encoding="utf-8")
     _to_disk(manifest)
@@ -133,41 +136,106 @@ def seal(folder: Path, known: Mapping[str, list[int]] | None = None) -> None:
 
 
 def publish(partial: Path, target: Path) -> None:
-    """Give a sealed folder its name; from here on it is a checkpoint."""
+    """Give a sealed folder its name; from here on it is a checkpoint.
+
+    One that has the name already is renamed before, and deleted when the new one is on the disk: between the two
+    renames both are whole, and `settle` gives the new one its name.
+
+    Raises:
+        OSError: the system refuses; what had the name has it still.
+    """
+    replaced = target.with_name(f"_{target.name}.replaced")
     if target.exists():
-        old = target.with_name(f"_{target.name}.deleted")
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(target, old)
-        os.replace(partial, target)
-        shutil.rmtree(old, ignore_errors=True)
+        _delete(replaced, target)
+        os.replace(target, replaced)
+        try:
+            os.replace(partial, target)
+        except BaseException:
+            os.replace(replaced, target)
+            raise
     else:
         os.replace(partial, target)
     _to_disk(target.parent)
+    _delete(replaced, target)
 
 
 def delete(folder: Path) -> None:
     """Delete a checkpoint; killed in the middle of it, what is left has no checkpoint's name."""
-    aside = folder.with_name(f"_{folder.name}.deleted")
-    shutil.rmtree(aside, ignore_errors=True)
-    os.replace(folder, aside)
-    shutil.rmtree(aside, ignore_errors=True)
+    _delete(folder, folder)
 
 
-def superfluous(run_folder: Path, limit: int | None, best: Path | None) -> list[Path]:
+def _delete(folder: Path, target: Path) -> None:
+    """Delete a folder, if it is there, under the name that what is half deleted of a checkpoint has."""
+    aside = target.with_name(f"_{target.name}.deleted")
+    _remove(aside)
+    if folder.exists():
+        os.replace(folder, aside)
+        _remove(aside)
+
+
+def _remove(folder: Path) -> None:
+    if folder.is_symlink():  # what it leads to is somebody else's
+        folder.unlink()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def superfluous(newest: Path, limit: int | None, best: Path | None) -> list[Path]:
     """The checkpoints to delete so that `limit` stay, by transformers' rule: never the newest, never the best.
 
+    The run that has just saved is the latest one, whatever number others have; the older ones go first: by run, and
+    within a run by step.  What has no number is older than all.
+
     Args:
+        newest: the checkpoint that was just saved.
         limit: `save_total_limit`; None or 0: all stay.
         best: the checkpoint of the best metric.
     """
     if not limit or limit < 0:
         return []
-    folders = sorted(_checkpoints(run_folder), key=lambda path: path.stat().st_mtime_ns)  # a resumed run's are newer
-    protected = {folders[-1]} if folders else set()
-    if best is not None:
-        protected.add(best)
-    surplus = len(folders) - max(limit, len(protected))
-    return [folder for folder in folders if folder not in protected][: max(surplus, 0)]
+    ours = run_of(newest)
+    runs = {path: run_of(path) for path in _checkpoints(newest.parent)}
+    stay = {path.resolve() for path in (newest, best) if path is not None}
+    protected = {path for path in runs if path.resolve() in stay}
+
+    def age(path: Path) -> tuple[bool, int, int]:
+        run = runs[path]
+        return run == ours, -1 if run is None else run, step_of(path)
+
+    surplus = len(runs) - max(limit, len(protected))
+    return [path for path in sorted(runs, key=age) if path not in protected][: max(surplus, 0)]
+
+
+# --- runs ----------------------------------------------------------------------------------------------------------
+
+
+def run_number(run_folder: Path, resumed: Path | None = None) -> int:
+    """The number of a run among those of its folder: a later run has a higher one.
+
+    Worked example: a folder holds checkpoints of the runs 1 and 2.  A run that begins anew is 3; one that goes on from
+    a checkpoint of 2 is 2 (what was newer than this checkpoint was set aside before); one that goes on from a
+    checkpoint of another folder, of run 1 there, is 3 here.
+
+    Args:
+        run_folder: of the run.
+        resumed: the checkpoint that it goes on from.
+    """
+    own = 1 if resumed is None else run_of(resumed) or 0
+    if resumed is not None and resumed.parent.resolve() == run_folder.resolve():
+        return own
+    return max([own, *(1 + (run_of(path) or 0) for path in _folders(run_folder))])
+
+
+def run_of(folder: Path) -> int | None:
+    """The number of the run that wrote a checkpoint, verified or not; None where nothing tells it.
+
+    0: it was written before runs had numbers.
+    """
+    try:
+        run = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8")).get("run", 0)
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+    return run if type(run) is int and run >= 0 else None
 
 
 # --- finding and verifying -----------------------------------------------------------------------------------------
@@ -220,7 +288,7 @@ def verify(folder: Path) -> None:
 def newest(run_folder: Path) -> Found:
     """The newest checkpoint that verifies and holds a run's state, and the damaged ones that are newer."""
     damaged = []
-    for folder in sorted(_checkpoints(run_folder), key=step_of, reverse=True):
+    for folder in reversed(in_order(run_folder)):
         if not has_manifest(folder):
             damaged.append((folder, "it was not written by Sartor, or lost its manifest and its state"))
             continue
@@ -235,9 +303,26 @@ def newest(run_folder: Path) -> Found:
     return Found(None, tuple(damaged))
 
 
-def later_than(run_folder: Path, step: int) -> list[Path]:
-    """Checkpoints of steps after `step`, oldest first."""
-    return sorted((path for path in _checkpoints(run_folder) if step_of(path) > step), key=step_of)
+def in_order(run_folder: Path) -> list[Path]:
+    """All checkpoints of a folder, oldest first: by run, and within a run by step.
+
+    One that has no number may be a damaged one of the latest run, and is taken for that.
+    """
+    places = _places(_checkpoints(run_folder))
+    return sorted(places, key=places.__getitem__)
+
+
+def later_than(folder: Path) -> list[Path]:
+    """The checkpoints beside this one that are newer, oldest first; see `in_order`."""
+    places = _places([*_checkpoints(folder.parent), folder])
+    return sorted((path for path in places if places[path] > places[folder]), key=places.__getitem__)
+
+
+def _places(folders: Iterable[Path]) -> dict[Path, tuple[int, int]]:
+    """Run and step of each."""
+    runs = {path: run_of(path) for path in folders}
+    latest = max((run for run in runs.values() if run is not None), default=0)
+    return {path: (latest if run is None else run, step_of(path)) for path, run in runs.items()}
 
 
 def set_aside(folder: Path, word: str) -> Path:
@@ -249,12 +334,43 @@ def set_aside(folder: Path, word: str) -> Path:
     return aside
 
 
-def remove_remains(run_folder: Path) -> list[str]:
-    """Delete what a killed run left half written or half deleted; returns the names of what was half written."""
-    found = [path for path in _folders(run_folder) if _ASIDE.fullmatch(path.name)]
-    for path in found:
-        shutil.rmtree(path, ignore_errors=True)
-    return sorted(path.name for path in found if path.name.endswith(".partial"))
+def settle(run_folder: Path) -> dict[str, Path | None]:
+    """Put in order what a killed run left: nothing that is whole is lost, and nothing half stays.
+
+    What was written and sealed, and is what was written, gets its name.  What was renamed to be replaced gets its name
+    back where nothing has replaced it.  All else is deleted.  Killed in the middle of this, it can be done again.
+
+    Returns:
+        By the name of each folder that was being written or replaced: the checkpoint that it is now; None: it was
+        incomplete, and is deleted.
+    """
+    found = {path: match for path in _folders(run_folder) if (match := _ASIDE.fullmatch(path.name))}
+    became: dict[str, Path | None] = {}
+    for path, match in sorted(found.items(), key=lambda item: item[1][2]):  # deleted, partial, replaced
+        target = path.with_name(match[1])
+        if match[2] == "partial":
+            is_whole = _is_whole(path)
+            if is_whole:
+                publish(path, target)
+            became[path.name] = target if is_whole else None
+        elif match[2] == "replaced" and path.exists() and not target.exists() and not path.is_symlink():
+            os.replace(path, target)
+            became[path.name] = target
+        if path.exists():
+            _delete(path, target)
+    if became:
+        _to_disk(run_folder)
+    return became
+
+
+def _is_whole(folder: Path) -> bool:
+    if folder.is_symlink():  # no checkpoint of ours begins as one
+        return False
+    try:
+        verify(folder)
+    except DamagedError:
+        return False
+    return True
 
 
 def step_of(folder: Path) -> int:

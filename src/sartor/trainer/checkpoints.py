@@ -47,8 +47,18 @@ _BETWEEN_STEPS = (
 class Checkpoints:
     """Saves the state of one run."""
 
-    def __init__(self, trainer: SFTTrainer, engine: Engine, updater: Updater, drive_state: Callable[[], Any]) -> None:
+    def __init__(
+        self, trainer: SFTTrainer, engine: Engine, updater: Updater, drive_state: Callable[[], Any], run: int
+    ) -> None:
+        """Args:
+        trainer: of the run.
+        engine: that computes it.
+        updater: that steps it.
+        drive_state: gives the place in the run.
+        run: its number among the runs of its folder.
+        """
         self._trainer = trainer
+        self.run = run
         self._engine = engine
         self._updater = updater
         self._drive_state = drive_state
@@ -106,7 +116,7 @@ class Checkpoints:
                 content = None if args.save_only_model else self._content()
                 disk.require_room(trainer, target, content)
                 begun = draft.begin(trainer, partial, content, is_lent=lends)
-                _note_best(trainer, target)
+                self._note_best(target)
                 _export_callbacks(trainer)
                 run.save_to_json(str(partial / saving.STATE_NAME))
         except BaseException:  # an interrupt too: nothing half-written is left
@@ -118,7 +128,7 @@ class Checkpoints:
         def finish() -> None:
             try:
                 with saving.explained(target):
-                    checkpoint.seal(partial, begun.write_rest())
+                    checkpoint.seal(partial, begun.write_rest(), run=self.run)
                     checkpoint.publish(partial, target)
             except BaseException:
                 run.best_model_checkpoint = best_before
@@ -126,7 +136,7 @@ class Checkpoints:
                 raise
             finally:
                 begun.end()
-            for folder in checkpoint.superfluous(target.parent, args.save_total_limit, Path(best) if best else None):
+            for folder in checkpoint.superfluous(target, args.save_total_limit, Path(best) if best else None):
                 checkpoint.delete(folder)
 
         self._lent = None if begun.packed is None else begun.packed.tensors
@@ -141,6 +151,15 @@ class Checkpoints:
         if args.push_to_hub:
             trainer._push_from_checkpoint(str(target))
         return str(target)
+
+    def _note_best(self, target: Path) -> None:
+        """Point the state at this run's checkpoint of the best metric, which may be the one being written."""
+        state = self._trainer.state
+        if not state.best_global_step:
+            return
+        best = target.with_name(f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}")
+        if best == target or checkpoint.run_of(best) == self.run:
+            state.best_model_checkpoint = os.fspath(best)
 
     def secure(self) -> None:
         """Before parameters or the optimizer's states change: see that no checkpoint needs them as they are."""
@@ -264,16 +283,6 @@ def _somebody_may_change(trainer: SFTTrainer) -> bool:
 
 def _overrides(callback: TrainerCallback, event: str) -> bool:
     return event in vars(callback) or getattr(type(callback), event) is not getattr(TrainerCallback, event)
-
-
-def _note_best(trainer: SFTTrainer, target: Path) -> None:
-    """Point the state at the checkpoint of the best metric, which may be the one being written."""
-    run = trainer.state
-    if not run.best_global_step:
-        return
-    best = target.with_name(f"{PREFIX_CHECKPOINT_DIR}-{run.best_global_step}")
-    if best == target or best.exists():
-        run.best_model_checkpoint = os.fspath(best)
 
 
 def _export_callbacks(trainer: SFTTrainer) -> None:

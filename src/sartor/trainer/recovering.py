@@ -114,22 +114,19 @@ def rows_named(trainer: SFTTrainer, keys: Sequence[int]) -> str:
     )
 
 
-def last_checkpoint(trainer: SFTTrainer, last_saved: int, resumed_from: Path | None) -> Path | None:
+def last_checkpoint(trainer: SFTTrainer, resumed_from: Path | None) -> Path | None:
     """For the error that ends a run: from where one can go on; None: from nowhere.
 
     Args:
         trainer: of the run.
-        last_saved: the step of the last checkpoint that the run began to save or went on from; 0: there was none.  A
-            checkpoint of a later step in its folder is an earlier run's.
         resumed_from: the checkpoint that it went on from, which may be in another folder.
     """
-    if trainer.checkpoints is not None:
-        with contextlib.suppress(RunFolderError):  # what the caller must see is the error
-            trainer.checkpoints.wait()
-    if not last_saved:
-        return None
+    if trainer.checkpoints is None:
+        return resumed_from
+    with contextlib.suppress(RunFolderError):  # what the caller must see is the error
+        trainer.checkpoints.wait()
     folder = Path(trainer.args.output_dir)
-    ours = [path for path in checkpoint.later_than(folder, 0) if checkpoint.step_of(path) <= last_saved]
+    ours = [path for path in checkpoint.in_order(folder) if checkpoint.run_of(path) == trainer.checkpoints.run]
     return ours[-1] if ours else resumed_from
 
 

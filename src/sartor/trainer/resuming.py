@@ -75,11 +75,10 @@ def find(trainer: SFTTrainer, asked: str | bool | os.PathLike[str] | None) -> Re
         RunFolderError: there is none, or it is damaged.
         ConfigurationError: it is of another run, or of another program; names what differs.
     """
+    folder = Path(trainer.args.output_dir)
+    _settle(trainer, folder)
     if not asked:
         return None
-    folder = Path(trainer.args.output_dir)
-    for name in checkpoint.remove_remains(folder):
-        trainer.say(f"{folder / name} was being written when the run ended: it is incomplete, and deleted.")
     if asked is True or (asked == IF_ANY and not Path(asked).is_dir()):
         path = _newest(trainer, folder, may_be_none=asked == IF_ANY)
     else:
@@ -92,10 +91,19 @@ def find(trainer: SFTTrainer, asked: str | bool | os.PathLike[str] | None) -> Re
     state = TrainerState.load_from_json(str(path / saving.STATE_NAME))
     _take_metrics(trainer, content["metrics_bytes"], path)
     if path.parent.resolve() == folder.resolve():
-        for later in checkpoint.later_than(folder, checkpoint.step_of(path)):
-            trainer.say(f"{later} is of a later step than {path.name}: it is kept as {_abandon(later)}.")
+        for later in checkpoint.later_than(path):
+            what = "step" if checkpoint.step_of(later) > checkpoint.step_of(path) else "run"
+            trainer.say(f"{later} is of a later {what} than {path.name}: it is kept as {_abandon(later)}.")
     trainer.say(f"going on from {path}: step {state.global_step} of {state.max_steps}")
     return Resumption(path, content, state, accepted)
+
+
+def _settle(trainer: SFTTrainer, folder: Path) -> None:
+    """Put in order what a run that was killed in a save left in the folder, and say what."""
+    with saving.explained(folder):
+        for name, place in checkpoint.settle(folder).items():
+            what = "it is incomplete, and deleted" if place is None else f"it is whole, and kept as {place.name}"
+            trainer.say(f"{folder / name} was being written or replaced when the run ended: {what}.")
 
 
 def _abandon(folder: Path) -> Path:
@@ -348,7 +356,9 @@ def restore_state(trainer: SFTTrainer, resumption: Resumption) -> None:
     if saved.best_model_checkpoint is not None:
         name = f"{PREFIX_CHECKPOINT_DIR}-{saved.best_global_step}"
         places = [Path(trainer.args.output_dir) / name, resumption.folder.parent / name]  # the folder may have moved
-        state.best_model_checkpoint = next((os.fspath(path) for path in places if path.exists()), None)
+        run = checkpoint.run_of(resumption.folder)
+        ours = (os.fspath(path) for path in places if path.exists() and checkpoint.run_of(path) == run)
+        state.best_model_checkpoint = next(ours, None)
         if state.best_model_checkpoint is None:
             trainer.say(f"{name}, of the best metric so far, is no longer there: it cannot be loaded at the end.")
     restore_callbacks(trainer, saved.stateful_callbacks)

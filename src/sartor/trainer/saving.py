@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from sartor.errors import DiskFullError, RunFolderError
 from sartor.report import staging
@@ -119,12 +119,12 @@ def is_saved_in_an_own_way(trainer: SFTTrainer) -> bool:
 def drop_all_but_best(trainer: SFTTrainer) -> None:
     """Delete the last checkpoint where only the best may stay, as transformers' Trainer does when training ends."""
     best = trainer.state.best_model_checkpoint
-    if best is None or trainer.args.save_total_limit != 1:
+    if best is None or trainer.args.save_total_limit != 1 or not os.path.isdir(best):
         return
-    for folder in sort_checkpoints(output_dir=trainer.args.output_dir, best_model_checkpoint=best):
+    for folder in checkpoint.in_order(Path(trainer.args.output_dir)):
         if not os.path.samefile(folder, best):
             trainer.say(f"{folder} is deleted: save_total_limit=1, and {best} is the best.")
-            checkpoint.delete(Path(folder))
+            checkpoint.delete(folder)
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:

@@ -67,12 +67,12 @@ def train(
             count_streams(trainer)
             return result
         except NonFiniteError as error:
-            folder = last_checkpoint(trainer, drive.last_saved, came_from)
+            folder = last_checkpoint(trainer, came_from)
             where = f"The last good checkpoint is {folder}: every loss before it was finite." if folder else _NONE_SAVED
             raise NonFiniteError(f"{error} {where}") from error
         except OutOfMemoryError as error:
             _save_interrupted(trainer, drive, "memory ran out")
-            folder = last_checkpoint(trainer, drive.last_saved, came_from)
+            folder = last_checkpoint(trainer, came_from)
             where = f"The run can go on from {folder}, where there is more memory." if folder else _NONE_SAVED
             raise OutOfMemoryError(f"{error} {where}") from error
         except (KeyboardInterrupt, Terminated):
@@ -122,7 +122,8 @@ def _start(
     )
     updater = _updater(trainer, engine)
     updater.pause = trainer.pause = drive.interrupts.pause
-    trainer.checkpoints = drive.checkpoints = Checkpoints(trainer, engine, updater, drive.state)
+    number = checkpoint.run_number(Path(args.output_dir), None if resumption is None else resumption.folder)
+    trainer.checkpoints = drive.checkpoints = Checkpoints(trainer, engine, updater, drive.state, number)
     first_epoch = seen = 0
     if resumption is not None:
         updater.load_state(resumption.content["updater"])
@@ -137,7 +138,7 @@ def _start(
 
 def _tell_earlier(trainer: SFTTrainer) -> None:
     """Say what a run that begins anew will do to an earlier one in its folder, while it can still be stopped."""
-    found = checkpoint.later_than(Path(trainer.args.output_dir), 0)
+    found = checkpoint.in_order(Path(trainer.args.output_dir))
     if found:
         limit = ", and it may be deleted (save_total_limit)" if trainer.args.save_total_limit else ""
         trainer.say(
