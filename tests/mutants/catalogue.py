@@ -1106,9 +1106,16 @@ CHECKPOINTS = (
     Mutant(
         "generator state not restored",
         f"{TRAINER}/driving.py",
-        'lambda: restore_generators(content["generators"])',
-        "lambda: None",
+        "self.feed.start_at(self._cursor, self._find_generators, stops=stops)",
+        "self.feed.start_at(self._cursor, lambda: None, stops=stops)",
         (resumed("test_a_stopped_run_ends_as_one_that_was_not[full]"),),
+    ),
+    Mutant(
+        "generators copied before on_step_end",
+        f"{TRAINER}/driving.py",
+        "        self._generators = generator_states()\n        if control.should_evaluate:",
+        "        if control.should_evaluate:",
+        ("tests/whole/test_draws.py::test_a_killed_run_draws_what_it_would_have_drawn",),
     ),
     Mutant(
         "cursor off by one",
