@@ -28,7 +28,7 @@ MANIFEST_NAME = "manifest.json"
 STATE_FOLDER = "run_state"
 _TENSORS_NAME = "state.safetensors"
 _TREE_NAME = "state.json"
-_FORMAT = 3
+_FORMAT = 4
 _NAME = re.compile(r"checkpoint-(\d+)")
 _ASIDE = re.compile(r"_checkpoint-\d+\.(partial|deleted)")
 

@@ -30,7 +30,7 @@ from sartor.run.background import Loan, Writer
 from sartor.run.recover import is_out_of_memory
 from sartor.run.stepper import Updater
 from sartor.trainer import disk, draft, saving
-from sartor.trainer.fingerprints import fingerprints, versions
+from sartor.trainer.fingerprints import fingerprints, frozen_digests, versions
 
 if TYPE_CHECKING:
     from sartor.trainer.sft_trainer import SFTTrainer
@@ -54,7 +54,8 @@ class Checkpoints:
         self._drive_state = drive_state
         self._writer = Writer()
         self._lent: Loan | None = None
-        self._fingerprints: dict[str, str] | None = None
+        self._identity: dict[str, dict[str, str]] | None = None
+        """What the run is, in digests, which are taken once."""
         self._has_said_room = False
         self.num_failed = 0
         """Checkpoints that did not fit on the disk, where the run goes on without them."""
@@ -189,7 +190,7 @@ class Checkpoints:
         if args.save_strategy == SaveStrategy.NO:
             return
         if not args.save_only_model:
-            self._fingerprints = fingerprints(trainer)
+            self._identify()
         disk.require_room_for_run(trainer)
 
     def check_state(self) -> None:
@@ -210,8 +211,6 @@ class Checkpoints:
     def _content(self) -> dict[str, Any]:
         """Everything that a run is, besides the model's folder and `trainer_state.json`; tensors are the live ones."""
         trainer = self._trainer
-        if self._fingerprints is None:
-            self._fingerprints = fingerprints(trainer)
         self._pack_all()
         persistent = trainer.model.state_dict().keys()
         return {
@@ -227,10 +226,16 @@ class Checkpoints:
             "updater": self._updater.state(),
             **self._drive_state(),
             "plan": json.loads(json.dumps(dataclasses.asdict(self._engine.plan))),
-            "fingerprints": self._fingerprints,
+            **self._identify(),
             "settings": resolved_configuration(trainer.args),
             "versions": versions(),
         }
+
+    def _identify(self) -> dict[str, dict[str, str]]:
+        if self._identity is None:
+            trainer = self._trainer
+            self._identity = {"fingerprints": fingerprints(trainer), "frozen": frozen_digests(trainer.model)}
+        return self._identity
 
     def _has_room(self, lent_bytes: int) -> bool:
         """Whether memory has room for a copy of what the thread has not read yet."""

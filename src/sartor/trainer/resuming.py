@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ from sartor.run.implementation import set_implementation
 from sartor.trainer import device_batch, sampling, saving
 from sartor.trainer.checkpoints import restore_callbacks
 from sartor.trainer.draft import saved_tensors
-from sartor.trainer.fingerprints import WHAT, fingerprints, versions
+from sartor.trainer.fingerprints import WHAT, fingerprints, frozen_digests, tensor_digest, versions
 
 if TYPE_CHECKING:
     from sartor.trainer.sft_trainer import SFTTrainer
@@ -52,6 +52,8 @@ class Resumption:
     state: TrainerState
     accepted: frozenset[str]
     """Names of what differs and may."""
+    frozen: tuple[str, ...] = ()
+    """Parameters that are not trained and differ, which the checkpoint holds as they were."""
 
     @property
     def plan(self) -> Plan | None:
@@ -88,14 +90,15 @@ def find(trainer: SFTTrainer, asked: str | bool | os.PathLike[str] | None) -> Re
         return None
     content = checkpoint.read_state(path)
     device_batch.keep(trainer, content["plan"], content["settings"])
-    accepted = _compare(trainer, content, path)
+    frozen, lost = _frozen(trainer, content, path)
+    accepted = _compare(trainer, content, path, lost)
     state = TrainerState.load_from_json(str(path / saving.STATE_NAME))
     _take_metrics(trainer, content["metrics_bytes"], path)
     if path.parent.resolve() == folder.resolve():
         for later in checkpoint.later_than(folder, checkpoint.step_of(path)):
             trainer.say(f"{later} is of a later step than {path.name}: it is kept as {_abandon(later)}.")
     trainer.say(f"going on from {path}: step {state.global_step} of {state.max_steps}")
-    return Resumption(path, content, state, accepted)
+    return Resumption(path, content, state, accepted, frozen)
 
 
 def _abandon(folder: Path) -> Path:
@@ -169,8 +172,54 @@ def _is_foreign(path: Path) -> bool:
 # --- comparing -----------------------------------------------------------------------------------------------------
 
 
-def _compare(trainer: SFTTrainer, content: Mapping[str, Any], path: Path) -> frozenset[str]:
+def _frozen(trainer: SFTTrainer, content: Mapping[str, Any], path: Path) -> tuple[tuple[str, ...], list[str]]:
+    """Parameters that are not trained and differ: (those that the checkpoint holds as they were, all others).
+
+    A row that was added to an embedding begins at random, and is another one each time that the model is made.
+    """
+    then, now = content["frozen"], frozen_digests(trainer.model)
+    differ = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
+    if not differ or "model" in (trainer.args.accept_changes or ()):
+        return (), differ
+    found = tuple(
+        name for name, value in _saved_frozen(trainer, path, differ) if tensor_digest(value) == then.get(name)
+    )
+    if found:
+        trainer.say(
+            f"{_shortened(found)}: not trained, and not as in {path.name}, which holds them: they are put back."
+        )
+    return found, [name for name in differ if name not in found]
+
+
+def _saved_frozen(trainer: SFTTrainer, folder: Path, names: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Name and value of each of these parameters that a checkpoint's model files hold.
+
+    An adapter's parameters are there without its name: `q_proj.lora_A.weight` for `q_proj.lora_A.default.weight`.
+    """
+    from safetensors import safe_open
+
+    places = saved_tensors(folder)
+    adapters = getattr(trainer.model, "peft_config", {})
+    for name in names:
+        short = next((name.replace(f".{one}.", ".") for one in adapters if f".{one}." in name), name)
+        key = name if name in places else short
+        if key in places:
+            with safe_open(places[key], "pt") as file:
+                yield name, file.get_tensor(key)
+
+
+def _shortened(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _compare(trainer: SFTTrainer, content: Mapping[str, Any], path: Path, lost: Sequence[str]) -> frozenset[str]:
     """What differs from the run that wrote the checkpoint, and was accepted.
+
+    Args:
+        trainer: of the run that goes on.
+        content: of the checkpoint.
+        path: of the checkpoint.
+        lost: parameters that are not trained, differ, and cannot be put back.
 
     Raises:
         ConfigurationError: something differs and was not accepted, or a name to accept is unknown.
@@ -191,6 +240,8 @@ def _compare(trainer: SFTTrainer, content: Mapping[str, Any], path: Path) -> fro
         if current.get(name) != digest:
             told = f" ({current.get(name)}, and was {digest})" if name in ("loss", "device") else ""
             problems[name] = f"{name}: {WHAT[name]} is not what it was{told}"
+    if lost:
+        problems["model"] = f"model: {WHAT['model']} is not what it was: {_shortened(lost)} (frozen)"
     refused = [text for name, text in problems.items() if name not in willing]
     if refused:
         names = " ".join(sorted(name for name in problems if name not in willing))
@@ -280,6 +331,9 @@ def restore_weights(trainer: SFTTrainer, resumption: Resumption) -> None:
                     f"{tuple(parameter.shape)}."
                 )
             parameter.copy_(stored[name])
+        parameters = dict(trainer.model.named_parameters())
+        for name, saved in _saved_frozen(trainer, resumption.folder, resumption.frozen):
+            parameters[name].copy_(saved)
         for name, value in content["buffers"].items():
             if name in buffers:
                 buffers[name].copy_(value)
