@@ -1118,6 +1118,27 @@ CHECKPOINTS = (
         ("tests/whole/test_draws.py::test_a_killed_run_draws_what_it_would_have_drawn",),
     ),
     Mutant(
+        "an optimizer's state of another shape is loaded",
+        f"{RUN}/checked_state.py",
+        "    is_right = isinstance(value, torch.Tensor) and value.shape == present.shape\n",
+        "    is_right = isinstance(value, torch.Tensor)\n",
+        ("tests/whole/test_tampered.py::test_a_tensor_that_no_run_writes_is_refused_by_its_place",),
+    ),
+    Mutant(
+        "a link is opened as the file that it leads to",
+        f"{RUN}/plain_files.py",
+        "                if entry.is_symlink():",
+        "                if False:",
+        ("tests/whole/test_tampered.py::test_a_folder_that_no_run_writes_is_refused_by_its_file",),
+    ),
+    Mutant(
+        "a few values of a frozen parameter are looked at",
+        f"{TRAINER}/fingerprints.py",
+        "tensor.detach().reshape(-1).split(_CHUNK_VALUES)",
+        "tensor.detach().reshape(-1)[:1024].split(_CHUNK_VALUES)",
+        ("tests/whole/test_frozen.py::test_a_tensors_digest_is_of_every_value_and_not_of_its_dtype",),
+    ),
+    Mutant(
         "cursor off by one",
         f"{TRAINER}/feed.py",
         'skip = int(start["optimizer_batches"]) if',

@@ -25,7 +25,7 @@ from sartor.config import resolved_configuration
 from sartor.engine.step import Engine
 from sartor.errors import DiskFullError, RunFolderError
 from sartor.memory.device import available_bytes
-from sartor.run import checkpoint, state
+from sartor.run import checked_state, checkpoint, state
 from sartor.run.background import Loan, Writer
 from sartor.run.recover import is_out_of_memory
 from sartor.run.stepper import Updater
@@ -98,6 +98,11 @@ class Checkpoints:
         args, run = trainer.args, trainer.state
         target = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{run.global_step}"
         partial = checkpoint.partial_path(target)
+        if partial.is_symlink():
+            raise RunFolderError(
+                f"{partial} is a link to {os.readlink(partial)}: a checkpoint that is written there would overwrite "
+                "what it leads to. Delete the link."
+            )
         shutil.rmtree(partial, ignore_errors=True)
         trainer.store_flos()
         best_before = run.best_model_checkpoint
@@ -296,6 +301,23 @@ def callback_states(trainer: SFTTrainer) -> dict[str, list[dict[str, Any]]]:
         if isinstance(callback, ExportableState):
             states.setdefault(type(callback).__name__, []).append(callback.state())
     return states
+
+
+def check_callbacks(trainer: SFTTrainer, states: Mapping[str, Any]) -> None:
+    """See that callbacks have the attributes that they would be given, and that these are of their kind.
+
+    Raises:
+        DamagedError: one has not; names it.
+    """
+    for name, present in callback_states(trainer).items():
+        part = states.get(name, [])
+        for number, (found, own) in enumerate(zip(part if isinstance(part, list) else [part], present, strict=False)):
+            for key, value in found.get("attributes", {}).items():
+                place = f"/stateful_callbacks/{name}/{number}/{key}"
+                if key not in own.get("attributes", {}):
+                    raise checkpoint.DamagedError(f"{place} is nothing that this callback has")
+                if isinstance(own["attributes"][key], bool | int | float):
+                    checked_state.like(value, own["attributes"][key], place)
 
 
 def restore_callbacks(trainer: SFTTrainer, states: Mapping[str, Any]) -> None:
