@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -268,7 +269,7 @@ _CONTENT: dict[str, Check] = {
         {"num_updates": whole(), "num_skipped": whole(), "scaler": optional(fields(_SCALER))}, is_open=True
     ),
     "cursor": fields(
-        {"epoch": whole(0, 1 << 63), "device_batches": whole(), "optimizer_batches": whole(), "stream": text},
+        {"epoch": whole(0, sys.maxsize), "device_batches": whole(), "optimizer_batches": whole(), "stream": text},
         is_open=True,
     ),
     "generators": generators,
@@ -299,7 +300,8 @@ _CONTENT: dict[str, Check] = {
 """What `Checkpoints` saves."""
 _TRAINER_STATE: dict[str, Check] = {
     **dict.fromkeys(("epoch", "total_flos", "logging_steps", "eval_steps", "save_steps"), number),
-    **dict.fromkeys(("global_step", "max_steps", "num_train_epochs", "num_input_tokens_seen"), whole()),
+    **dict.fromkeys(("global_step", "num_input_tokens_seen"), whole()),
+    **dict.fromkeys(("max_steps", "num_train_epochs"), whole(0, sys.maxsize)),  # a stream's epochs have no end
     **dict.fromkeys(("is_local_process_zero", "is_world_process_zero", "is_hyper_param_search"), flag),
     "train_batch_size": optional(whole()),
     "log_history": list_of(mapping_of(anything)),

@@ -10,8 +10,9 @@ import json
 import os
 import stat
 from collections.abc import Mapping
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any
 
 from sartor.errors import RunFolderError
 
@@ -27,7 +28,7 @@ class DamagedError(RunFolderError):
     """A checkpoint that is not what was written, or cannot be what a run wrote; says which file, and how."""
 
 
-def open_plain(path: Path) -> BinaryIO:
+def open_plain(path: Path) -> BufferedReader:
     """Open a file to read it.
 
     Raises:

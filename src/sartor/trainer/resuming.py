@@ -241,10 +241,11 @@ def _saved_frozen(trainer: SFTTrainer, folder: Path, names: Sequence[str]) -> It
 
     An adapter's parameters are there without its name: `q_proj.lora_A.weight` for `q_proj.lora_A.default.weight`.
     """
+    from peft import PeftModel
     from safetensors import safe_open
 
     places = saved_tensors(folder)
-    adapters = getattr(trainer.model, "peft_config", {})
+    adapters = trainer.model.peft_config if isinstance(trainer.model, PeftModel) else ()
     for name in names:
         short = next((name.replace(f".{one}.", ".") for one in adapters if f".{one}." in name), name)
         key = name if name in places else short
