@@ -1115,7 +1115,7 @@ CHECKPOINTS = (
         f"{TRAINER}/driving.py",
         "        self._generators = generator_states()\n        if control.should_evaluate:",
         "        if control.should_evaluate:",
-        ("tests/whole/test_draws.py::test_a_killed_run_draws_what_it_would_have_drawn",),
+        ("tests/whole/test_draws.py::test_how_often_a_run_saves_does_not_change_what_it_draws",),
     ),
     Mutant(
         "an optimizer's state of another shape is loaded",
