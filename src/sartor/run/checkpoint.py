@@ -14,29 +14,26 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sartor.errors import RunFolderError
+from sartor.run import checked_state, plain_files, tensor_file
 from sartor.run import state as packing
-from sartor.run import tensor_file
 from sartor.run.background import Loan
+from sartor.run.plain_files import DamagedError as DamagedError
 
 MANIFEST_NAME = "manifest.json"
 STATE_FOLDER = "run_state"
 _TENSORS_NAME = "state.safetensors"
 _TREE_NAME = "state.json"
-_FORMAT = 3
+_FORMAT = 4
 _NAME = re.compile(r"checkpoint-(\d+)")
 _ASIDE = re.compile(r"_(checkpoint-\d+)\.(partial|replaced|deleted)")
 """Being written; whole, and about to be replaced by what was written; being deleted."""
-
-
-class DamagedError(RunFolderError):
-    """A checkpoint that is not what was written; says which file, and how."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +94,49 @@ def write_state(folder: Path, packed: Packed) -> dict[str, list[int]]:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """What `write_state` wrote, of a checkpoint that was verified; tensors are on the CPU."""
+    """What `write_state` wrote, of a checkpoint that was verified; tensors are on the CPU.
+
+    Raises:
+        DamagedError: it cannot be read.
+    """
     from safetensors.torch import load_file
 
-    tree = json.loads((folder / STATE_FOLDER / _TREE_NAME).read_text(encoding="utf-8"))
-    state: dict[str, Any] = packing.unpack(tree, load_file(str(folder / STATE_FOLDER / _TENSORS_NAME)))
+    place = folder / STATE_FOLDER
+    tree = plain_files.read_object(place / _TREE_NAME, plain_files.JSON_BYTES)
+    try:
+        tensors = load_file(str(place / _TENSORS_NAME))
+    except Exception as error:  # of safetensors, torch or the system: whatever they find in it
+        raise DamagedError(f"{STATE_FOLDER}/{_TENSORS_NAME} cannot be read ({error})") from error
+    try:
+        state: dict[str, Any] = packing.unpack(tree, tensors)
+    except ValueError as error:
+        raise DamagedError(f"{STATE_FOLDER}/{_TREE_NAME} cannot be read ({error})") from error
     return state
+
+
+@contextmanager
+def named(name: str = f"{STATE_FOLDER}/{_TREE_NAME}") -> Iterator[None]:
+    """Name the file in errors about its keys.
+
+    Raises:
+        DamagedError: in place of one that names the key alone.
+    """
+    try:
+        yield
+    except DamagedError as error:
+        raise DamagedError(f"{name}: {error}") from error
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """`read_state` of a run's checkpoint, with everything checked that can be without the run that goes on.
+
+    Raises:
+        DamagedError: it cannot be read, or be the state of a run; names file and key.
+    """
+    content = read_state(folder)
+    with named():
+        checked_state.check_content(content)
+    return content
 
 
 def seal(folder: Path, known: Mapping[str, list[int]] | None = None, *, run: int = 0) -> None:
@@ -232,8 +266,8 @@ def run_of(folder: Path) -> int | None:
     0: it was written before runs had numbers.
     """
     try:
-        run = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8")).get("run", 0)
-    except (OSError, ValueError, AttributeError, RecursionError):
+        run = plain_files.read_object(folder / MANIFEST_NAME, plain_files.MANIFEST_BYTES).get("run", 0)
+    except (OSError, plain_files.DamagedError):
         return None
     return run if type(run) is int and run >= 0 else None
 
@@ -258,17 +292,22 @@ def verify(folder: Path) -> None:
         DamagedError: it is not; says which file, and how.
     """
     try:
-        content = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
-        checksum = content.pop("blake2b")
-        files: dict[str, dict[str, Any]] = content["files"]
+        plain_files.see_plain(folder)
+        content = plain_files.read_object(folder / MANIFEST_NAME, plain_files.MANIFEST_BYTES)
     except FileNotFoundError:
         raise DamagedError(f"{MANIFEST_NAME} is missing") from None
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise DamagedError(f"{MANIFEST_NAME} cannot be read ({error})") from error
-    if checksum != _digest_of(content):
+    except DamagedError:
+        raise
+    except OSError as error:
+        raise DamagedError(f"it cannot be read ({error.strerror})") from error
+    if content.pop("blake2b", None) != _digest_of(content):
         raise DamagedError(f"{MANIFEST_NAME} was changed since it was written")
-    if content["format"] != _FORMAT:
-        raise DamagedError(f"its format is {content['format']}, and this version of Sartor reads {_FORMAT}")
+    if content.get("format") != _FORMAT:
+        raise DamagedError(f"its format is {content.get('format')!r}, and this version of Sartor reads {_FORMAT}")
+    files = plain_files.listed(content, MANIFEST_NAME)
+    unlisted = [name for name in _files_of_the_run(folder) if name not in files]
+    if unlisted:
+        raise DamagedError(f"{unlisted[0]} is not among the files that {MANIFEST_NAME} lists")
     for name, expected in files.items():
         path = folder / name
         try:
@@ -283,6 +322,12 @@ def verify(folder: Path) -> None:
             raise
         except OSError as error:
             raise DamagedError(f"{name} cannot be read ({error.strerror})") from error
+
+
+def _files_of_the_run(folder: Path) -> Iterator[str]:
+    """Names of the files that a run reads when it goes on from a checkpoint."""
+    for path in [*(folder / STATE_FOLDER).glob("*"), *folder.glob("*.safetensors"), *folder.glob("trainer_state.json")]:
+        yield path.relative_to(folder).as_posix()
 
 
 def newest(run_folder: Path) -> Found:
@@ -391,7 +436,7 @@ def _checksums(path: Path) -> list[int]:
     """Of each block of a file.  A cryptographic digest would cost a run as much as all the rest of a save."""
     checksums = []
     block = memoryview(bytearray(min(tensor_file.BLOCK_BYTES, max(1, path.stat().st_size))))
-    with path.open("rb") as file:  # buffered: a raw file may give less than was asked for
+    with plain_files.open_plain(path) as file:  # buffered: a raw file may give less than was asked for
         while length := file.readinto(block):
             checksums.append(tensor_file.checksum(block[:length]))
     return checksums

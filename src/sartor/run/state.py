@@ -41,23 +41,46 @@ def pack(value: Any, what: str) -> tuple[Any, dict[str, torch.Tensor]]:
 
 
 def unpack(tree: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
-    """Put together what `pack` took apart."""
+    """Put together what `pack` took apart.
+
+    Raises:
+        ValueError: it is nothing that `pack` makes; says what.
+    """
+    try:
+        return _unpacked(tree, tensors)
+    except KeyError as error:
+        raise ValueError(f"{error} is missing") from error
+    except (TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(f"a value is not as it is written: {error}") from error
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _unpacked(tree: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     if isinstance(tree, list):
-        return [unpack(part, tensors) for part in tree]
+        return [_unpacked(part, tensors) for part in tree]
     if not isinstance(tree, dict):
         return tree
     kind = tree.get(_TAG)
     if kind is None:
-        return {key: unpack(part, tensors) for key, part in tree.items()}
+        return {key: _unpacked(part, tensors) for key, part in tree.items()}
     if kind == "tensor":
         return tensors[tree["name"]]
     if kind == "array":
-        return tensors[tree["name"]].numpy().view(tree["dtype"])
+        words, dtype = tensors[tree["name"]].numpy(), np.dtype(tree["dtype"])
+        if dtype.kind not in "biufc" or dtype.itemsize != words.itemsize:
+            raise ValueError(f"{tree['name']} is no array of {dtype}")
+        return words.view(dtype)
     if kind == "float":
         return float(tree["value"])
     if kind == "dtype":
-        return getattr(torch, tree["value"])
-    items = [unpack(part, tensors) for part in tree["items"]]
+        dtype = getattr(torch, tree["value"])
+        if not isinstance(dtype, torch.dtype):
+            raise ValueError(f"{tree['value']!r} is no dtype")
+        return dtype
+    if kind not in ("tuple", "counter", "dict"):
+        raise ValueError(f"{kind!r} is no kind of value")
+    items = [_unpacked(part, tensors) for part in tree["items"]]
     if kind == "tuple":
         return tuple(items)
     return Counter(dict(items)) if kind == "counter" else dict(items)

@@ -25,12 +25,12 @@ from sartor.config import resolved_configuration
 from sartor.engine.step import Engine
 from sartor.errors import DiskFullError, RunFolderError
 from sartor.memory.device import available_bytes
-from sartor.run import checkpoint, state
+from sartor.run import checked_state, checkpoint, state
 from sartor.run.background import Loan, Writer
 from sartor.run.recover import is_out_of_memory
 from sartor.run.stepper import Updater
 from sartor.trainer import disk, draft, saving
-from sartor.trainer.fingerprints import fingerprints, versions
+from sartor.trainer.fingerprints import fingerprints, frozen_digests, versions
 
 if TYPE_CHECKING:
     from sartor.trainer.sft_trainer import SFTTrainer
@@ -64,7 +64,8 @@ class Checkpoints:
         self._drive_state = drive_state
         self._writer = Writer()
         self._lent: Loan | None = None
-        self._fingerprints: dict[str, str] | None = None
+        self._identity: dict[str, dict[str, str]] | None = None
+        """What the run is, in digests, which are taken once."""
         self._has_said_room = False
         self.num_failed = 0
         """Checkpoints that did not fit on the disk, where the run goes on without them."""
@@ -107,6 +108,11 @@ class Checkpoints:
         args, run = trainer.args, trainer.state
         target = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{run.global_step}"
         partial = checkpoint.partial_path(target)
+        if partial.is_symlink():
+            raise RunFolderError(
+                f"{partial} is a link to {os.readlink(partial)}: a checkpoint that is written there would overwrite "
+                "what it leads to. Delete the link."
+            )
         shutil.rmtree(partial, ignore_errors=True)
         trainer.store_flos()
         best_before = run.best_model_checkpoint
@@ -208,7 +214,7 @@ class Checkpoints:
         if args.save_strategy == SaveStrategy.NO:
             return
         if not args.save_only_model:
-            self._fingerprints = fingerprints(trainer)
+            self._identify()
         disk.require_room_for_run(trainer)
 
     def check_state(self) -> None:
@@ -229,8 +235,6 @@ class Checkpoints:
     def _content(self) -> dict[str, Any]:
         """Everything that a run is, besides the model's folder and `trainer_state.json`; tensors are the live ones."""
         trainer = self._trainer
-        if self._fingerprints is None:
-            self._fingerprints = fingerprints(trainer)
         self._pack_all()
         persistent = trainer.model.state_dict().keys()
         return {
@@ -246,10 +250,16 @@ class Checkpoints:
             "updater": self._updater.state(),
             **self._drive_state(),
             "plan": json.loads(json.dumps(dataclasses.asdict(self._engine.plan))),
-            "fingerprints": self._fingerprints,
+            **self._identify(),
             "settings": resolved_configuration(trainer.args),
             "versions": versions(),
         }
+
+    def _identify(self) -> dict[str, dict[str, str]]:
+        if self._identity is None:
+            trainer = self._trainer
+            self._identity = {"fingerprints": fingerprints(trainer), "frozen": frozen_digests(trainer.model)}
+        return self._identity
 
     def _has_room(self, lent_bytes: int) -> bool:
         """Whether memory has room for a copy of what the thread has not read yet."""
@@ -300,6 +310,23 @@ def callback_states(trainer: SFTTrainer) -> dict[str, list[dict[str, Any]]]:
         if isinstance(callback, ExportableState):
             states.setdefault(type(callback).__name__, []).append(callback.state())
     return states
+
+
+def check_callbacks(trainer: SFTTrainer, states: Mapping[str, Any]) -> None:
+    """See that callbacks have the attributes that they would be given, and that these are of their kind.
+
+    Raises:
+        DamagedError: one has not; names it.
+    """
+    for name, present in callback_states(trainer).items():
+        part = states.get(name, [])
+        for number, (found, own) in enumerate(zip(part if isinstance(part, list) else [part], present, strict=False)):
+            for key, value in found.get("attributes", {}).items():
+                place = f"/stateful_callbacks/{name}/{number}/{key}"
+                if key not in own.get("attributes", {}):
+                    raise checkpoint.DamagedError(f"{place} is nothing that this callback has")
+                if isinstance(own["attributes"][key], bool | int | float):
+                    checked_state.like(value, own["attributes"][key], place)
 
 
 def restore_callbacks(trainer: SFTTrainer, states: Mapping[str, Any]) -> None:

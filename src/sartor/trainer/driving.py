@@ -87,6 +87,7 @@ class Drive:
         after training, when the best model may have been loaded."""
         self._cursor = feed.cursor(0, 0)
         self._generators = generator_states()
+        """What a checkpoint of this moment holds: as they are after every callback that a resumed run does not call."""
         self._mark: _Mark | None = None
         """While an evaluation is under way: what an interrupted one goes back to."""
         self._control_to_restore: dict[str, bool] | None = None
@@ -101,6 +102,7 @@ class Drive:
             if self._control_to_restore is not None:
                 self._restore_control(*self._control_to_restore)
                 if trainer.control.should_evaluate:  # an evaluation was interrupted
+                    restore_generators(self._generators)
                     self._log_evaluate_save()
             elif trainer.args.eval_on_start:
                 self._evaluate(steps_schedule=False)
@@ -120,6 +122,8 @@ class Drive:
         match event:
             case loop.EpochBegin(epoch):
                 self.epoch = epoch
+                if self._control_to_restore is not None and self._cursor["device_batches"] == 0:
+                    restore_generators(self._generators)
                 self._call("on_epoch_begin")
                 self._restore_control("should_training_stop", "should_epoch_stop")
                 self._control_to_restore = None
@@ -147,7 +151,6 @@ class Drive:
                 self._advance(self.epoch + 1, 0)
                 self._call("on_epoch_end")
                 self._log_evaluate_save()
-                self._generators = generator_states()
         if not isinstance(event, loop.OptimizerStepped):
             self.interrupts.pause()
         return self._reply(event)
@@ -187,7 +190,6 @@ class Drive:
         self._was_stepped = True
         self._call("on_step_end")
         self._log_evaluate_save()
-        self._generators = generator_states()
 
     def _advance(self, epoch: int, num_device_batches: int) -> None:
         """What is saved from here on is of this moment, also when the next batch is under way."""
@@ -221,13 +223,16 @@ class Drive:
         control = trainer.control
         if control.should_log and trainer.state.global_step > self.last_logged:
             self._log()
+        self._generators = generator_states()
         if control.should_evaluate:
             metrics = self._evaluate()
             is_best = trainer._determine_best_metric(metrics=metrics, trial=None)
             if trainer.args.save_strategy == SaveStrategy.BEST:
                 trainer.control.should_save = is_best
+            self._generators = generator_states()
         if trainer.control.should_save:
             self.save()
+            restore_generators(self._generators)  # a run that goes on from here does not see what saving drew
 
     def save(self) -> None:
         """A checkpoint, and the event for it; the run may go on without one that does not fit on the disk."""
@@ -301,10 +306,17 @@ class Drive:
         self._control_to_restore = control
         self._cursor, self._generators = dict(content["cursor"]), content["generators"]
         stops = control["should_training_stop"] or control["should_epoch_stop"]
-        self.feed.start_at(self._cursor, lambda: restore_generators(content["generators"]), stops=stops)
+        self.feed.start_at(self._cursor, self._find_generators, stops=stops)
         if stops and self._cursor["device_batches"] == 0:
             self._cursor["epoch"] = sys.maxsize  # it was stopped at the end of an epoch: there is no next one
         return self._cursor["epoch"], self._cursor["device_batches"]
+
+    def _find_generators(self) -> None:
+        """When a resumed run has found its place in the midst of an epoch; at the start of one they are back before
+        `on_epoch_begin`, which draws as it would have drawn.
+        """
+        if self._cursor["device_batches"]:
+            restore_generators(self._generators)
 
     def _restore_control(self, *names: str) -> None:
         """Put back what callbacks had decided: handlers forget it when training, and an epoch, begins."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import xxhash
 from transformers.trainer_utils import has_length
 
 import sartor
@@ -20,8 +21,8 @@ from sartor.trainer.examples import Examples
 if TYPE_CHECKING:
     from sartor.trainer.sft_trainer import SFTTrainer
 
-_SAMPLED_VALUES = 4096
-"""Of each frozen parameter: enough to tell two models apart, few enough for the largest."""
+_CHUNK_VALUES = 1 << 20
+"""Of a frozen parameter, that are looked at together."""
 _MOVING_CONFIGURATION = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
 """Keys of a model's configuration that follow from where and when it was loaded."""
 
@@ -59,14 +60,14 @@ class ExampleDigest:
 
 
 def fingerprints(trainer: SFTTrainer) -> dict[str, str]:
-    """One digest, or one word, for each name of `WHAT`."""
+    """One digest, or one word, for each name of `WHAT`; the model's is without its weights (see `frozen_digests`)."""
     tokenizer = trainer.processing_class
     return {
         "data": _data(trainer.train_dataset),
         "eval_data": _evaluation_data(trainer.eval_dataset),
         "tokenizer": _tokenizer(tokenizer),
         "template": _digest(getattr(tokenizer, "chat_template", None)),
-        "model": _model(trainer.model),
+        "model": _configuration(trainer.model),
         "adapter": _adapter(trainer.model),
         "loss": "own" if trainer.uses_padded_batches else "built in",
         "device": trainer.args.device.type,
@@ -114,22 +115,27 @@ def _tokenizer(tokenizer: Any) -> str:
     return _digest([rules, special])
 
 
-def _model(model: Any) -> str:
-    inner = base_model(model)
-    configuration = {key: value for key, value in inner.config.to_dict().items() if key not in _MOVING_CONFIGURATION}
-    checksum = hashlib.blake2b(_text(configuration).encode(), digest_size=16)
-    for name, parameter in inner.named_parameters():
-        if not parameter.requires_grad:
-            checksum.update(f"{name} {tuple(parameter.shape)}".encode())
-            checksum.update(_sample(parameter))
+def _configuration(model: Any) -> str:
+    configuration = base_model(model).config.to_dict()
+    return _digest({key: value for key, value in configuration.items() if key not in _MOVING_CONFIGURATION})
+
+
+def frozen_digests(model: torch.nn.Module) -> dict[str, str]:
+    """A digest of every value of each parameter that is not trained, by its name.
+
+    All of them count: an embedding may have a few rows that were added, and began at random.
+    """
+    return {name: tensor_digest(value) for name, value in model.named_parameters() if not value.requires_grad}
+
+
+def tensor_digest(tensor: torch.Tensor) -> str:
+    """A digest of shape and values, the same in whatever floating dtype these were widened to."""
+    checksum = xxhash.xxh3_128(str(tuple(tensor.shape)).encode())  # as fast as memory is read: models are large
+    for chunk in tensor.detach().reshape(-1).split(_CHUNK_VALUES):
+        values = chunk.cpu()
+        plain = values.float() if values.is_floating_point() else values.contiguous()
+        checksum.update(plain.view(torch.uint8).numpy().data)
     return checksum.hexdigest()
-
-
-def _sample(parameter: torch.Tensor) -> bytes:
-    """Values from all over a tensor, as float32: a model is the same in whatever dtype it was widened to."""
-    flat = parameter.detach().reshape(-1)
-    step = max(1, flat.numel() // _SAMPLED_VALUES)
-    return bytes(flat[::step].float().cpu().numpy().tobytes())
 
 
 def _adapter(model: Any) -> str:

@@ -6,9 +6,11 @@ where they were.  A difference that changes what is learned is an error that nam
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,13 +25,13 @@ from sartor.config.table import OPTIONS
 from sartor.errors import ConfigurationError, ModelError, RunFolderError
 from sartor.memory.plan import plan_of
 from sartor.records import Plan
-from sartor.run import checkpoint
+from sartor.run import checked_state, checkpoint, plain_files
 from sartor.run.host_states import HostStates
 from sartor.run.implementation import set_implementation
 from sartor.trainer import device_batch, sampling, saving
-from sartor.trainer.checkpoints import restore_callbacks
+from sartor.trainer.checkpoints import check_callbacks, restore_callbacks
 from sartor.trainer.draft import saved_tensors
-from sartor.trainer.fingerprints import WHAT, fingerprints, versions
+from sartor.trainer.fingerprints import WHAT, fingerprints, frozen_digests, tensor_digest, versions
 
 if TYPE_CHECKING:
     from sartor.trainer.sft_trainer import SFTTrainer
@@ -52,6 +54,8 @@ class Resumption:
     state: TrainerState
     accepted: frozenset[str]
     """Names of what differs and may."""
+    frozen: tuple[str, ...] = ()
+    """Parameters that are not trained and differ, which the checkpoint holds as they were."""
 
     @property
     def plan(self) -> Plan | None:
@@ -85,17 +89,61 @@ def find(trainer: SFTTrainer, asked: str | bool | os.PathLike[str] | None) -> Re
         path = _named(Path(asked))
     if path is None:
         return None
-    content = checkpoint.read_state(path)
+    with _unfit(path):
+        content = checkpoint.read_run(path)
+        state = _trainer_state(path, content["updater"]["num_updates"])
+        _see_attention(trainer, content["plan"])
     device_batch.keep(trainer, content["plan"], content["settings"])
-    accepted = _compare(trainer, content, path)
-    state = TrainerState.load_from_json(str(path / saving.STATE_NAME))
+    frozen, lost = _frozen(trainer, content, path)
+    accepted = _compare(trainer, content, path, lost)
     _take_metrics(trainer, content["metrics_bytes"], path)
     if path.parent.resolve() == folder.resolve():
         for later in checkpoint.later_than(path):
             what = "step" if checkpoint.step_of(later) > checkpoint.step_of(path) else "run"
             trainer.say(f"{later} is of a later {what} than {path.name}: it is kept as {_abandon(later)}.")
     trainer.say(f"going on from {path}: step {state.global_step} of {state.max_steps}")
-    return Resumption(path, content, state, accepted)
+    return Resumption(path, content, state, accepted, frozen)
+
+
+@contextmanager
+def _unfit(path: Path) -> Iterator[None]:
+    """Say of which checkpoint something is wrong, and what to do.
+
+    Raises:
+        RunFolderError: in place of DamagedError.
+    """
+    try:
+        yield
+    except checkpoint.DamagedError as error:
+        raise RunFolderError(
+            f"{path} cannot be gone on from: {error}. No run writes such a checkpoint: choose another one, from a "
+            "place that you trust."
+        ) from error
+
+
+def _trainer_state(path: Path, num_updates: int) -> TrainerState:
+    """What transformers keeps in `trainer_state.json`.
+
+    Raises:
+        DamagedError: it cannot be read, or be what transformers wrote.
+    """
+    try:
+        content = plain_files.read_object(path / saving.STATE_NAME, plain_files.HISTORY_BYTES)
+    except FileNotFoundError:
+        raise checkpoint.DamagedError(f"{saving.STATE_NAME} is missing") from None
+    known = [field.name for field in dataclasses.fields(TrainerState)]
+    with checkpoint.named(saving.STATE_NAME):
+        checked_state.check_trainer_state(content, known, num_updates)
+    return TrainerState(**content)
+
+
+def _see_attention(trainer: SFTTrainer, plan: Mapping[str, Any]) -> None:
+    """See that the plan asks for no attention from the Hub, whose code would be run, but for this run's own."""
+    attention = plan["attention"]
+    if "/" in attention and attention != trainer.model.config._attn_implementation:
+        raise checkpoint.DamagedError(
+            f"run_state/state.json: /plan/attention is {attention!r}, which is not this run's"
+        )
 
 
 def _settle(trainer: SFTTrainer, folder: Path) -> None:
@@ -177,8 +225,55 @@ def _is_foreign(path: Path) -> bool:
 # --- comparing -----------------------------------------------------------------------------------------------------
 
 
-def _compare(trainer: SFTTrainer, content: Mapping[str, Any], path: Path) -> frozenset[str]:
+def _frozen(trainer: SFTTrainer, content: Mapping[str, Any], path: Path) -> tuple[tuple[str, ...], list[str]]:
+    """Parameters that are not trained and differ: (those that the checkpoint holds as they were, all others).
+
+    A row that was added to an embedding begins at random, and is another one each time that the model is made.
+    """
+    then, now = content["frozen"], frozen_digests(trainer.model)
+    differ = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
+    if not differ or "model" in (trainer.args.accept_changes or ()):
+        return (), differ
+    found = tuple(
+        name for name, value in _saved_frozen(trainer, path, differ) if tensor_digest(value) == then.get(name)
+    )
+    if found:
+        trainer.say(
+            f"{_shortened(found)}: not trained, and not as in {path.name}, which holds them: they are put back."
+        )
+    return found, [name for name in differ if name not in found]
+
+
+def _saved_frozen(trainer: SFTTrainer, folder: Path, names: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Name and value of each of these parameters that a checkpoint's model files hold.
+
+    An adapter's parameters are there without its name: `q_proj.lora_A.weight` for `q_proj.lora_A.default.weight`.
+    """
+    from peft import PeftModel
+    from safetensors import safe_open
+
+    places = saved_tensors(folder)
+    adapters = trainer.model.peft_config if isinstance(trainer.model, PeftModel) else ()
+    for name in names:
+        short = next((name.replace(f".{one}.", ".") for one in adapters if f".{one}." in name), name)
+        key = name if name in places else short
+        if key in places:
+            with safe_open(places[key], "pt") as file:
+                yield name, file.get_tensor(key)
+
+
+def _shortened(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _compare(trainer: SFTTrainer, content: Mapping[str, Any], path: Path, lost: Sequence[str]) -> frozenset[str]:
     """What differs from the run that wrote the checkpoint, and was accepted.
+
+    Args:
+        trainer: of the run that goes on.
+        content: of the checkpoint.
+        path: of the checkpoint.
+        lost: parameters that are not trained, differ, and cannot be put back.
 
     Raises:
         ConfigurationError: something differs and was not accepted, or a name to accept is unknown.
@@ -199,6 +294,8 @@ def _compare(trainer: SFTTrainer, content: Mapping[str, Any], path: Path) -> fro
         if current.get(name) != digest:
             told = f" ({current.get(name)}, and was {digest})" if name in ("loss", "device") else ""
             problems[name] = f"{name}: {WHAT[name]} is not what it was{told}"
+    if lost:
+        problems["model"] = f"model: {WHAT['model']} is not what it was: {_shortened(lost)} (frozen)"
     refused = [text for name, text in problems.items() if name not in willing]
     if refused:
         names = " ".join(sorted(name for name in problems if name not in willing))
@@ -237,6 +334,9 @@ def _take_metrics(trainer: SFTTrainer, num_bytes: int, path: Path) -> None:
     ours = Path(trainer.args.output_dir) / saving.METRICS_NAME
     theirs = path.parent / saving.METRICS_NAME
     if path.parent.resolve() != Path(trainer.args.output_dir).resolve() and theirs.exists():
+        for file in (theirs, theirs.with_name(sampling.JSON_NAME)):
+            if file.exists() and (file.is_symlink() or not file.is_file()):
+                raise RunFolderError(f"{file} is no plain file, and is not copied: put a file there, or move it away.")
         if ours.exists() and ours.stat().st_size:
             raise RunFolderError(
                 f"{ours} holds the metrics of another run: choose another output_dir to go on from {path}."
@@ -271,6 +371,8 @@ def restore_weights(trainer: SFTTrainer, resumption: Resumption) -> None:
     """
     content = resumption.content
     stored = dict(content["parameters"])
+    parameters = dict(trainer.model.named_parameters())
+    buffers = dict(trainer.model.named_buffers())
     trained = {name: parameter for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
     missing = sorted(set(trained) ^ (set(stored) | set(content["saved_parameters"])))
     if missing:
@@ -279,7 +381,8 @@ def restore_weights(trainer: SFTTrainer, resumption: Resumption) -> None:
             f"{', ...' if len(missing) > 4 else ''}. Freeze, or adapt, what was frozen or adapted then."
         )
     stored.update(_from_model_files(resumption.folder, content["saved_parameters"]))
-    buffers = dict(trainer.model.named_buffers())
+    with _unfit(resumption.folder), checkpoint.named():
+        checked_state.check_tensors(content["buffers"], buffers, "/buffers")
     with torch.no_grad():
         for name, parameter in trained.items():
             if parameter.shape != stored[name].shape:
@@ -288,6 +391,8 @@ def restore_weights(trainer: SFTTrainer, resumption: Resumption) -> None:
                     f"{tuple(parameter.shape)}."
                 )
             parameter.copy_(stored[name])
+        for name, saved in _saved_frozen(trainer, resumption.folder, resumption.frozen):
+            parameters[name].copy_(saved)
         for name, value in content["buffers"].items():
             if name in buffers:
                 buffers[name].copy_(value)
@@ -298,6 +403,9 @@ def _from_model_files(folder: Path, names: list[str]) -> dict[str, torch.Tensor]
 
     places = saved_tensors(folder)
     found = {}
+    missing = [name for name in names if name not in places]
+    if missing:
+        raise RunFolderError(f"{folder} cannot be gone on from: {missing[0]} is in none of its files.")
     for path in {places[name] for name in names}:
         with safe_open(path, "pt") as file:
             found.update({name: file.get_tensor(name) for name in names if places[name] == path})
@@ -313,6 +421,11 @@ def restore_optimizer(trainer: SFTTrainer, resumption: Resumption, plan: Plan) -
         plan: that holds from here on; says where states live.
     """
     content, optimizer, scheduler = resumption.content, trainer.optimizer, trainer.lr_scheduler
+    keeps_optimizer, keeps_schedule = "optim" not in resumption.accepted, resumption.accepted.isdisjoint(OPTIMIZER)
+    with _unfit(resumption.folder), checkpoint.named():
+        if keeps_optimizer:
+            checked_state.check_optimizer(content["optimizer"], optimizer, any_options=not keeps_schedule)
+        checked_state.check_schedule(content["schedule"], scheduler if keeps_schedule else None)
     if "optim" in resumption.accepted:
         trainer.say("the optimizer is another one than in the checkpoint: it starts anew, without the old one's state.")
     else:
@@ -361,6 +474,8 @@ def restore_state(trainer: SFTTrainer, resumption: Resumption) -> None:
         state.best_model_checkpoint = next(ours, None)
         if state.best_model_checkpoint is None:
             trainer.say(f"{name}, of the best metric so far, is no longer there: it cannot be loaded at the end.")
+    with _unfit(resumption.folder), checkpoint.named(saving.STATE_NAME):
+        check_callbacks(trainer, saved.stateful_callbacks)
     restore_callbacks(trainer, saved.stateful_callbacks)
     trainer.current_flos = 0
 

@@ -146,6 +146,12 @@ def check_folder(folder: str | os.PathLike[str]) -> None:
     """
     with explained(folder):
         os.makedirs(folder, exist_ok=True)
+        for name in (PLAN_NAME, DATA_NAME, METRICS_NAME, CONFIGURATION_NAME):
+            if (path := Path(folder) / name).is_symlink() or (path.exists() and not path.is_file()):
+                raise RunFolderError(
+                    f"{path} is a link, or no file: what a run writes there would go elsewhere. Delete it, or choose "
+                    "another output_dir."
+                )
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, "Permission denied", os.fspath(folder))
 
