@@ -126,7 +126,7 @@ def _start(
     first_epoch = seen = 0
     if resumption is not None:
         updater.load_state(resumption.content["updater"])
-        first_epoch, seen = drive.resume(resumption.content, ignores_stop=resumption.extends)
+        first_epoch, seen = drive.resume(resumption.content)
     else:
         _tell_earlier(trainer)
         rehearse_run(trainer, engine, feed, updater)
