@@ -123,7 +123,11 @@ def _full_disk(error: Exception, folder: Path) -> str:
     named = getattr(error, "filename", None)
     if named is not None:
         return f"the disk of {named}"
-    places = {"output_dir": folder, "temporary files:": tempfile.gettempdir(), "the Hugging Face cache:": HF_HOME}
+    places: dict[str, str | Path] = {
+        "output_dir": folder,
+        "temporary files:": tempfile.gettempdir(),
+        "the Hugging Face cache:": HF_HOME,
+    }
     told = {f"the disk of {name} {path}": path for name, path in places.items() if os.path.exists(path)}
     full = [text for text, path in told.items() if shutil.disk_usage(path).free < _FULL_BYTES]
     return " and ".join(full) or f"one of these: {', '.join(told)}"

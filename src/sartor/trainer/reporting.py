@@ -24,7 +24,7 @@ class Callbacks(CallbackHandler):
     """transformers' handler of callbacks, for which a log that has no room is no error."""
 
     def __init__(self, trainer: SFTTrainer) -> None:
-        vars(self).update(vars(trainer.callback_handler))  # each callback was added, and warned of, already
+        self.__dict__.update(vars(trainer.callback_handler))  # each callback was added, and warned of, already
         self._trainer = trainer
         self._num_lost: Counter[str] = Counter()
 
