@@ -72,15 +72,13 @@ def test_the_final_model_is_in_output_dir_and_the_folder_is_then_refused(
     assert "already holds a run or a model" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "trace", ["trainer_state.json", "plan.json", "metrics.jsonl", "model.safetensors", "checkpoint-3"]
-)
+@pytest.mark.parametrize("trace", ["trainer_state.json", "metrics.jsonl", "model.safetensors", "checkpoint-3"])
 def test_each_trace_of_a_run_is_enough_to_refuse_a_folder(
     trace: str, model: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], no_weights: None
 ) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
-    (folder / trace).touch()
+    (folder / trace).write_text("{}\n")
     assert train(model, rows, folder) == 2
     assert trace in capsys.readouterr().err
 
@@ -171,8 +169,40 @@ def test_a_full_disk_is_one_clear_error(
     monkeypatch.setattr(SFTTrainer, "save_model", full)
     assert train(model, rows, tmp_path / "run") == 2
     told = capsys.readouterr().err
-    assert "no space is left on the disk of output_dir" in told
+    assert "no space is left on one of these: the disk of output_dir" in told
     assert "No checkpoint was saved." in told
+
+
+def test_the_disk_that_is_full_is_named(
+    model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+
+    def full(self: SFTTrainer, **options: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(elsewhere))
+
+    monkeypatch.setattr(SFTTrainer, "save_model", full)
+    assert train(model, rows, tmp_path / "run") == 2
+    told = capsys.readouterr().err
+    assert f"the disk of {elsewhere}" in told
+    assert "output_dir" not in told
+
+
+def test_a_run_that_ended_before_its_first_step_leaves_nothing_that_refuses_the_next(
+    model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ends(Exception):
+        pass
+
+    def end(*given: Any) -> None:
+        raise Ends
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sartor.trainer.disk.require_room_for_run", end)
+        with pytest.raises(Ends):
+            train(model, rows, tmp_path / "run", "--save_strategy=epoch")
+    assert (tmp_path / "run" / "plan.json").exists()
+    assert train(model, rows, tmp_path / "run") == 0
 
 
 def test_another_error_is_not_taken_for_a_full_disk(

@@ -1338,6 +1338,53 @@ CHECKPOINTS = (
     ),
 )
 
+LOCKED = "tests/run/test_folder_lock.py"
+
+SHARING = (
+    Mutant(
+        "a run folder is not locked",
+        f"{TRAINER}/training.py",
+        "            stack.enter_context(folder_lock.held(trainer.args.output_dir))",
+        "            pass",
+        ("tests/trainer/test_saving.py::test_a_folder_is_one_runs_while_it_trains_and_free_afterwards",),
+    ),
+    Mutant(
+        "a forked child keeps its parent's lock",
+        f"{RUN}/folder_lock.py",
+        "        os.register_at_fork(",
+        "        dict(",
+        (f"{LOCKED}::test_a_killed_one_holds_nothing_though_its_children_live",),
+    ),
+    Mutant(
+        "a lock is taken of a file that was deleted meanwhile",
+        f"{RUN}/folder_lock.py",
+        "            if _leads_to(path, descriptor):\n                return",
+        "            if True:\n                return",
+        (f"{LOCKED}::test_a_holder_that_ends_while_the_next_one_begins_leaves_it_a_lock_that_others_see",),
+    ),
+    Mutant(
+        "a write error of the log ends the run",
+        f"{TRAINER}/training.py",
+        "        stack.enter_context(lines_may_be_lost())",
+        "        pass",
+        ("tests/trainer/test_reporting.py::test_a_script_whose_output_has_no_room_trains_to_its_end",),
+    ),
+    Mutant(
+        "a callback's stop binds the next job",
+        f"{TRAINER}/driving.py",
+        '        control["should_training_stop"] = has_ended',
+        '        has_ended = has_ended or control["should_training_stop"]',
+        ("tests/trainer/test_stopping.py",),
+    ),
+    Mutant(
+        "an epoch in which a run was stopped counts as trained",
+        f"{TRAINER}/driving.py",
+        "        if self.trainer.control.should_training_stop and num_device_batches < self.steps_in_epoch:",
+        "        if False:",
+        ("tests/trainer/test_stopping.py",),
+    ),
+)
+
 MEMORY_ROOM = "src/sartor/memory"
 FORESEEN = "tests/memory/test_simulate.py"
 
@@ -1783,6 +1830,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *SOURCES,
     *RECOVERY,
     *CHECKPOINTS,
+    *SHARING,
     *FORESIGHT,
     *REHEARSAL,
     *PLANNING,

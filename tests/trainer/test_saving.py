@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerState
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, TrainerState
 
 from sartor.errors import RunFolderError
 from sartor.memory.plan import read_plan
@@ -402,3 +402,27 @@ def test_an_interrupt_is_still_an_interrupt_where_saving_fails(tmp_path: Path) -
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     assert checkpoints(tmp_path) == []
+
+
+def test_a_folder_is_one_runs_while_it_trains_and_free_afterwards(tmp_path: Path) -> None:
+    """Another training, of another trainer, while the first one trains; and each of them after it, twice."""
+    other = tiny.trainer(tmp_path, max_steps=1)
+    refused: list[str] = []
+
+    class Tries(TrainerCallback):
+        def on_step_end(self, *given: Any, **more: Any) -> None:
+            before = (tmp_path / "metrics.jsonl").read_bytes()
+            for asked in (None, True, "if_any"):
+                with pytest.raises(RunFolderError) as caught:
+                    other.train(resume_from_checkpoint=asked)
+                refused.append(str(caught.value))
+            assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+    first = tiny.trainer(tmp_path, max_steps=1, callbacks=[Tries()])
+    first.train()
+    assert len(refused) == 3
+    assert all(f"process {os.getpid()}" in text for text in refused)
+    first.remove_callback(Tries)
+    for trainer in (other, first, other):
+        assert trainer.train().global_step == 1
+    assert not list(tmp_path.glob(".*"))

@@ -1,7 +1,8 @@
 """Runs commands as processes of their own, forked from one that has imported the heavy libraries already.
 
-A line of JSON on standard input asks for a command: `argv`, `cwd`, and files for `stdout` and `stderr` (or "closed",
-a pipe that nobody reads).  Answers are a line with the process' id, and one with its exit code when it has ended.
+A line of JSON on standard input asks for a command: `argv`, `cwd`, and files for `stdout` and `stderr` (or "left", a
+pipe that nobody reads; or "closed", as Python begins where a shell says `>&-`).  Answers are a line with the process'
+id, and one with its exit code when it has ended.
 """
 
 from __future__ import annotations
@@ -44,11 +45,16 @@ def _run(request: dict[str, Any]) -> NoReturn:
         os.setpgid(0, 0)
         os.chdir(request["cwd"])
         for name, descriptor in (("stdout", 1), ("stderr", 2)):
-            os.dup2(_opened(request[name]), descriptor)
+            if request[name] == "closed":
+                os.close(descriptor)
+                setattr(sys, name, None)
+            else:
+                os.dup2(_opened(request[name]), descriptor)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         code = main(request["argv"])
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
     except BaseException:
@@ -58,7 +64,7 @@ def _run(request: dict[str, Any]) -> NoReturn:
 
 
 def _opened(path: str) -> int:
-    if path != "closed":
+    if path != "left":
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     reader, writer = os.pipe()
     os.close(reader)

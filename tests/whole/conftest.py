@@ -50,7 +50,7 @@ class Commands:
     def __call__(
         self,
         *argv: str | Path,
-        output: str | None = None,
+        output: tuple[str | None, str | None] = (None, None),
         until: Callable[[], bool] | None = None,
         interrupt: int = signal.SIGINT,
     ) -> Done:
@@ -58,11 +58,13 @@ class Commands:
 
         Args:
             argv: what stands after `sartor`.
-            output: "closed": nobody reads what it prints.
+            output: where standard output and error go, if not into files that are read back: "left" is a pipe that
+                nobody reads, "closed" is nowhere at all, and all else is a path.
             until: when this has become true, the command gets the signal `interrupt`.
         """
         self._count += 1
-        files = [output or str(self._folder / f"{self._count}.{name}") for name in ("stdout", "stderr")]
+        own = [str(self._folder / f"{self._count}.{name}") for name in ("stdout", "stderr")]
+        files = [asked or path for asked, path in zip(output, own, strict=True)]
         request = {
             "argv": [str(word) for word in argv],
             "cwd": str(self._folder),
@@ -82,7 +84,8 @@ class Commands:
         if problem is not None:  # else the next command would get its answer
             _signal(process, signal.SIGKILL)
         code = json.loads(answers.readline())["code"]
-        done = Done(code, *("" if output else Path(file).read_text(encoding="utf-8") for file in files))
+        texts = [Path(path).read_text(encoding="utf-8") if path in files else "" for path in own]
+        done = Done(code, *texts)
         assert problem is None, f"{problem}: {done}"
         return done
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,6 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from sartor.errors import RunFolderError
+from sartor.run.folder_lock import LOCK_NAME
+from tests.trainer import tiny
 from tests.whole.conftest import ANSWERS, QUESTIONS, Commands, environment
 
 MAPPING = ("--map", "user={ask}", "--map", "assistant={say}")
@@ -242,9 +247,28 @@ def test_a_stopped_run_goes_on_with_the_same_command_and_resume(
 def test_resuming_where_there_is_nothing_is_one_clear_error(
     commands: Commands, model: Path, rows: Path, tmp_path: Path
 ) -> None:
+    """Killed before its first checkpoint was whole: whatever is asked names the option that begins anew."""
     folder = tmp_path / "out"
-    done = commands("train", "--model", model, "--data", rows, *MAPPING, *QUICK, "--output_dir", folder, "--resume")
-    assert f"there is no checkpoint in {folder} to go on from" in done.problem()
+    command = [
+        "train", "--model", model, "--data", rows, *MAPPING, *QUICK, "--output_dir", folder, "--save_strategy", "no",
+    ]  # fmt: skip
+    metrics = folder / "metrics.jsonl"
+
+    def has_stepped() -> bool:
+        return metrics.exists() and metrics.read_bytes().count(b"\n") >= 1
+
+    long = [*command, "--max_steps", "1000000"]
+    assert commands(*long, until=has_stepped, interrupt=signal.SIGKILL).code == -signal.SIGKILL
+    half = folder / "_checkpoint-2.partial"
+    half.mkdir()
+    resumed = commands(*command, "--resume").problem()
+    assert f"there is no checkpoint in {folder} to go on from" in resumed
+    for told in (resumed, commands(*command).problem()):
+        assert "--resume if_any" in told
+        assert "another output_dir" not in told.partition("go on")[2]
+    assert commands(*command, "--max_steps", "3", "--resume", "if_any").code == 0
+    assert_trained(folder)
+    assert not half.exists()
 
 
 def test_a_run_whose_output_nobody_reads_is_finished(
@@ -254,11 +278,107 @@ def test_a_run_whose_output_nobody_reads_is_finished(
     folder = tmp_path / "out"
     done = commands(
         "train", "--model", model, "--data", rows, *MAPPING, *QUICK, "--output_dir", folder, "--max_steps", "3",
-        output="closed",
+        output=("left", "left"),
     )  # fmt: skip
     assert done.code == 0
-    assert (folder / "model.safetensors").exists()
-    assert len((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) == 4
+    assert_trained(folder)
+
+
+def assert_trained(folder: Path) -> None:
+    """Three steps, their metrics, and a model, whose files hold nothing that was printed."""
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained(folder)
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 3]
+    for name in ("plan.json", "sft_config.json", "trainer_state.json"):
+        json.loads((folder / name).read_text(encoding="utf-8"))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+@pytest.mark.parametrize(
+    ("output", "told"),
+    [
+        (("/dev/full", None), "lost from standard output: No space left on device"),
+        ((None, "/dev/full"), "lost from standard error: No space left on device"),
+        ((None, "closed"), "The model is in"),
+        (("closed", "closed"), ""),
+    ],
+)
+def test_a_log_that_cannot_be_written_costs_its_lines_and_not_the_run(
+    output: tuple[str | None, str | None],
+    told: str,
+    commands: Commands,
+    model: Path,
+    rows: Path,
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "out"
+    done = commands(
+        "train", "--model", model, "--data", rows, *MAPPING, *QUICK, "--output_dir", folder, "--max_steps", "3",
+        output=output,
+    )  # fmt: skip
+    assert done.code == 0
+    assert_trained(folder)
+    assert told in done.stdout + done.stderr
+    if "lost" in told:
+        assert int(re.findall(r"(\d+) lines? (?:was|were) lost", done.stdout + done.stderr)[0]) >= 3
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_python_itself_does_not_fail_at_its_end_where_the_log_is_full(model: Path, rows: Path, tmp_path: Path) -> None:
+    """A process as a shell starts it: the exit code is the run's."""
+    words = ["-m", "sartor.cli.main", "train", "--model", model, "--data", rows, "--output_dir", tmp_path / "out"]
+    command = shlex.join(map(str, [sys.executable, *words, *MAPPING, *QUICK, "--max_steps", "3"]))
+    shell = ["sh", "-c", f"exec {command} >/dev/full 2>/dev/full"]
+    assert subprocess.run(shell, env=environment(), cwd=tmp_path, check=False).returncode == 0
+    assert_trained(tmp_path / "out")
+
+
+def test_a_second_run_in_one_folder_is_refused_until_the_first_has_ended_or_was_killed(
+    commands: Commands, model: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sartor.cli.main import main
+
+    folder = tmp_path / "out"
+    metrics = folder / "metrics.jsonl"
+    command = [
+        "train", "--model", model, "--data", rows, *MAPPING, *QUICK, "--output_dir", folder, "--save_strategy", "steps",
+        "--save_steps", "1", "--save_total_limit", "1", "--logging_steps", "1000000",
+    ]  # fmt: skip
+    long = [*map(str, command), "--max_steps", "1000000"]
+    told: list[str] = []
+
+    def another_was_refused() -> bool:
+        """While the first one trains: a new run, one that resumes, and one of a script."""
+        if told:
+            return True
+        if not list(folder.glob("checkpoint-*")):
+            return False
+        before = {path: path.read_bytes() for path in folder.glob("*.json*")}
+        for more in ([], ["--resume"], ["--resume", "if_any"]):
+            assert main([*long, *more]) == 2
+            told.append(capsys.readouterr().err)
+        with pytest.raises(RunFolderError) as caught:
+            tiny.trainer(folder).train(resume_from_checkpoint=True)
+        told.append(str(caught.value))
+        assert {path: path.read_bytes() for path in folder.glob("*.json*")} == before
+        return True
+
+    killed = commands(*long, until=another_was_refused, interrupt=signal.SIGKILL)
+    assert killed.code == -signal.SIGKILL
+    assert len(told) == 4
+    lock = folder / LOCK_NAME
+    holder = json.loads(lock.read_text(encoding="utf-8"))
+    for text in told:
+        for part in (str(folder), str(holder["process"]), holder["host"], holder["started"], f"delete {lock}"):
+            assert part in text
+    (step,) = [int(path.name.rpartition("-")[2]) for path in folder.glob("checkpoint-*")]
+    more = ["--max_steps", str(step + 3), "--accept_changes", "max_steps"]
+    done = commands(*command, *more, "--resume")
+    assert done.code == 0, done.stderr
+    assert not lock.exists()
+    assert metrics.exists()
 
 
 def test_a_closed_terminal_does_not_end_a_run(commands: Commands, model: Path, rows: Path, tmp_path: Path) -> None:

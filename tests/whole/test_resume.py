@@ -348,7 +348,7 @@ def test_one_that_was_named_is_used_and_later_ones_are_kept_by_another_name(tmp_
 @pytest.mark.parametrize(
     ("asked", "kind", "told"),
     [
-        (True, RunFolderError, "there is no checkpoint in .* to go on from: leave resume_from_checkpoint out"),
+        (True, RunFolderError, "there is no checkpoint in .* to go on from: start anew with .*if_any"),
         ("nowhere", RunFolderError, "there is no such folder"),
     ],
 )

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sartor.cli.inspect_flags import Request, read, usage
-from sartor.cli.output import readers_may_leave
 from sartor.errors import DataError, RunFolderError
+from sartor.run.output import readers_may_leave
 
 if TYPE_CHECKING:
     from sartor.config import SFTConfig

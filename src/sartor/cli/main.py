@@ -50,15 +50,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(importlib.import_module(f"sartor.cli.{command}").run(arguments[1:]))
     except SartorError as error:
-        print(f"sartor {command}: {error}", file=sys.stderr)
+        _complain(f"sartor {command}: {error}")
         return 2
     except KeyboardInterrupt:
-        print(f"\nsartor {command}: interrupted", file=sys.stderr)
+        _complain(f"\nsartor {command}: interrupted")
         return 130
     except BrokenPipeError:
         # Whoever read our output (`sartor env | head`) has had enough; Python would complain again while exiting.
         sys.stderr.close()
         return 0
+
+
+def _complain(text: str) -> None:
+    """Print to standard error; where that cannot be written, the exit code must still be the command's."""
+    from sartor.run.output import lines_may_be_lost
+
+    with lines_may_be_lost():
+        print(text, file=sys.stderr)
 
 
 def usage() -> str:

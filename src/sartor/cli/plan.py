@@ -9,9 +9,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sartor.cli import plan_data
-from sartor.cli.output import readers_may_leave
 from sartor.cli.plan_flags import Request, read, usage
 from sartor.errors import ModelError
+from sartor.run.output import readers_may_leave
 
 if TYPE_CHECKING:
     from sartor.config import SFTConfig

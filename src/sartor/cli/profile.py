@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sartor.cli.output import readers_may_leave
 from sartor.cli.train_flags import Request, read, usage
 from sartor.errors import ConfigurationError, RunFolderError
+from sartor.run.output import readers_may_leave
 
 HELP = "measure a step's memory, and show what consumes it"
 

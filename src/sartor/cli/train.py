@@ -8,17 +8,20 @@ import contextlib
 import errno
 import os
 import shlex
+import shutil
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sartor.cli.output import readers_may_leave
 from sartor.cli.own_flags import LORA, OWN_FLAGS
 from sartor.cli.train_flags import Request, read, usage
 from sartor.errors import ConfigurationError, RunFolderError, SartorError, SartorWarning
+from sartor.run.folder_lock import refuse_running
 from sartor.run.interrupt import Terminated
+from sartor.run.output import lines_may_be_lost
 
 if TYPE_CHECKING:
     from sartor.config import SFTConfig
@@ -30,14 +33,16 @@ DEFAULT_FOLDER = "trainer_output"
 
 _TRACES = (
     "trainer_state.json",
-    "plan.json",
     "metrics.jsonl",
     "checkpoint-*",
     "*.safetensors",
     "pytorch_model*.bin",
     "adapter_model.bin",
 )
-"""What a run, or a model, leaves in a folder."""
+"""What a run, or a model, leaves in a folder; a run that ended before its first step leaves none of them, or empty."""
+
+_FULL_BYTES = 1 << 20
+"""A disk with less than this counts as full."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -48,15 +53,15 @@ def run(argv: Sequence[str]) -> int:
     request = read(argv)
     folder = Path(request.fields.get("output_dir") or DEFAULT_FOLDER).expanduser()
     resume = resume_of(request)
+    refuse_running(folder)
     if resume is False:
         refuse_used_folder(folder)
-    with readers_may_leave(), short_warnings(), disk_errors(folder):
+    with lines_may_be_lost(), short_warnings(), disk_errors(folder):
         try:
             _train(request, folder, resume)
         except (KeyboardInterrupt, Terminated) as stop:
-            left = _what_is_left(folder)
-            how = " Go on with the same command and --resume." if "newest" in left else ""
-            print(f"\nStopped. {left}{how}", file=sys.stderr)
+            how = f"Go on with the same command and {_how_to_go_on(folder)}."
+            print(f"\nStopped. {_what_is_left(folder)} {how}", file=sys.stderr)
             return 130 if isinstance(stop, KeyboardInterrupt) else int(stop.code or 0)
     return 0
 
@@ -80,12 +85,12 @@ def refuse_used_folder(folder: Path) -> None:
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not os.access(existing, os.W_OK | os.X_OK):
         raise RunFolderError(f"output_dir {folder} cannot be written (no permission on {existing}): choose another one")
-    found = sorted({path.name for pattern in _TRACES for path in folder.glob(pattern)})
+    found = sorted({path.name for pattern in _TRACES for path in folder.glob(pattern) if _says_something(path)})
     if found:
         shown = ", ".join(found[:4]) + (", ..." if len(found) > 4 else "")
         raise RunFolderError(
             f"output_dir {folder} already holds a run or a model ({shown}): choose another one, delete that folder, or "
-            "go on with that run: --resume"
+            f"go on with that run: {_how_to_go_on(folder)}"
         )
 
 
@@ -106,9 +111,26 @@ def disk_errors(folder: Path) -> Iterator[None]:
         if not full:
             raise
         raise RunFolderError(
-            f"no space is left on the disk of output_dir {folder}. {_what_is_left(folder)} Free some space, or save "
+            f"no space is left on {_full_disk(error, folder)}. {_what_is_left(folder)} Free some space there, or save "
             "less: --save_strategy no, --save_total_limit 1"
         ) from error
+
+
+def _full_disk(error: Exception, folder: Path) -> str:
+    """Which one it is: by the file that the error names, else by what is free where a run writes."""
+    from huggingface_hub.constants import HF_HOME
+
+    named = getattr(error, "filename", None)
+    if named is not None:
+        return f"the disk of {named}"
+    places: dict[str, str | Path] = {
+        "output_dir": folder,
+        "temporary files:": tempfile.gettempdir(),
+        "the Hugging Face cache:": HF_HOME,
+    }
+    told = {f"the disk of {name} {path}": path for name, path in places.items() if os.path.exists(path)}
+    full = [text for text, path in told.items() if shutil.disk_usage(path).free < _FULL_BYTES]
+    return " and ".join(full) or f"one of these: {', '.join(told)}"
 
 
 @contextlib.contextmanager
@@ -280,11 +302,25 @@ def _remove_other_progress(trainer: Any) -> None:
     trainer.remove_callback(PrinterCallback)
 
 
+def _says_something(trace: Path) -> bool:
+    return trace.name != "metrics.jsonl" or trace.stat().st_size > 0
+
+
+def _newest_checkpoint(folder: Path) -> tuple[int, Path] | None:
+    numbered = [(path.name.rpartition("-")[2], path) for path in folder.glob("checkpoint-*")]
+    return max(((int(number), path) for number, path in numbered if number.isdecimal()), default=None)
+
+
 def _what_is_left(folder: Path) -> str:
     """One sentence about the newest checkpoint."""
-    numbered = [(path.name.rpartition("-")[2], path) for path in folder.glob("checkpoint-*")]
-    steps = [(int(number), path) for number, path in numbered if number.isdecimal()]
-    if not steps:
+    newest = _newest_checkpoint(folder)
+    if newest is None:
         return "No checkpoint was saved."
-    step, path = max(steps)
-    return f"The newest checkpoint, of step {step}, is {path}."
+    return f"The newest checkpoint, of step {newest[0]}, is {newest[1]}."
+
+
+def _how_to_go_on(folder: Path) -> str:
+    """The option with which the same command goes on."""
+    if _newest_checkpoint(folder) is None:
+        return "--resume if_any, which begins anew where there is no checkpoint"
+    return "--resume"

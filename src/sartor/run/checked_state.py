@@ -269,7 +269,14 @@ _CONTENT: dict[str, Check] = {
         {"num_updates": whole(), "num_skipped": whole(), "scaler": optional(fields(_SCALER))}, is_open=True
     ),
     "cursor": fields(
-        {"epoch": whole(0, sys.maxsize), "device_batches": whole(), "optimizer_batches": whole(), "stream": text},
+        {
+            "epoch": whole(0, sys.maxsize),
+            "device_batches": whole(),
+            "optimizer_batches": whole(),
+            "stream": text,
+            "is_over": flag,
+        },
+        may_lack=("is_over",),
         is_open=True,
     ),
     "generators": generators,

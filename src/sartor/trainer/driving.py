@@ -148,7 +148,7 @@ class Drive:
                         f"{trainer.state.global_step}."
                     )
                     trainer.control.should_training_stop = True
-                self._advance(self.epoch + 1, 0)
+                self._end_epoch(num_device_batches)
                 self._call("on_epoch_end")
                 self._log_evaluate_save()
         if not isinstance(event, loop.OptimizerStepped):
@@ -195,6 +195,13 @@ class Drive:
         """What is saved from here on is of this moment, also when the next batch is under way."""
         self._cursor = self.feed.cursor(epoch, num_device_batches)
         self._generators = generator_states()
+
+    def _end_epoch(self, num_device_batches: int) -> None:
+        """Where the run is to stop within an epoch, a longer one goes on with the rows that are left of it."""
+        if self.trainer.control.should_training_stop and num_device_batches < self.steps_in_epoch:
+            self._cursor = {**self._cursor, "is_over": True}
+        else:
+            self._advance(self.epoch + 1, 0)
 
     def _report_spike(self, result: StepResult) -> None:
         """Say where a loss stands out; see `run.spikes` for the rule."""
@@ -284,12 +291,11 @@ class Drive:
             )
         return num_bytes
 
-    def resume(self, content: Mapping[str, Any], *, ignores_stop: bool) -> tuple[int, int]:
+    def resume(self, content: Mapping[str, Any]) -> tuple[int, int]:
         """Go on from what `state` returned: (epoch to begin with, device batches of it that are done).
 
-        Args:
-            content: of the checkpoint.
-            ignores_stop: a wish to stop is forgotten, since the run is to be longer than it was.
+        A run that has come to its `max_steps` has ended.  Any other wish to stop was a callback's, and of that job: as
+        in trl, whoever resumes it wants it to go on.
         """
         trainer, drive = self.trainer, content["drive"]
         self.window.load_state(drive["window"], trainer.args.device)
@@ -300,15 +306,18 @@ class Drive:
         self.last_saved = trainer.state.global_step
         trainer.total_train_tokens = content["num_tokens"]
         self.journal.load_state(content["journal"])
-        control = dict(content["control"])
-        if ignores_stop:
-            control.update(should_training_stop=False, should_epoch_stop=False)
-        self._control_to_restore = control
         self._cursor, self._generators = dict(content["cursor"]), content["generators"]
-        stops = control["should_training_stop"] or control["should_epoch_stop"]
+        is_over = self._cursor.pop("is_over", False) or self._cursor["device_batches"] == 0
+        has_ended = trainer.state.global_step >= trainer.state.max_steps
+        control = dict(content["control"])
+        if is_over or (control["should_training_stop"] and not has_ended):
+            control["should_epoch_stop"] = False
+        control["should_training_stop"] = has_ended
+        self._control_to_restore = control
+        stops = has_ended or control["should_epoch_stop"]
         self.feed.start_at(self._cursor, self._find_generators, stops=stops)
-        if stops and self._cursor["device_batches"] == 0:
-            self._cursor["epoch"] = sys.maxsize  # it was stopped at the end of an epoch: there is no next one
+        if has_ended and is_over:
+            self._cursor["epoch"] = sys.maxsize  # there is no next one
         return self._cursor["epoch"], self._cursor["device_batches"]
 
     def _find_generators(self) -> None:

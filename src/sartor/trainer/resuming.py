@@ -41,7 +41,10 @@ IF_ANY = "if_any"
 _PICKLES = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin")
 _OF_THE_PLAN = frozenset({"device", "bf16", "fp16", "strict_precision"})
 """What a plan is made for: where one of them was changed and accepted, it holds no longer."""
-_START = "leave resume_from_checkpoint out to start anew in another output_dir"
+_START = (
+    "start anew with resume_from_checkpoint='if_any' (--resume if_any), which goes on where there is one that is "
+    "whole, and else begins at the first step"
+)
 
 
 @dataclass(frozen=True)
@@ -61,11 +64,6 @@ class Resumption:
     def plan(self) -> Plan | None:
         """The frozen plan; None on another kind of device, or in another precision, for which a new one is made."""
         return plan_of(self.content["plan"]) if self.accepted.isdisjoint(_OF_THE_PLAN) else None
-
-    @property
-    def extends(self) -> bool:
-        """Whether the run is to end later, or earlier, than the one that was saved."""
-        return not self.accepted.isdisjoint({"max_steps", "num_train_epochs"})
 
 
 def find(trainer: SFTTrainer, asked: str | bool | os.PathLike[str] | None) -> Resumption | None:

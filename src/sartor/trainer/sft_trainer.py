@@ -31,6 +31,7 @@ from sartor.trainer.feed import Feed
 from sartor.trainer.journal import Journal
 from sartor.trainer.overrides import overrides_loss, refuse_overrides
 from sartor.trainer.padded import dft_loss
+from sartor.trainer.reporting import Callbacks
 from sartor.trainer.sampling import SampleAnswers
 from sartor.trainer.weighted import refuse_with_own_loss
 
@@ -149,6 +150,7 @@ class SFTTrainer(Trainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
+        self.callback_handler = Callbacks(self)
         if self.model.device != args.device:  # `*_full_eval` makes transformers leave the model where it is
             self._move_model_to_device(self.model, args.device)
         self.has_own_collator = data_collator is not None

@@ -16,9 +16,10 @@ from sartor.config import resolved_configuration
 from sartor.engine.step import Engine
 from sartor.errors import NonFiniteError, OutOfMemoryError
 from sartor.memory.allocator import retaining
-from sartor.run import checkpoint, loop
+from sartor.run import checkpoint, folder_lock, loop
 from sartor.run.implementation import set_implementation
 from sartor.run.interrupt import Terminated
+from sartor.run.output import lines_may_be_lost
 from sartor.run.stepper import EngineStepper, Updater
 from sartor.trainer import resuming, saving
 from sartor.trainer.checkpoints import Checkpoints, interrupted_save
@@ -41,8 +42,22 @@ _NONE_SAVED = "No checkpoint was saved before it."
 def train(
     trainer: SFTTrainer, ignore_keys: list[str] | None, resume: str | bool | os.PathLike[str] | None = None
 ) -> TrainOutput:
-    """Run a training from its first step, or from a checkpoint, to its last log; see `SFTTrainer.train`."""
-    trainer._memory_tracker.start()
+    """Run a training from its first step, or from a checkpoint, to its last log; see `SFTTrainer.train`.
+
+    Nothing in its folder is touched before it is this run's alone; and what is printed may be lost, the run may not.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(lines_may_be_lost())
+        with saving.explained(trainer.args.output_dir):
+            os.makedirs(trainer.args.output_dir, exist_ok=True)
+            stack.enter_context(folder_lock.held(trainer.args.output_dir))
+        trainer._memory_tracker.start()  # which knows its callers by their names
+        return _train(trainer, ignore_keys, resume)
+
+
+def _train(
+    trainer: SFTTrainer, ignore_keys: list[str] | None, resume: str | bool | os.PathLike[str] | None
+) -> TrainOutput:
     resumption = resuming.find(trainer, resume)
     align_special_tokens(trainer.model, trainer.processing_class)
     feed = Feed(trainer)
@@ -127,7 +142,7 @@ def _start(
     first_epoch = seen = 0
     if resumption is not None:
         updater.load_state(resumption.content["updater"])
-        first_epoch, seen = drive.resume(resumption.content, ignores_stop=resumption.extends)
+        first_epoch, seen = drive.resume(resumption.content)
     else:
         _tell_earlier(trainer)
         rehearse_run(trainer, engine, feed, updater)
