@@ -124,8 +124,8 @@ def test_a_defect_of_our_own_fails_the_tests_and_not_a_users_run(
         monkeypatch.setattr(stage, "scratch", None)
     with pytest.raises(DefectWarning, match=f"defect of Sartor's: {defect}"):
         tiny.trainer(tmp_path / "tests", max_steps=1).train()
+    trainer = tiny.trainer(tmp_path / "user", max_steps=1)
     with pytest.warns(DefectWarning, match="report it"):
-        trainer = tiny.trainer(tmp_path / "user", max_steps=1)
         trainer.train()
     assert trainer.state.global_step == 1
     assert sum("rules of thumb" in line for line in said) == 1
