@@ -309,8 +309,8 @@ def fit_embeddings(model: Any, tokenizer: Any, added: list[str]) -> None:
 def limits_of(model: Any, args: SFTConfig, tokenizer: Any, added: list[str]) -> tuple[int | None, int | None]:
     """Rows that the embedding will have, and positions that the model has in a table; None: not known, or any.
 
-    Of a model given by name they are read off its configuration, without its weights.  An adapter's folder may hold rows
-    of its own, and code of a model's own may count them otherwise, so of these they are not known.
+    Of a model given by name they are read off its configuration, without its weights.  An adapter's folder may hold
+    rows of its own, and code of a model's own may count them otherwise, so of these they are not known.
     """
     if not isinstance(model, str):
         rows, positions = num_embeddings(model), num_positions(model)
