@@ -74,7 +74,9 @@ class Trace:
             return
         self._profile.__exit__(kind, error, traceback)
         if error is None:
-            self._replay([*self._profile.kineto_results.events()])
+            results = self._profile.kineto_results
+            assert results is not None
+            self._replay([*results.events()])
         self._profile = None
 
     def enter(self, phase: Phase, layer: int | None = None) -> None:
@@ -122,7 +124,7 @@ def _profiler_of_the_user() -> str:
     flag of torch's; starting another one then ends the process with a segmentation fault.  So such are looked for.
     """
     # Of this thread; of all threads.
-    if torch.autograd._profiler_enabled() or torch.autograd.profiler._is_profiler_enabled:
+    if torch._C._autograd._profiler_enabled() or torch.autograd.profiler._is_profiler_enabled:
         return "a profiler of torch's is at work already, which is left alone"
     kind = torch.autograd.profiler.profile
     for one in gc.get_objects():
