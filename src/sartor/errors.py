@@ -66,5 +66,9 @@ class SartorWarning(UserWarning):
     """Category of every warning that Sartor itself raises."""
 
 
+class DefectWarning(SartorWarning):
+    """A defect of Sartor's own, without which the run goes on; worth a report."""
+
+
 class RenamedWarning(SartorWarning, FutureWarning):
     """An option or argument was given under a name that older versions of trl or transformers used."""

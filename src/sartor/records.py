@@ -98,6 +98,10 @@ class DataSettings:
     """"drop" or "error": what becomes of rows that `max_length` leaves without targets."""
     data_cache: str | None = None
     """The folder where prepared data is kept; None: beside the data sets of the Hub; "none": nowhere."""
+    num_embeddings: int | None = None
+    """Rows of the model's embedding: ids from there on cannot be looked up; None: not known, or there is none."""
+    num_positions: int | None = None
+    """Positions that the model has a learned vector or a fixed table for; None: it takes any."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -928,6 +928,27 @@ _SKIPPED = "tests/data/test_bad_rows.py::test_skipped_rows_are_counted_and_the_o
 
 SOURCES = (
     Mutant(
+        "ids not held against the embedding",
+        f"{DATA}/encoding/limits.py",
+        "is_outside = values >= num_embeddings",
+        "is_outside = values > num_embeddings",
+        ("tests/data/test_limits.py::test_a_bad_row_is_named",),
+    ),
+    Mutant(
+        "a defect of our own swallowed by the forecast",
+        "src/sartor/memory/failure.py",
+        'return bool(callers) and callers[-1] == "sartor"',
+        "return False",
+        ("tests/memory/test_failure.py::test_a_defect_of_our_own_fails_the_tests_and_not_a_users_run",),
+    ),
+    Mutant(
+        "a profiler of the user's ended",
+        "src/sartor/memory/trace.py",
+        'self.reason = "" if device.type == "cuda" else _profiler_of_the_user()',
+        'self.reason = ""',
+        ("tests/trainer/test_rehearsal.py::test_a_profiler_of_the_users_keeps_its_session",),
+    ),
+    Mutant(
         "unreadable line dropped",
         f"{DATA}/encoding/usable.py",
         "            problems.add(kind, place, message, excerpt)",

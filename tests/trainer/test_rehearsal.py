@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -232,3 +234,68 @@ def test_the_rehearsal_itself_is_foreseen_as_the_allocator_counts_it(options: di
     passes_bytes = max(part["bytes"] for part in measured["timeline"])
     assert (measured["peak_bytes"] > 1.1 * passes_bytes) == (options.get("optim") not in ("adafactor", "adagrad"))
     assert foreseen["peak_bytes"] == pytest.approx(measured["peak_bytes"], rel=5e-3)
+
+
+PROFILERS: dict[str, Any] = {
+    "torch.profiler": lambda: torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]),
+    "torch.autograd.profiler": torch.autograd.profiler.profile,
+}
+
+
+@pytest.mark.parametrize("kind", PROFILERS)
+@pytest.mark.parametrize("is_run", [True, False], ids=["train", "profile"])
+def test_a_profiler_of_the_users_keeps_its_session(
+    kind: str, is_run: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="sartor")
+    trainer = tiny.trainer(tmp_path, rehearse=True, **OPTIONS)
+    with PROFILERS[kind]() as profiler:
+        with torch.profiler.record_function("before"):
+            pass
+        trainer.train() if is_run else trainer.profile()
+        with torch.profiler.record_function("after"):
+            pass
+    names = {event.key for event in profiler.key_averages()}
+    assert {"before", "after"} <= names
+    assert any("linear" in name or "mm" in name for name in names)
+    assert trainer.memory["measured"]["peak_bytes"] is None
+    assert "profiler" in trainer.memory["measured"]["reason"]
+    assert trainer.memory["foreseen"]["peak_bytes"] > 0
+    assert any("could not be measured" in record.message for record in caplog.records)
+    assert any("profiler" in text.get_text() for text in trainer.plot_memory().axes[0].texts)
+    if is_run:
+        assert trainer.plan.measured_bytes is None
+
+
+def test_a_profiler_that_warms_up_keeps_its_session(tmp_path: Path) -> None:
+    """It is prepared and has not begun: another one then ends the process, so this is a process of its own."""
+    script = f"""
+import torch
+from pathlib import Path
+from tests.trainer import tiny
+
+schedule = torch.profiler.schedule(wait=0, warmup=1, active=1, repeat=1)
+profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], schedule=schedule)
+profiler.start()
+trainer = tiny.trainer(Path({str(tmp_path)!r}), rehearse=True, max_steps=2)
+trainer.train()
+profiler.step()
+torch.ones(3) + 1
+profiler.stop()
+assert "aten::add" in [event.key for event in profiler.key_averages()]
+assert trainer.memory["measured"]["peak_bytes"] is None
+del profiler
+again = tiny.trainer(Path({str(tmp_path / "again")!r}), rehearse=True, max_steps=2)
+again.train()
+assert again.memory["measured"]["peak_bytes"] > 0
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_after_a_profilers_session_is_over_the_rehearsal_measures_again(tmp_path: Path) -> None:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        torch.ones(3) + 1
+    trainer = run(tmp_path, rehearse=True)
+    assert trainer.memory["measured"]["peak_bytes"] > 0
+    assert profiler.events()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sartor.cli import plan_data
 from sartor.cli.plan_flags import Request, read, usage
-from sartor.errors import ModelError
+from sartor.errors import ModelError, SartorError
 from sartor.run.output import readers_may_leave
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def run(argv: Sequence[str]) -> int:
 def _plan(request: Request) -> int:
     from sartor.config import SFTConfig, resolve
     from sartor.memory import plan_text, rates
+    from sartor.memory.failure import reason_of
 
     own = request.own
     card = rates.card(own["gpu"]) if own.get("gpu") is not None else None
@@ -48,7 +49,15 @@ def _plan(request: Request) -> int:
         args.model_init_kwargs = {**more, "revision": own["model_revision"]}
     settings = resolve(args)
     shape, source = plan_data.shape(request, args, settings)
-    decision, plan, num_layers, weights = _decide(request, args, settings.engine, shape, card, stated)
+    try:
+        decision, plan, num_layers, weights = _decide(request, args, settings.engine, shape, card, stated)
+    except SartorError:
+        raise
+    except Exception as error:  # what an architecture does on tensors without memory
+        raise ModelError(
+            f"what a training of {request.model!r} needs cannot be foreseen: {reason_of(error)}. It can be measured: "
+            "sartor profile"
+        ) from error
     optimizer = _optimizer(args)
     if own.get("json"):
         print(json.dumps(plan_text.as_json(decision, num_layers=num_layers, optimizer=optimizer), indent=2))

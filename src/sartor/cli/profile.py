@@ -85,13 +85,16 @@ def table(memory: Mapping[str, Any]) -> str:
     lines = [
         f"\nThe largest micro-batch: {sum(lengths):,} tokens in {len(lengths):,} documents, the longest of "
         f"{max(lengths):,}; {memory['num_targets']:,} targets",
-        f"  measured {_gigabytes(measured)} ({memory['instrument']})",
+        f"  not measured: {memory['measured']['reason']}"
+        if measured is None
+        else f"  measured {_gigabytes(measured)} ({memory['instrument']})",
     ]
     if "peak_bytes" not in foreseen:
         lines.append(f"  not foreseen: {foreseen['reason']}")
     else:
         peak = foreseen["peak_bytes"]
-        lines.append(f"  foreseen {_gigabytes(peak)} ({100 * (peak / measured - 1):+.1f} %), of which")
+        compared = "" if measured is None else f" ({100 * (peak / measured - 1):+.1f} %)"
+        lines.append(f"  foreseen {_gigabytes(peak)}{compared}, of which")
         worst = max(foreseen["timeline"], key=lambda part: sum(part["components"].values()))
         where = worst["phase"] if worst["layer"] is None else f"{worst['phase']}, layer {worst['layer']}"
         lines += [f"    {name:<18}{_gigabytes(size)}" for name, size in worst["components"].items() if size]

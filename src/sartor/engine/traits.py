@@ -203,6 +203,31 @@ def read_traits(model: nn.Module) -> ModelTraits:
     )
 
 
+def num_embeddings(model: Any) -> int:
+    """Token ids that the model can look up."""
+    return int(base_model(model).get_input_embeddings().weight.shape[0])
+
+
+def num_positions(model: Any) -> int | None:
+    """Positions that the model has in a table, learned (GPT-2, OPT) or fixed (GPT-J); None: it computes any.
+
+    Models with rotary or relative positions go on beyond `max_position_embeddings`, however well.
+    """
+    inner = base_model(model)
+    config = inner.config.get_text_config()
+    most = _first(config, "max_position_embeddings", "n_positions")
+    if not most or not hasattr(inner, "get_input_embeddings"):
+        return None
+    tokens = inner.get_input_embeddings()
+    tables = [
+        module.num_embeddings - int(getattr(module, "offset", 0))
+        for module in inner.modules()
+        if isinstance(module, nn.Embedding) and module is not tokens
+    ]
+    tables += [buffer.shape[0] for name, buffer in inner.named_buffers() if name.endswith("embed_positions")]
+    return int(most) if int(most) in tables else None
+
+
 def _first(config: Any, *names: str) -> Any:
     """The first of several fields that is there and not None: architectures name the same thing differently."""
     for name in names:

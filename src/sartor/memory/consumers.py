@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from sartor.memory.failure import reason_of
 from sartor.memory.prediction import Component, Prediction
 from sartor.memory.simulate import Training, Work, simulate
 from sartor.records import Plan
@@ -37,7 +38,7 @@ def what_consumes(config: Any, plan: Plan, work: Work, training: Training) -> li
         try:
             entry |= _numbers(simulate(config, *variant))  # type: ignore[arg-type]
         except Exception as error:  # an architecture may refuse bfloat16, or an adapter: the others are still of use
-            entry["reason"] = (str(error).strip() or type(error).__name__).splitlines()[0]
+            entry["reason"] = reason_of(error)
         found.append(entry)
     return found
 

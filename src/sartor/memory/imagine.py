@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from sartor.engine.traits import base_model, decoder
+from sartor.errors import ModelError
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -73,15 +74,18 @@ def imitate(model: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {}
     for module in model.modules():
         memo |= {id(vars(module)[name]): OrderedDict() for name in _HOOKS if name in vars(module)}
-        held = [*module._parameters.values(), *module._buffers.values(), *vars(module).values()]
-        for tensor in held:
+        plain = (value for holder in _holders(module) for value in holder.values())
+        for tensor in (*module._parameters.values(), *module._buffers.values(), *plain):
             if not isinstance(tensor, torch.Tensor) or id(tensor) in memo:
                 continue
             with torch.no_grad():
                 empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
             is_parameter = isinstance(tensor, nn.Parameter)
             memo[id(tensor)] = nn.Parameter(empty, requires_grad=tensor.requires_grad) if is_parameter else empty
-    copied: nn.Module = copy.deepcopy(model, memo)
+    try:
+        copied: nn.Module = copy.deepcopy(model, memo)
+    except Exception as error:  # a module may hold what it likes: a lock, an open file
+        raise ModelError(f"its modules cannot be copied: {error}") from error
     return copied.train()
 
 
@@ -118,11 +122,26 @@ def materialise(model: nn.Module) -> None:
 
 def _swap_plain_tensors(module: nn.Module, swapped: dict[int, Any], empty: Any) -> None:
     """Rotary embeddings keep tensors as plain attributes, some of them buffers under a second name."""
-    for name, value in list(vars(module).items()):
-        if isinstance(value, torch.Tensor):
+    for holder in _holders(module):
+        for name, value in list(holder.items()):
+            if not isinstance(value, torch.Tensor):
+                continue
             if id(value) not in swapped:
                 swapped[id(value)] = (empty(value), value)
-            setattr(module, name, swapped[id(value)][0])
+            holder[name] = swapped[id(value)][0]
+
+
+def _holders(module: nn.Module) -> list[dict[Any, Any]]:
+    """Where a module holds tensors beside parameters and buffers: attributes, and dictionaries of an adapter's names.
+
+    Example: FourierFT and SHiRA keep the places of what they train in `{"default": tensor}`.
+    """
+    attributes = vars(module)
+    registered = ("_parameters", "_buffers", "_modules")
+    return [
+        attributes,
+        *(value for name, value in attributes.items() if type(value) is dict and name not in registered),
+    ]
 
 
 def layers_of(model: nn.Module, num_layers: int) -> tuple[nn.Module, str, nn.ModuleList] | None:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sartor.errors import SartorError
 from sartor.memory.decide import Decider, Decision, Proposal
+from sartor.memory.failure import reason_of
 from sartor.memory.foresight import Foresight, Memory, Shape
 from sartor.memory.optimizers import state_bytes
 from sartor.memory.search import Freedom, Setting
@@ -248,7 +248,8 @@ def _changed(
         model = imagined(case.config, case.plan.compute_dtype, training)
         foresight = Foresight(model, plan, case.shape, training, replace(case.memory, held_bytes=0))
         needed = foresight.needed_bytes(foresight.prediction(setting, case.sizes.num_layers))
-    except (SartorError, ValueError, RuntimeError):  # peft's and torch's own refusals: this change does not apply
+    except Exception as error:  # peft's and torch's own refusals: this change does not apply
+        reason_of(error)
         return
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     sizes = replace(case.sizes, trained_weights=trained)

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from sartor.engine.traits import ModelTraits, base_model, read_traits
-from sartor.errors import ConfigurationError, SartorError
+from sartor.errors import ConfigurationError
 from sartor.memory import cuda_rules, imagine, optimizers, rehearsed, sketches, stage
 from sartor.memory.extrapolate import extrapolated
 from sartor.memory.limits import RESIDENT_PER_LIVE
@@ -27,7 +27,7 @@ from sartor.memory.tracker import Phase
 from sartor.memory.training import Training, Work
 from sartor.records import Plan
 
-__all__ = ["Known", "Training", "Work", "cause_of", "imagined", "simulate", "simulate_model"]
+__all__ = ["Known", "Training", "Work", "imagined", "simulate", "simulate_model"]
 
 CPU_MARGIN = 0.02
 """Above the largest error of benchmarks/memory.csv."""
@@ -35,8 +35,6 @@ CUDA_MARGIN = 0.10
 """Unmeasured."""
 CUDA_CONTEXT_BYTES = 600 << 20
 """Of a process on a GPU, and cuBLAS' workspaces.  Unmeasured."""
-REFUSALS = (SartorError, RuntimeError, NotImplementedError, TypeError, AttributeError, ValueError, KeyError)
-"""What a simulation may raise: fake tensors refuse what some architectures do."""
 _AFTER_UPDATE = (Phase.EVALUATION, Phase.ANSWERS, Phase.SAVING)
 
 Known = dict[Any, list[Stretch]]
@@ -72,11 +70,6 @@ def imagined(config: Any, compute_dtype: str, training: Training) -> nn.Module:
     )
     imagine.widen(model, getattr(torch, compute_dtype), rounds=training.settings.stochastic_rounding)
     return model
-
-
-def cause_of(error: Exception) -> str:
-    """Why a model cannot be simulated, in a line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def simulate_model(

@@ -6,11 +6,12 @@ instrument shares nothing with `tracker.LiveSet`, so that foreseen and measured 
 On CUDA it is the caching allocator's own peak.  On a CPU it is what torch's allocator hands out and takes back, as its
 profiler is told: to the byte, at a few percent of the pass's time.  The resident memory of the process would not do: it
 holds what the heap keeps for later, and so shows the past; and glibc's account of its heap takes milliseconds a
-reading.
+reading.  The profiler is the process's only one, so where the user's own profiler is at work, nothing is measured.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -50,16 +51,17 @@ class Trace:
         self._device = device
         self._held_bytes = held_bytes
         self._stretches: list[Measured] = []
-        self._profile: Any = None
+        self._profile: torch.autograd.profiler.profile | None = None
+        self.reason = "" if device.type == "cuda" else _profiler_of_the_user()
+        """Why nothing can be measured; then every stretch has 0 bytes."""
         self.phase = Phase.BUILD
 
     def __enter__(self) -> Trace:
         self._stretches = [Measured(Phase.BUILD, None, self._held_bytes)]
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
-        else:
-            activities = [torch.profiler.ProfilerActivity.CPU]
-            self._profile = torch.profiler.profile(activities=activities, profile_memory=True)
+        elif not self.reason:
+            self._profile = torch.autograd.profiler.profile(use_kineto=True, profile_memory=True)
             with _silent_profiler():
                 self._profile.__enter__()
         return self
@@ -72,7 +74,9 @@ class Trace:
             return
         self._profile.__exit__(kind, error, traceback)
         if error is None:
-            self._replay([*self._profile.profiler.kineto_results.events()])
+            results = self._profile.kineto_results
+            assert results is not None
+            self._replay([*results.events()])
         self._profile = None
 
     def enter(self, phase: Phase, layer: int | None = None) -> None:
@@ -95,6 +99,8 @@ class Trace:
         return self._stretches
 
     def _read_peak(self) -> None:
+        if self.reason:
+            return
         self._stretches[-1].num_bytes = int(torch.cuda.max_memory_allocated(self._device))
         torch.cuda.reset_peak_memory_stats(self._device)
 
@@ -109,6 +115,22 @@ class Trace:
             elif name.startswith(_MARK):
                 current = self._stretches[int(name.removeprefix(_MARK))]
                 current.num_bytes = live
+
+
+def _profiler_of_the_user() -> str:
+    """What of the user's would be lost if the profiler were taken; empty where nothing would.
+
+    A session that is prepared and has not begun, as `torch.profiler.schedule` prepares one in its warm-up, shows in no
+    flag of torch's; starting another one then ends the process with a segmentation fault.  So such are looked for.
+    """
+    # Of this thread; of all threads.
+    if torch._C._autograd._profiler_enabled() or torch.autograd.profiler._is_profiler_enabled:
+        return "a profiler of torch's is at work already, which is left alone"
+    kind = torch.autograd.profiler.profile
+    for one in gc.get_objects():
+        if type(one) is kind and one.entered and one.kineto_results is None:
+            return "a profiler of torch's is about to begin, which is left alone"
+    return ""
 
 
 @contextmanager
@@ -155,7 +177,11 @@ def last_pass(timeline: Sequence[Any]) -> list[Any]:
 
 
 def as_json(
-    prediction: Prediction | None, measured: Sequence[Measured], about: Mapping[str, Any], reason: str = ""
+    prediction: Prediction | None,
+    measured: Sequence[Measured],
+    about: Mapping[str, Any],
+    reason: str = "",
+    unmeasured: str = "",
 ) -> dict[str, Any]:
     """What the run folder keeps of a rehearsal, and figures are made of.
 
@@ -164,6 +190,7 @@ def as_json(
         measured: empty where nothing was.
         about: what was computed: model, tokens.
         reason: why there is no prediction.
+        unmeasured: why a rehearsal measured nothing.
     """
     foreseen: dict[str, Any] = {"reason": reason}
     if prediction is not None:
@@ -179,6 +206,7 @@ def as_json(
         "measured": {
             "peak_bytes": max((part.num_bytes for part in measured), default=None),
             "timeline": [{"phase": p.phase.value, "layer": p.layer, "bytes": p.num_bytes} for p in measured],
+            **({"reason": unmeasured} if unmeasured else {}),
         },
     }
 

@@ -64,7 +64,8 @@ def plot_memory(content: Mapping[str, Any], path: Path | str | None = None) -> F
     _phases(axes, longer)
     axes.set_xlim(0, len(longer))
     axes.set_ylim(0, 1.12 * _peak(foreseen, measured) / unit)
-    _peaks(axes, foreseen, measured, unit, name)
+    unmeasured = content.get("measured", {}).get("reason", "there was no rehearsal")
+    _peaks(axes, foreseen, measured, unit, name, unmeasured)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return finished(figure, path)
@@ -150,13 +151,13 @@ def _phases(axes: Axes, timeline: Timeline) -> None:
     axes.tick_params(axis="x", length=0)
 
 
-def _peaks(axes: Axes, foreseen: Timeline, measured: Timeline, unit: float, name: str) -> None:
+def _peaks(axes: Axes, foreseen: Timeline, measured: Timeline, unit: float, name: str, unmeasured: str) -> None:
     said = []
     for label, timeline in (("foreseen", foreseen), ("measured", measured)):
         if timeline:
             said.append(f"{label} {max(map(_total, timeline)) / unit:.2f} {name}")
         else:
-            said.append(f"not {label}" + (" (there was no rehearsal)" if label == "measured" else ""))
+            said.append(f"not {label}" + (f" ({unmeasured})" if label == "measured" else ""))
     axes.text(0.01, 0.985, "largest: " + ", ".join(said), transform=axes.transAxes, va="top", fontsize=9)
 
 

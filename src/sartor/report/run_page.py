@@ -95,7 +95,8 @@ def _compared(
     foreseen, measured = memory.get("foreseen", {}).get("peak_bytes"), memory.get("measured", {}).get("peak_bytes")
     foreseen = foreseen or plan.get("predicted_bytes", {}).get("peak")
     if foreseen or measured:
-        not_measured = "not measured: there was no rehearsal"
+        why = memory.get("measured", {}).get("reason", "there was no rehearsal")
+        not_measured = f"not measured: {why}"
         yield f"| memory of a step | {_amount(foreseen)} | {_amount(measured) if measured else not_measured} |"
     forecast = plan.get("forecast", {})
     step_s, run_s = forecast.get("chosen", {}).get("step_s"), forecast.get("run_s")

@@ -11,9 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import torch
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from sartor.config import Settings, SFTConfig, resolve
+from sartor.engine.traits import num_embeddings, num_positions
 from sartor.errors import ConfigurationError, ModelError, SartorError
 from sartor.trainer import model_folder
 from sartor.trainer.checks import Given, problems_of
@@ -85,9 +87,12 @@ def build(
     if args.chat_template_path is not None:
         added = problems.collect(lambda: apply_template(tokenizer, str(args.chat_template_path))) or []
     problems.collect(lambda: set_eos(tokenizer, args.eos_token))
+    limits = problems.collect(lambda: limits_of(model, args, tokenizer, added)) or (None, None)
+    preparation.limit(*limits)
     train = problems.collect(lambda: preparation.prepare(given.train_dataset, "train"))
     evaluation = problems.collect(lambda: preparation.prepare_evaluation(given.eval_dataset))
     problems.collect(lambda: set_pad(tokenizer, args.pad_token))
+    problems.collect(lambda: check_special_tokens(tokenizer, limits[0]))
     problems.raise_any()
     set_seed(args.seed)  # adapters are initialised at random
     if isinstance(model, str):
@@ -317,6 +322,46 @@ def fit_embeddings(model: Any, tokenizer: Any, added: list[str]) -> None:
     rows = model.get_input_embeddings().weight.shape[0]
     if added and len(tokenizer) > rows:
         model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=_EMBEDDING_MULTIPLE)
+
+
+def limits_of(model: Any, args: SFTConfig, tokenizer: Any, added: list[str]) -> tuple[int | None, int | None]:
+    """Rows that the embedding will have, and positions that the model has in a table; None: not known, or any.
+
+    Of a model given by name they are read off its configuration, without its weights.  An adapter's folder may hold
+    rows of its own, and code of a model's own may count them otherwise, so of these they are not known.
+    """
+    if not isinstance(model, str):
+        rows, positions = num_embeddings(model), num_positions(model)
+    elif is_adapter_folder(model) or args.trust_remote_code:
+        return None, None
+    else:
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        config = AutoConfig.from_pretrained(model, revision=model_init_kwargs(args).get("revision"))
+        rows, positions = int(config.get_text_config().vocab_size), None
+        most = getattr(config.get_text_config(), "max_position_embeddings", None)
+        if most is not None and (args.max_length is None or args.max_length > most):
+            with torch.device("meta"):
+                positions = num_positions(AutoModelForCausalLM.from_config(config))
+    if added and len(tokenizer) > rows:  # see fit_embeddings
+        rows = -(-len(tokenizer) // _EMBEDDING_MULTIPLE) * _EMBEDDING_MULTIPLE
+    return rows, positions
+
+
+def check_special_tokens(tokenizer: Any, rows: int | None) -> None:
+    """See that the tokens that end answers and fill batches have rows in the embedding.
+
+    Raises:
+        ConfigurationError: one has none.
+    """
+    for name in ("eos", "pad", "bos"):
+        token, number = getattr(tokenizer, f"{name}_token"), getattr(tokenizer, f"{name}_token_id")
+        if rows is not None and number is not None and number >= rows:
+            raise ConfigurationError(
+                f"the tokenizer's {name} token {token!r} has the id {number:,}, and the model's embedding has {rows:,} "
+                "rows: call model.resize_token_embeddings(len(tokenizer)), or pass the tokenizer that belongs to the "
+                f"model, or choose another {name} token."
+            )
 
 
 def set_eos(tokenizer: Any, eos_token: str | None) -> None:

@@ -22,11 +22,12 @@ from transformers.training_args import OptimizerNames
 from sartor.engine.traits import ModelTraits, base_model, is_adapter
 from sartor.memory import imagine, optimizers, plan_text, rates
 from sartor.memory.decide import Decider, Decision, recomputation
+from sartor.memory.failure import reason_of
 from sartor.memory.foresight import Foresight, Memory, Shape, pass_bytes
 from sartor.memory.plan import ACTIVATION_VALUES_PER_HIDDEN, most_chunk_rows, most_tokens, with_optimizer
 from sartor.memory.proposals import with_proposals
 from sartor.memory.search import Freedom, Way, freedom
-from sartor.memory.simulate import REFUSALS, Training, cause_of
+from sartor.memory.simulate import Training
 from sartor.memory.speed import Batch, sizes_of
 from sartor.records import PLAN_CHOICES, DataSummary, EngineSettings, Plan
 from sartor.run.transaction import simulated_rehearsal, simulated_update
@@ -80,9 +81,8 @@ def planned(
         return base
     try:
         return _searched(trainer, base, traits, feed, available_bytes, matrix_rate)
-    except REFUSALS as error:  # a run must not fail because its memory cannot be foreseen
-        cause = cause_of(error)[:200]
-        trainer.say(f"memory: this model cannot be simulated ({cause}); the plan follows rules of thumb")
+    except Exception as error:  # a run must not fail because its memory cannot be foreseen
+        trainer.say(f"memory: this model cannot be simulated ({reason_of(error)}); the plan follows rules of thumb")
         return base
 
 

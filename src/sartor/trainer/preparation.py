@@ -10,6 +10,7 @@ from sartor.batching.packing import pack
 from sartor.data import inspect
 from sartor.data.encoding import encode
 from sartor.data.encoding.stream import STREAM_NOTE
+from sartor.data.encoding.unprepared import check_unprepared
 from sartor.data.reading import mixture, sources
 from sartor.data.targets import audit
 from sartor.errors import ConfigurationError, DataError
@@ -44,6 +45,12 @@ class Preparation:
         self.places: dict[str, Any] = {}
         """By data set: file and line of each example's rows, where they are known."""
         self._streams: dict[str, tuple[PreparedData, Callable[[], DataSummary]]] = {}
+
+    def limit(self, num_embeddings: int | None, num_positions: int | None) -> None:
+        """From now on rows are held against what the model can look up; see `DataSettings`."""
+        limits = {"num_embeddings": num_embeddings, "num_positions": num_positions}
+        self._settings = {name: replace(settings, **limits) for name, settings in self._settings.items()}
+        self._evaluation = replace(self._evaluation, **limits)
 
     def prepare(self, dataset: Any, name: str) -> Any:
         """One data set, ready for training; what it holds, and what was cut or dropped, is said aloud."""
@@ -95,6 +102,9 @@ class Preparation:
                 "building them, so everything would be trained. Add a 'labels' column (-100 for tokens that are "
                 "not trained), or drop `skip_prepare_dataset`."
             )
+        if not self._has_collator:
+            settings = replace(self._settings.get(name, self._evaluation), max_length=None)
+            check_unprepared(dataset, settings, name)
         return dataset
 
     def count_streams(self) -> bool:

@@ -20,7 +20,8 @@ from sartor.errors import ConfigurationError
 from sartor.memory import imagine, trace
 from sartor.memory.allocator import retaining
 from sartor.memory.consumers import what_consumes
-from sartor.memory.simulate import REFUSALS, Training, Work, cause_of, simulate_model
+from sartor.memory.failure import reason_of
+from sartor.memory.simulate import Training, Work, simulate_model
 from sartor.records import Plan
 from sartor.run.implementation import set_implementation
 from sartor.run.stepper import Updater
@@ -106,17 +107,18 @@ def foreseen(trainer: SFTTrainer) -> dict[str, Any]:
     if plan is None:
         with engine_for(trainer, longest_tokens=feed.longest_document, trains=True, feed=feed) as engine:
             plan = engine.plan
-    model = imagine.imitate(trainer.model)
-    imagine.widen(model, getattr(torch, plan.compute_dtype), rounds=plan.stochastic_rounding)
-    traits = read_traits(model)
-    shape = replace(shape_of(trainer, feed), document_limit=traits.rope_switch_tokens)
-    work = shape.work(plan.micro_batch_tokens, plan.layout)
     try:
+        model = imagine.imitate(trainer.model)
+        imagine.widen(model, getattr(torch, plan.compute_dtype), rounds=plan.stochastic_rounding)
+        traits = read_traits(model)
+        shape = replace(shape_of(trainer, feed), document_limit=traits.rope_switch_tokens)
+        work = shape.work(plan.micro_batch_tokens, plan.layout)
         prediction = simulate_model(model, plan, work, _training(trainer))
-    except REFUSALS as error:
-        cause = cause_of(error)[:200]
-        raise ConfigurationError(f"nothing was rehearsed, and this model cannot be simulated: {cause}") from error
-    return trace.as_json(prediction, [], rehearsing.about(model, traits, plan, work))
+        return trace.as_json(prediction, [], rehearsing.about(model, traits, plan, work))
+    except Exception as error:
+        raise ConfigurationError(
+            f"nothing was rehearsed, and this model cannot be simulated: {reason_of(error)}"
+        ) from error
 
 
 def with_settings(trainer: SFTTrainer, memory: dict[str, Any]) -> dict[str, Any]:

@@ -26,15 +26,15 @@ from sartor.engine.step import Engine
 from sartor.engine.traits import ModelTraits
 from sartor.errors import ConfigurationError
 from sartor.memory import imagine, rehearse, trace
+from sartor.memory.failure import reason_of
 from sartor.memory.marks import marking_layers
 from sartor.memory.optimizers import MakeOptimizer
 from sartor.memory.prediction import Prediction
-from sartor.memory.simulate import CPU_MARGIN, Training, Work, cause_of, simulate_model
+from sartor.memory.simulate import CPU_MARGIN, Training, Work, simulate_model
 from sartor.memory.trace import Measured, Trace
 from sartor.memory.tracker import Phase
 from sartor.records import Example, Layout, MicroBatch, Plan
 from sartor.run.cutting import keyed_micro_batches
-from sartor.run.recover import is_out_of_memory
 from sartor.run.state import generator_states, restore_generators
 from sartor.run.stepper import Updater
 from sartor.run.transaction import simulated_rehearsal, simulated_update
@@ -198,6 +198,8 @@ class Rehearsal:
         """Of the model, of copies of its buffers, and of states that the optimizer has from the beginning."""
         self._update_bytes = 0
         """The most that was in use before the first pass."""
+        self._unmeasured = ""
+        """Why nothing was measured; then only what is out of memory is found."""
 
     def run(self) -> dict[str, Any]:
         """Rehearse, say what was found, and freeze it into the plan; returns what `memory.json` holds."""
@@ -212,15 +214,18 @@ class Rehearsal:
                 self._undo()
             work = Work(worst.micro.document_lengths, worst.micro.num_targets, worst.num_micro_batches)
             prediction, reason = foresee(trainer, engine, work, updates=self._updates)
-        found = trace.as_json(prediction, measured, about(engine.model, engine.traits, engine.plan, work), reason)
+        what = about(engine.model, engine.traits, engine.plan, work)
+        found = trace.as_json(prediction, measured, what, reason, self._unmeasured)
         found["instrument"] = trace.instrument(engine.device)
-        measured_bytes = max(found["measured"]["peak_bytes"], self._update_bytes)
+        measured_bytes = None
+        if not self._unmeasured:
+            measured_bytes = max(found["measured"]["peak_bytes"], self._update_bytes)
         found["measured"]["peak_bytes"] = measured_bytes
         foreseen_bytes = None if prediction is None else prediction.rehearsal_bytes
         freeze_plan = dataclasses.replace(engine.plan, measured_bytes=measured_bytes)
         engine.replan(freeze_plan)
         freeze(trainer, freeze_plan)
-        trainer.say(sentence(worst.micro, measured_bytes, foreseen_bytes, reason))
+        trainer.say(sentence(worst.micro, measured_bytes, foreseen_bytes, reason, self._unmeasured))
         return found
 
     def _corrected(self) -> tuple[_Worst, list[Measured]]:
@@ -229,7 +234,7 @@ class Rehearsal:
         """
         plan, (worst, measured) = self._engine.plan, self._attempt()
         foreseen = plan.predicted_bytes.get("peak")
-        largest = max(stretch.num_bytes for stretch in measured)
+        largest = max((stretch.num_bytes for stretch in measured), default=0)
         if self._is_corrected or foreseen is None or plan.pass_bytes is None or not plan.pass_tokens:
             return worst, measured
         if largest <= (1 + CPU_MARGIN) * foreseen:
@@ -261,6 +266,9 @@ class Rehearsal:
                     if worst.num_micro_batches == 1:
                         engine.model.zero_grad(set_to_none=True)
                     passes.append((worst, *self._pass(worst.micro, watch)))
+        self._unmeasured = watch.reason
+        if watch.reason:
+            return self._worst[0], []
         self._update_bytes = max(stretch.num_bytes for stretch in watch.stretches[: passes[0][1]])
         parts = [(worst, watch.stretches[first:last]) for worst, first, last in passes]
         return max(parts, key=lambda part: max(stretch.num_bytes for stretch in part[1]))
@@ -338,23 +346,21 @@ def _heard(engine: Engine, watch: Trace) -> Iterator[None]:
 
 def foresee(trainer: SFTTrainer, engine: Engine, work: Work, *, updates: bool = True) -> tuple[Prediction | None, str]:
     """What step and rehearsal, which `updates` or does not, need by simulation; None with the reason why it failed."""
-    model = imagine.imitate(engine.model)
-    for module in model.modules():  # the engine's own come again with the simulation's engine
-        module._forward_hooks.clear()
-        module._forward_pre_hooks.clear()
-    training = Training(
-        make_optimizer=maker_of(trainer),
-        update=simulated_update,
-        rehearse=simulated_rehearsal if updates else lambda optimizer, plan: False,
-        settings=trainer.settings.engine,
-        balance_coefficient=engine.balance_coefficient,
-    )
     try:
+        model = imagine.imitate(engine.model)
+        for module in model.modules():  # the engine's own come again with the simulation's engine
+            module._forward_hooks.clear()
+            module._forward_pre_hooks.clear()
+        training = Training(
+            make_optimizer=maker_of(trainer),
+            update=simulated_update,
+            rehearse=simulated_rehearsal if updates else lambda optimizer, plan: False,
+            settings=trainer.settings.engine,
+            balance_coefficient=engine.balance_coefficient,
+        )
         return simulate_model(model, engine.plan, work, training), ""
     except Exception as error:  # whatever it is: a chart without a forecast is no reason to end a run
-        if is_out_of_memory(error):
-            raise
-        return None, cause_of(error)
+        return None, reason_of(error)
 
 
 def maker_of(trainer: SFTTrainer) -> MakeOptimizer:
@@ -382,13 +388,21 @@ def about(model: nn.Module, traits: ModelTraits, plan: Plan, work: Work) -> dict
     }
 
 
-def sentence(micro: MicroBatch, measured_bytes: int, foreseen_bytes: int | None, reason: str) -> str:
-    """One line: what was rehearsed, measured and foreseen."""
+def sentence(
+    micro: MicroBatch, measured_bytes: int | None, foreseen_bytes: int | None, reason: str, unmeasured: str = ""
+) -> str:
+    """One line: what was rehearsed, measured and foreseen, or why it was not."""
     documents = len(micro.document_lengths)
     what = (
         f"rehearsed the largest micro-batch ({micro.num_tokens:,} tokens in {documents:,} "
-        f"document{'s' if documents != 1 else ''}, {micro.num_targets:,} targets): {_amount(measured_bytes)} measured"
+        f"document{'s' if documents != 1 else ''}, {micro.num_targets:,} targets): "
     )
+    if measured_bytes is None:
+        foreseen = (
+            f"nothing was foreseen: {reason}" if foreseen_bytes is None else f"{_amount(foreseen_bytes)} foreseen"
+        )
+        return f"{what}it fits, but its memory could not be measured: {unmeasured}; {foreseen}"
+    what = f"{what}{_amount(measured_bytes)} measured"
     if foreseen_bytes is None:
         return f"{what}; nothing was foreseen: {reason}"
     return f"{what}, {_amount(foreseen_bytes)} foreseen ({100 * (foreseen_bytes / measured_bytes - 1):+.1f} %)"

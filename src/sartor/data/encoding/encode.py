@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sartor.data.encoding.assemble import Request, prepare_rows
+from sartor.data.encoding.limits import check_blocks
 from sartor.data.encoding.store import Packer
 from sartor.data.encoding.template import adopt_chatml
 from sartor.data.encoding.tokens import Encoder
@@ -84,12 +85,20 @@ def prepare(
     if settings.packing and "seq_lengths" in columns and reading.format is RowFormat.TOKENIZED:
         raise ConfigurationError(f"The {name} data is packed already (it has seq_lengths). Set packing=False.")
     reading = _with_template(reading, tokenizer)
+    check_blocks(settings)
+    if reading.format is not RowFormat.TOKENIZED and _fits(tokenizer, settings.num_embeddings):
+        settings = replace(settings, num_embeddings=None)  # one cache for all models with this tokenizer
     encoder = Encoder(tokenizer, reading, settings, end_tokens)
     if is_stream:
         from sartor.data.encoding.stream import prepare_stream
 
         return prepare_stream(dataset, columns, encoder, reading, settings, name, pack)
     return prepare_rows(Request(dataset, tokenizer, reading, settings, name, tuple(end_tokens), pack, say), encoder)
+
+
+def _fits(tokenizer: Any, num_embeddings: int | None) -> bool:
+    """Whether every id that the tokenizer can give has a row in the embedding."""
+    return num_embeddings is not None and max(tokenizer.get_vocab().values(), default=0) < num_embeddings
 
 
 def _check_settings(settings: DataSettings, pack: Packer | None) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from sartor.data.encoding.layout import LaidText, TokenBytes, located, with_offsets
+from sartor.data.encoding.limits import check_rows
 from sartor.data.encoding.table import TokenRows
 from sartor.data.encoding.template import has_generation_marks, render, render_marked
 from sartor.data.encoding.tokenizing import BatchTokenizer, Encodings, TextBatch, Tokenization, run
@@ -28,7 +29,7 @@ from sartor.data.targets.prover import Start
 from sartor.data.targets.unroll import unrolled
 from sartor.data.targets.weights import Weigher, has_weights, token_weights_problem
 from sartor.errors import ConfigurationError
-from sartor.records import DataSettings, RowFormat
+from sartor.records import IGNORE_INDEX, DataSettings, RowFormat
 
 Row = Mapping[str, Any]
 Ids = list[list[int]]
@@ -45,6 +46,7 @@ class Encoder:
     ) -> None:
         self._tokenizer = tokenizer
         self._reading = reading
+        self._settings = settings
         self.format = reading.format
         self._assistant_only = settings.assistant_only_loss
         self._completion_only = settings.completion_only_loss is not False or settings.unroll
@@ -104,6 +106,8 @@ class Encoder:
         self.tally["rows"] += len(rows)
         if self._reading.format is RowFormat.TOKENIZED:
             tokenized = self._tokenized(rows, places, problems)
+            if not problems:
+                check_rows(tokenized, places, self._settings, problems)
             self._audit.check_tokens(tokenized, places, self.tally)
             return tokenized, list(places)
         converted = [convert(row, where, self._reading, problems) for row, where in zip(rows, places, strict=True)]
@@ -120,6 +124,7 @@ class Encoder:
         encoded = TokenRows.from_targets(ids, is_target)
         encoded = self._weigher.weigh(encoded, good, None if self._proven is None else is_target, problems)
         self._check(encoded, good, problems)
+        check_rows(encoded, [row.where for row in good], self._settings, problems)
         return encoded, [row.where for row in good]
 
     def _tokens_of(self, rows: Sequence[TrainingRow], problems: ProblemLog) -> Tokenization[tuple[Ids, Ids | None]]:
@@ -266,7 +271,7 @@ class Encoder:
         is_weighted = self._reading.has_row_weights or "weights" in rows[0]
         has_documents = "seq_lengths" in rows[0]
         for row, where in zip(rows, places, strict=True):
-            problem = _token_problem(row)
+            problem = token_problem(row)
             if problem:
                 problems.add(*problem[:1], where, problem[1], row)
             elif not problems:
@@ -324,22 +329,29 @@ def _whole(row: TrainingRow) -> list[Message]:
     return _body(row) if row.prompt is None else _prompt(row) + _body(row)
 
 
-def _token_problem(row: Row) -> tuple[str, str] | None:
+def token_problem(row: Row) -> tuple[str, str] | None:
     """What is wrong with a tokenized row: kind and message."""
     ids = row.get("input_ids")
     if not isinstance(ids, list) or not all(isinstance(token, int) and 0 <= token < 2**31 for token in ids):
         return "bad token ids", "input_ids must be a list of token ids, integers from 0 on."
     if not ids:
         return "no tokens", "input_ids is empty."
-    for column in ("labels", "completion_mask", "assistant_masks"):
+    for column in ("labels", "completion_mask", "assistant_masks", "attention_mask", "position_ids"):
         values = row.get(column)
         if values is not None and (not isinstance(values, list) or len(values) != len(ids)):
             length = len(values) if isinstance(values, list) else 0
             return f"bad {column}", f"{column} has {length} entries; the row has {len(ids)} tokens."
+    labels = row.get("labels")
+    if labels is not None and not all(isinstance(label, int) and 0 <= label < 2**31 for label in labels):
+        for place, label in enumerate(labels):
+            if label != IGNORE_INDEX and not (isinstance(label, int) and 0 <= label < 2**31):
+                return "bad labels", f"labels[{place}] is {label!r}: it must be a token id, or -100 where not trained."
     problem = token_weights_problem(row)
     if problem:
         return "bad weight", problem
     lengths = row.get("seq_lengths")
+    if lengths is not None and not all(isinstance(length, int) and length > 0 for length in lengths):
+        return "bad seq_lengths", f"seq_lengths holds {lengths}: every document has a token or more."
     if lengths is not None and sum(lengths) != len(ids):
         return "bad seq_lengths", f"seq_lengths adds up to {sum(lengths)}; the row has {len(ids)} tokens."
     return None

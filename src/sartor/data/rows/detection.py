@@ -31,6 +31,7 @@ TOKEN_COLUMNS = (
     "completion_mask",
     "assistant_masks",
     "attention_mask",
+    "position_ids",
     "seq_lengths",
     "weights",
 )
@@ -220,11 +221,12 @@ def _with_rest(reading: Reading, columns: Sequence[str], settings: DataSettings)
     # Where rows differ, the columns of the others are needed to tell what they are.
     left_out = () if reading.formatting_func or reading.disagreement else columns
     unused = tuple(column for column in left_out if column not in used)
+    checked = tuple(column for column in ("position_ids",) if column in columns and column in used)
     notes = reading.notes
     if has_row_weights:
         notes += (f"The column {WEIGHT_COLUMN} is what each row weighs in the loss.",)
-    if unused:
-        notes += (f"Columns that are not used: {', '.join(unused)}.",)
+    if unused or checked:
+        notes += (f"Columns that are not used: {', '.join((*unused, *checked))}.",)
     return replace(
         reading,
         needs_assistant=settings.assistant_only_loss and reading.format is RowFormat.MESSAGES,
