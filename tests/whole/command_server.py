@@ -1,6 +1,6 @@
 """Runs commands as processes of their own, forked from one that has imported the heavy libraries already.
 
-A line of JSON on standard input asks for a command: `argv`, `cwd`, and files for `stdout` and `stderr` (or "closed",
+A line of JSON on standard input asks for a command: `argv`, `cwd`, `umask` (or null), and files for `stdout` and `stderr` (or "closed",
 a pipe that nobody reads).  Answers are a line with the process' id, and one with its exit code when it has ended.
 """
 
@@ -43,6 +43,8 @@ def _run(request: dict[str, Any]) -> NoReturn:
     try:
         os.setpgid(0, 0)
         os.chdir(request["cwd"])
+        if request["umask"] is not None:
+            os.umask(request["umask"])
         for name, descriptor in (("stdout", 1), ("stderr", 2)):
             os.dup2(_opened(request[name]), descriptor)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

@@ -53,6 +53,7 @@ class Commands:
         output: str | None = None,
         until: Callable[[], bool] | None = None,
         interrupt: int = signal.SIGINT,
+        umask: int | None = None,
     ) -> Done:
         """Run one command.
 
@@ -60,12 +61,14 @@ class Commands:
             argv: what stands after `sartor`.
             output: "closed": nobody reads what it prints.
             until: when this has become true, the command gets the signal `interrupt`.
+            umask: of the command; None: of this process.
         """
         self._count += 1
         files = [output or str(self._folder / f"{self._count}.{name}") for name in ("stdout", "stderr")]
         request = {
             "argv": [str(word) for word in argv],
             "cwd": str(self._folder),
+            "umask": umask,
             "stdout": files[0],
             "stderr": files[1],
         }
