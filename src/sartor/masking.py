@@ -1,9 +1,9 @@
 """Secrets in settings and messages: whatever writes or prints them has them masked here first.
 
-In: a text, or settings as JSON can hold them.  Out: the same, with `MASK` in the place of each secret.  What is secret is
-told by the name it has (`hub_token`, `"api_key": ...`, `HF_TOKEN=...`), by its place in an address
-(`https://user:password@host`), or by its form (`hf_...`).  What it keeps true: names that models and tokenizers use,
-such as `eos_token` and `num_key_value_heads`, are none; masking twice changes nothing more.
+In: a text, or settings as JSON can hold them.  Out: the same, with `MASK` in the place of each secret.  A secret is
+known by its name (`hub_token`, `"api_key": ...`, `HF_TOKEN=...`), by its place in an address
+(`https://user:password@host`), or by its form (`hf_...`).  What it keeps true: what is called `eos_token`,
+`num_key_value_heads` and the like is none; masking twice changes nothing more.
 """
 
 from __future__ import annotations
@@ -21,12 +21,16 @@ _ANYWHERE = ("password", "passwd", "passphrase", "secret", "credential", "apikey
 _WORDS = frozenset({"auth", "oauth", "authorization", "bearer", "cookie"})
 """Words of a name that tell of a secret."""
 _KINDS_OF_TOKENS = frozenset(
-    "eos bos pad unk sep cls mask eot eom eoi boi eod eoa boa fim prefix suffix middle infill image video audio speech "
-    "vision start end stop begin first last next new previous per each special extra added additional tool think "
-    "thinking fake empty blank space newline word any every target prompt mean".split()
+    [
+        *("eos", "bos", "pad", "unk", "sep", "cls", "mask", "eot", "eom", "eoi", "boi", "eoa", "boa", "fim", "prefix"),
+        *("suffix", "middle", "image", "video", "audio", "speech", "vision", "start", "end", "stop", "begin", "first"),
+        *("last", "next", "new", "per", "each", "special", "extra", "added", "tool", "think", "fake", "empty", "space"),
+    ]
 )
 """Before `token` these words tell that it is a piece of text."""
-_KINDS_OF_KEYS = frozenset("sort group primary foreign public text dataset column row label metric cache".split())
+_KINDS_OF_KEYS = frozenset(
+    ["sort", "group", "primary", "foreign", "public", "text", "dataset", "column", "row", "label", "metric", "cache"]
+)
 """Before `key` these words tell that it finds something."""
 _CARRIERS = frozenset({"id", "path", "file", "value", "env", "name"})
 """After `access_key` or `token` these words tell of a secret's place, which is masked with it."""
@@ -40,7 +44,9 @@ _FORMS = re.compile(
     r"\bhf_[A-Za-z0-9]{16,}|\bsk-[A-Za-z0-9_-]{20,}|\bgh[a-z]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}"
     r"|(?<=\bBearer )[^\s'\",;<>]+|(?<=\bbearer )[^\s'\",;<>]{8,}"
 )
-_NAME = re.compile(r"(?P<quote>\\*['\"])?(?<![\w.-])-{0,2}(?P<name>[A-Za-z_][\w.-]*)(?(quote)(?P=quote))(?P<separator>\s*[:=]\s*)")
+_NAME = re.compile(
+    r"(?P<quote>\\*['\"])?(?<![\w.-])-{0,2}(?P<name>[A-Za-z_][\w.-]*)(?(quote)(?P=quote))(?P<separator>\s*[:=]\s*)"
+)
 _VALUE = re.compile(
     r"(?:(?:Bearer|Basic)\s+)?(?:'(?:[^'\\]|\\.)*(?:'|$)|\"(?:[^\"\\]|\\.)*(?:\"|$)"
     r"|\\+(?P<quote>['\"]).*?(?:\\+(?P=quote)|$)|[^\s,;&(){}\[\]'\"\\]+)"

@@ -1,7 +1,8 @@
 """Runs commands as processes of their own, forked from one that has imported the heavy libraries already.
 
-A line of JSON on standard input asks for a command: `argv`, `cwd`, `umask` (or null), and files for `stdout` and `stderr` (or "closed",
-a pipe that nobody reads).  Answers are a line with the process' id, and one with its exit code when it has ended.
+A line of JSON on standard input asks for a command: `argv`, `cwd`, `umask` (or null), and files for `stdout` and
+`stderr` (or "closed", a pipe that nobody reads).  Answers are a line
+with the process' id, and one with its exit code when it has ended.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A run that is told its secrets in every way there is, in a process of its own; see test_secrets.py.
 
-    python -m tests.whole.secret_run MODEL ROWS FOLDER
+python -m tests.whole.secret_run MODEL ROWS FOLDER
 """
 
 from __future__ import annotations
@@ -78,13 +78,17 @@ def main() -> None:
     write_run_page(folder)
     _print_what_fails(lambda: trainer(model, rows, folder, learning_rate=1.0).train(resume_from_checkpoint=True))
     _print_what_fails(lambda: trainer(model, f"http://ada:{SECRET}@127.0.0.1:9/rows.jsonl", folder))
-    _print_what_fails(lambda: SFTConfig(output_dir=folder, hub_token=SECRET, fsdp=f"password={SECRET}", bf16=True, fp16=True))
+    _print_what_fails(
+        lambda: SFTConfig(output_dir=folder, hub_token=SECRET, fsdp=f"password={SECRET}", bf16=True, fp16=True)
+    )
     _print_what_fails(lambda: SFTTrainer("owner/is-not-there", SFTConfig(output_dir=folder, use_cpu=True)))
     command(["env"])
     with masked_logs():
         logging.getLogger("huggingface_hub").warning("asking http://ada:%s@127.0.0.1 again", SECRET)
-    command(["train", "--model", "owner/is-not-there", "--data", f"https://ada:{SECRET}@127.0.0.1:9/rows.jsonl",
-             f"--hub_token={SECRET}", "--model_init_kwargs", f'{{"token": "{SECRET}"', "--output_dir", f"{folder}-2"])  # fmt: skip
+    address = f"https://ada:{SECRET}@127.0.0.1:9/rows.jsonl"
+    broken = f'{{"token": "{SECRET}"'
+    for more in ((f"--hub_token={SECRET}",), (f"--hub_token={SECRET}", "--model_init_kwargs", broken)):
+        command(["train", "--model", "owner/is-not-there", "--data", address, "--output_dir", f"{folder}-2", *more])
     other = trainer(model, rows, folder, secret="another", max_steps=3, accept_changes=["max_steps"])
     print("went on:", other.train(resume_from_checkpoint=True).global_step)
     sys.stdout.flush()

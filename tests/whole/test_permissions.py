@@ -1,4 +1,4 @@
-"""Files and folders of a run, and of the data cache, have the permissions that the user's umask leaves to new ones."""
+"""Files and folders of a run have the permissions that the user's umask leaves to new ones."""
 
 from __future__ import annotations
 
@@ -15,20 +15,26 @@ from tests.whole.conftest import Commands
 def test_everything_that_a_run_writes_has_the_users_permissions(
     umask: int, commands: Commands, model: Path, rows: Path, tmp_path: Path
 ) -> None:
-    folder, cache = tmp_path / "run", tmp_path / "cache"
-    tmp_path.chmod(0o777)
+    folder = tmp_path / "run"
     done = commands(
         "train", "--model", model, "--data", rows, "--map", "user={ask}", "--map", "assistant={say}", "--use_cpu",
-        "--eos_token", "<|im_end|>", "--output_dir", folder, "--data_cache", cache, "--report_to", "tensorboard",
+        "--eos_token", "<|im_end|>", "--output_dir", folder, "--report_to", "tensorboard",
         "--max_steps", "2", "--save_strategy", "steps", "--save_steps", "1", "--eval_data", rows, "--eval_strategy",
         "steps", "--eval_steps", "1", "--sample_prompts", "What is blue?", "--use_peft", str(umask == 0o077),
         umask=umask,
     )  # fmt: skip
     assert done.code == 0, done.stderr
-    found = [folder, cache, *folder.rglob("*"), *cache.rglob("*")]
+    found = [folder, *folder.rglob("*")]
     names = {path.name for path in found}
-    assert {"checkpoint-1", "metrics.jsonl", "plan.json", "report.md", "README.md", "samples.md", "sft_config.json"} <= names
-    assert any(path.suffix == ".arrow" for path in cache.rglob("*"))
+    assert {
+        "checkpoint-1",
+        "metrics.jsonl",
+        "plan.json",
+        "report.md",
+        "README.md",
+        "samples.md",
+        "sft_config.json",
+    } <= names
     assert any(path.suffix == ".safetensors" for path in folder.iterdir())
     for path in found:
         expected = (0o777 if path.is_dir() else 0o666) & ~umask
