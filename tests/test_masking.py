@@ -63,6 +63,7 @@ def test_of_all_options_the_hubs_token_alone_is_a_secret() -> None:
         "https://ada:SECRET@host:80/rows.jsonl".replace("/mine", "mine"),
         "cannot reach http://x:y%SECRET@127.0.0.1:9.",
         "proxy ada:SECRET@proxy:3128",
+        "no file https:/ada:SECRET@host/rows.jsonl",
         "https://host/rows?token=SECRET&page=2",
         "Authorization: Bearer SECRET",
         "b'Bearer SECRET\\n'",

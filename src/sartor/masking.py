@@ -37,7 +37,8 @@ _CARRIERS = frozenset({"id", "path", "file", "value", "env", "name"})
 _ORDINARY = frozenset(["", "0", "1", "value", "...", "true", "false", "yes", "no", "on", "off", "none", "null"])
 """Values that say whether there is a secret and not which, and those of examples."""
 
-_ADDRESS = re.compile(r"(?P<scheme>\b[A-Za-z][A-Za-z0-9+.-]*://)[^\s/?#'\"<>]+@")
+_ADDRESS = re.compile(r"(?P<scheme>\b[A-Za-z][A-Za-z0-9+.-]*:/{1,3})[^\s/?#'\"<>]+@")
+"""`https://user:password@host`, also with one stroke, as `Path` writes it."""
 _BARE_ADDRESS = re.compile(r"(?<![\w.%+/:-])[\w.%+-]+:[^\s/@'\"<>]+@(?=[\w.-]+:\d)")
 """`user:password@host:port`, as proxies are written."""
 _FORMS = re.compile(
