@@ -453,8 +453,26 @@ def test_the_signature_shows_the_fields() -> None:
 
 
 def test_tokens_are_not_in_the_text_of_a_configuration() -> None:
-    assert "hf_secret" not in repr(config(hub_token="hf_secret"))
-    assert "hf_secret" not in str(config(hub_token="hf_secret"))
+    @dataclasses.dataclass
+    class Mine(SFTConfig):
+        flavour: str = "sweet"
+
+    own = Mine(
+        output_dir="unused", use_cpu=True, hub_token="hf_secret", model_init_kwargs={"deep": {"token": "hf_secret"}}
+    )
+    args = config(
+        hub_token="hf_secret",
+        eos_token="<|im_end|>",
+        optim_args="token=hf_secret",
+        model_init_kwargs={"api_key": "hf_secret", "proxies": {"https": "http://ada:hf_secret@proxy:3128"}},
+    )
+    for one in (args, own):
+        for text in (repr(one), str(one), one.to_json_string(), str(one.to_dict()), str(one.to_sanitized_dict())):
+            assert "hf_secret" not in text
+            assert "learning_rate" in text
+    assert "flavour=sweet" in repr(own)
+    assert args.to_dict()["eos_token"] == "<|im_end|>"
+    assert args.model_init_kwargs["api_key"] == args.hub_token == "hf_secret"
 
 
 # --- parsers ---
@@ -527,6 +545,6 @@ def test_the_written_configuration_is_json_without_tokens() -> None:
     written = json.loads(json.dumps(resolved_configuration(args)))
     assert "hf_secret" not in json.dumps(written)
     assert written["eos_token"] == "<|im_end|>"
-    assert written["model_init_kwargs"] == {"dtype": "bfloat16"}
+    assert written["model_init_kwargs"] == {"dtype": "bfloat16", "token": "<masked>"}
     assert written["lr_scheduler_type"] == "linear"
-    assert set(written) == {entry.name for entry in dataclasses.fields(SFTConfig)} - {"hub_token"}
+    assert set(written) == {entry.name for entry in dataclasses.fields(SFTConfig)}

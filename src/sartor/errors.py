@@ -6,9 +6,14 @@ without a traceback and exits with code 2; anything else is a defect of Sartor's
 
 from collections.abc import Sequence
 
+from sartor.masking import masked_text
+
 
 class SartorError(Exception):
-    """Base of all errors that a user can cause and mend."""
+    """Base of all errors that a user can cause and mend.  Secrets in their messages are masked."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(masked_text(one) if isinstance(one, str) else one for one in arguments))
 
 
 class ConfigurationError(SartorError, ValueError):
@@ -18,7 +23,9 @@ class ConfigurationError(SartorError, ValueError):
     """
 
     def __init__(self, problems: str | Sequence[str]) -> None:
-        self.problems: tuple[str, ...] = (problems,) if isinstance(problems, str) else tuple(problems)
+        self.problems: tuple[str, ...] = tuple(
+            masked_text(problem) for problem in ((problems,) if isinstance(problems, str) else problems)
+        )
         if len(self.problems) == 1:
             super().__init__(self.problems[0])
         else:
@@ -63,7 +70,10 @@ class ForeseenMemoryError(MemoryError):
 
 
 class SartorWarning(UserWarning):
-    """Category of every warning that Sartor itself raises."""
+    """Category of every warning that Sartor itself raises.  Secrets in their messages are masked."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(masked_text(message))
 
 
 class DefectWarning(SartorWarning):

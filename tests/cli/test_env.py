@@ -13,6 +13,8 @@ def test_versions_hardware_and_variables_are_printed_without_secrets(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
     monkeypatch.setenv("UNRELATED_PASSWORD", "sesame")
+    monkeypatch.setenv("SARTOR_MY_PASSWORD", "sesame")
+    monkeypatch.setenv("HF_ENDPOINT", "https://ada:sesame@hub.example:8080/x")
     assert env.run([]) == 0
     text = capsys.readouterr().out
     lines = dict(line.split(maxsplit=1) for line in text.splitlines())
@@ -29,9 +31,11 @@ def test_versions_hardware_and_variables_are_printed_without_secrets(
         "memory",
     ):
         assert lines[name], name
-    assert lines["HF_TOKEN"] == "(set, not shown)"
+    assert lines["HF_TOKEN"] == "<masked>"
     assert lines["HF_HUB_OFFLINE"] == "1"
     assert lines["TOKENIZERS_PARALLELISM"] == "false"
+    assert lines["SARTOR_MY_PASSWORD"] == "<masked>"
+    assert lines["HF_ENDPOINT"] == "https://<masked>@hub.example:8080/x"
     assert "hf_abc123" not in text
     assert "sesame" not in text
 

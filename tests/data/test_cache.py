@@ -62,6 +62,19 @@ def without_note(prepared: PreparedData) -> Any:
     return replace(prepared.summary, notes=notes)
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_an_entry_has_the_users_permissions(umask: int, ready: Any, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        ready(packing=True)
+    finally:
+        os.umask(before)
+    found = [tmp_path / "cache", *(tmp_path / "cache").rglob("*")]
+    assert len(found) > 3
+    for path in found:
+        assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~umask, path
+
+
 @pytest.mark.parametrize(
     "options",
     [{}, {"packing": True, "shuffle_dataset": True, "max_length": 1500}, {"assistant_only_loss": True}],

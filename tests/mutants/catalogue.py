@@ -476,10 +476,10 @@ STATE = (
         ("tests/trainer/test_saving.py::test_whatever_stops_a_save_leaves_no_part_of_it",),
     ),
     Mutant(
-        "the token in the resolved configuration",
+        "the secrets in the resolved configuration",
         "src/sartor/config/resolve.py",
-        "if entry.init and entry.name not in _SECRETS",
-        "if entry.init",
+        "settings: dict[str, Any] = masked(",
+        "settings: dict[str, Any] = dict(",
         ("tests/test_config.py::test_the_written_configuration_is_json_without_tokens",),
     ),
     Mutant(
@@ -513,10 +513,34 @@ STATE = (
         ),
     ),
     Mutant(
+        "a nested secret unmasked",
+        "src/sartor/masking.py",
+        "else masked(part, is_secret)\n",
+        "else part\n",
+        (
+            "tests/test_masking.py::test_settings_are_masked_however_deep",
+            "tests/whole/test_secrets.py::test_no_file_and_no_output_of_a_run_shows_a_secret",
+        ),
+    ),
+    Mutant(
+        "another token is a difference on resume",
+        "src/sartor/config/resumption.py",
+        "and not same_but_for_secrets(before[name], value)",
+        "and before[name] != value",
+        ("tests/whole/test_secrets.py::test_another_token_goes_on_from_a_checkpoint",),
+    ),
+    Mutant(
+        "weights that their owner alone may read",
+        "src/sartor/trainer/saving.py",
+        "        share_weights(folder)\n",
+        "        pass\n",
+        ("tests/whole/test_permissions.py",),
+    ),
+    Mutant(
         "the token in an error",
         "src/sartor/report/hub.py",
-        '        message = message.replace(secret, "<token>")\n    raise HubError(_TOKEN_LIKE.sub("<token>", message))',
-        "        pass\n    raise HubError(message)",
+        "        message = message.replace(secret, MASK)\n",
+        "        pass\n",
         ("tests/report/test_hub.py::test_each_refusal_says_what_to_do_and_never_the_token",),
     ),
 )

@@ -1,8 +1,8 @@
 """Runs commands as processes of their own, forked from one that has imported the heavy libraries already.
 
-A line of JSON on standard input asks for a command: `argv`, `cwd`, and files for `stdout` and `stderr` (or "left", a
-pipe that nobody reads; or "closed", as Python begins where a shell says `>&-`).  Answers are a line with the process'
-id, and one with its exit code when it has ended.
+A line of JSON on standard input asks for a command: `argv`, `cwd`, `umask` (or null), and files for `stdout` and
+`stderr` (or "left", a pipe that nobody reads; or "closed", as Python begins where a shell says `>&-`).  Answers are a
+line with the process' id, and one with its exit code when it has ended.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ def _run(request: dict[str, Any]) -> NoReturn:
     try:
         os.setpgid(0, 0)
         os.chdir(request["cwd"])
+        if request["umask"] is not None:
+            os.umask(request["umask"])
         for name, descriptor in (("stdout", 1), ("stderr", 2)):
             if request[name] == "closed":
                 os.close(descriptor)

@@ -53,6 +53,7 @@ class Commands:
         output: tuple[str | None, str | None] = (None, None),
         until: Callable[[], bool] | None = None,
         interrupt: int = signal.SIGINT,
+        umask: int | None = None,
     ) -> Done:
         """Run one command.
 
@@ -61,6 +62,7 @@ class Commands:
             output: where standard output and error go, if not into files that are read back: "left" is a pipe that
                 nobody reads, "closed" is nowhere at all, and all else is a path.
             until: when this has become true, the command gets the signal `interrupt`.
+            umask: of the command; None: of this process.
         """
         self._count += 1
         own = [str(self._folder / f"{self._count}.{name}") for name in ("stdout", "stderr")]
@@ -68,6 +70,7 @@ class Commands:
         request = {
             "argv": [str(word) for word in argv],
             "cwd": str(self._folder),
+            "umask": umask,
             "stdout": files[0],
             "stderr": files[1],
         }

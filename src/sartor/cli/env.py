@@ -8,6 +8,7 @@ from pathlib import Path
 
 import sartor
 from sartor.errors import ConfigurationError
+from sartor.masking import masked
 
 HELP = "print what a bug report needs"
 
@@ -44,8 +45,6 @@ _PREFIXES = (
     "TRANSFORMERS_",
     "WORLD_SIZE",
 )
-_SECRET_WORDS = ("TOKEN", "KEY", "SECRET", "PASSWORD", "AUTH", "CREDENTIAL")
-_NOT_SECRET = ("TOKENIZERS_PARALLELISM", "HF_HUB_DISABLE_IMPLICIT_TOKEN")
 
 
 def run(argv: Sequence[str]) -> int:
@@ -118,12 +117,4 @@ def _devices() -> list[tuple[str, str]]:
 
 def _variables(environment: dict[str, str]) -> list[tuple[str, str]]:
     """Environment variables that change how training goes; of secrets only that they are set."""
-    return [
-        (name, "(set, not shown)" if _is_secret(name) else environment[name])
-        for name in sorted(environment)
-        if name.startswith(_PREFIXES)
-    ]
-
-
-def _is_secret(name: str) -> bool:
-    return name not in _NOT_SECRET and any(word in name for word in _SECRET_WORDS)
+    return sorted(masked({name: value for name, value in environment.items() if name.startswith(_PREFIXES)}).items())

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import sartor
 from sartor.errors import SartorError
+from sartor.masking import masked_errors, masked_logs
 
 COMMANDS = {
     "train": "fine-tune a language model on conversations",
@@ -48,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, value in BEFORE_TORCH.items():
         os.environ.setdefault(name, value)
     try:
-        return int(importlib.import_module(f"sartor.cli.{command}").run(arguments[1:]))
+        with masked_errors(), masked_logs():
+            return int(importlib.import_module(f"sartor.cli.{command}").run(arguments[1:]))
     except SartorError as error:
         _complain(f"sartor {command}: {error}")
         return 2

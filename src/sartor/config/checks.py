@@ -15,6 +15,7 @@ from enum import Enum
 from typing import Any
 
 from sartor.config.table import OPTIONS, Status
+from sartor.masking import masked
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "truncation_mode": ("keep_start", "keep_end"),
@@ -384,5 +385,5 @@ def _name(value: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
-    text = repr(_name(value))
+    text = repr(masked(_name(value)))  # before it is cut, which may leave half of a secret
     return text if len(text) <= 60 else text[:57] + "..."

@@ -10,9 +10,8 @@ from sartor.config import checks
 from sartor.config.environment import environment_problems
 from sartor.config.sft_config import DEFAULTS, SFTConfig, cross_problems, field_problems
 from sartor.errors import ConfigurationError, SartorWarning
+from sartor.masking import masked
 from sartor.records import DataSettings, EngineSettings
-
-_SECRETS = ("hub_token", "token", "use_auth_token", "hub_api_token", "api_key", "password")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,15 +96,11 @@ def _engine_settings(args: SFTConfig) -> EngineSettings:
 
 
 def resolved_configuration(args: SFTConfig) -> dict[str, Any]:
-    """Every field as JSON can hold it, for the run folder.  Tokens and passwords are left out, also inside dicts.
-
-    Not `to_dict()`, which masks every name that ends in `_token`, `eos_token` too.
-    """
-    return {
-        entry.name: _as_json(getattr(args, entry.name))
-        for entry in fields(args)
-        if entry.init and entry.name not in _SECRETS
-    }
+    """Every field as JSON can hold it, for the run folder.  Secrets are masked, also inside dicts."""
+    settings: dict[str, Any] = masked(
+        {entry.name: _as_json(getattr(args, entry.name)) for entry in fields(args) if entry.init}
+    )
+    return settings
 
 
 def _as_json(value: Any) -> Any:
@@ -114,7 +109,7 @@ def _as_json(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Mapping):
-        return {str(key): _as_json(content) for key, content in value.items() if str(key) not in _SECRETS}
+        return {str(key): _as_json(content) for key, content in value.items()}
     if isinstance(value, Sequence | set | frozenset):
         return [_as_json(content) for content in value]
     if hasattr(value, "to_dict"):  # accelerate's and quantization settings

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sartor.config.table import OPTIONS, Status
+from sartor.masking import same_but_for_secrets
 
 RECORDS_ONLY = frozenset(
     [
@@ -115,6 +116,8 @@ An accepted change of one makes both anew around the old state.
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Options that are part of the mathematics and differ: {name: (value in the checkpoint, value now)}.
 
+    Secrets in them are masked, and no difference.
+
     Args:
         before: `resolved_configuration` of the run that wrote the checkpoint.
         now: that of this run.
@@ -131,7 +134,7 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[
         and name in OPTIONS
         and OPTIONS[name].status is Status.HONOURED
         and name in before
-        and before[name] != value
+        and not same_but_for_secrets(before[name], value)
     }
 
 

@@ -23,6 +23,7 @@ from sartor.config.environment import environment_problems, is_true, precision_p
 from sartor.config.names import OldNames
 from sartor.config.own_options import OwnOptions
 from sartor.errors import ConfigurationError, RenamedWarning
+from sartor.masking import is_secret, masked, masked_text
 
 ENUMERATIONS: dict[str, type[Enum]] = {
     "optim": OptimizerNames,
@@ -188,6 +189,12 @@ class SFTConfig(OwnOptions, TrainingArguments, metaclass=OldNames):
     _splits_batch = False
     _names_batch = False
 
+    def __init_subclass__(cls) -> None:
+        """Keep `@dataclass` from giving a subclass a `__repr__` that shows secrets."""
+        super().__init_subclass__()
+        if "__repr__" not in vars(cls):
+            cls.__repr__ = cls.__str__  # type: ignore[method-assign]
+
     def __new__(cls, *args: Any, **keywords: Any) -> "SFTConfig":
         """Note whether the size of a batch was given; parsers and `dataclasses.replace` give all there is."""
         made = super().__new__(cls)
@@ -211,6 +218,21 @@ class SFTConfig(OwnOptions, TrainingArguments, metaclass=OldNames):
         problems = cross_problems(self) | problems
         if problems:
             raise ConfigurationError(list(problems.values()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every option, as transformers gives them to loggers; secrets are masked, and `eos_token` is none."""
+        options: dict[str, Any] = super().to_dict()
+        plain = {name: getattr(self, name) for name in options if name.endswith("_token") and not is_secret(name)}
+        shown: dict[str, Any] = masked({**options, **plain})
+        return shown
+
+    def __str__(self) -> str:
+        """The class and its options, one a line; secrets are masked."""
+        values = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
+        lines = "".join(f"{name}={value},\n" for name, value in sorted(masked(values).items()))
+        return masked_text(f"{type(self).__name__}(\n{lines})")
+
+    __repr__ = __str__
 
     def _repair_what_would_break_construction(self) -> dict[str, str]:
         """Problems of single fields; each is put back to its default, so that the rest can be checked as well."""

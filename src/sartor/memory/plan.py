@@ -12,6 +12,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from sartor.masking import masked
 from sartor.memory import optimizers
 from sartor.records import EngineSettings, Layout, Plan
 
@@ -148,9 +149,9 @@ def device_rows(total_rows: int, longest_tokens: int, micro_batch_tokens: int) -
 
 
 def write_plan(plan: Plan, path: str | os.PathLike[str]) -> None:
-    """Write a plan as JSON, fields sorted as declared."""
+    """Write a plan as JSON, fields sorted as declared; secrets in it are masked."""
     with open(path, "w", encoding="utf-8") as file:
-        json.dump(dataclasses.asdict(plan), file, indent=2, ensure_ascii=False)
+        json.dump(masked(dataclasses.asdict(plan)), file, indent=2, ensure_ascii=False)
         file.write("\n")
 
 

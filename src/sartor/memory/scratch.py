@@ -2,7 +2,8 @@
 
 In: an operator and its arguments.  Out: bytes.  A live set sees results only; what a kernel allocates and frees inside
 is invisible to it, and is added from this table.  Every CPU rule is held to the profiler's count by
-`tests/memory/test_scratch.py`; CUDA rules are unmeasured.
+`tests/memory/test_scratch.py`, but for attention in bfloat16 on a processor with AMX, which is bounded from above; CUDA
+rules are unmeasured.
 
 Not in the table: oneDNN's scratchpads for bfloat16 products on a CPU (some 200 kB each), which the margin covers.
 """
@@ -14,24 +15,28 @@ from typing import Any
 
 import torch
 
+from sartor.engine.precision import cpu_has_amx
 from sartor.memory.tracker import ScratchRule
 
 _aten = torch.ops.aten
 
+_PACKED = 64
+"""Keys, or values of a head, that torch packs together for AMX."""
 _FLASH_BACKWARD = "_scaled_dot_product_flash_attention_for_cpu_backward"
 _POINTWISE = frozenset(
     f"{name}{suffix}" for name in ("add", "sub", "mul", "div", "addcmul", "addcdiv", "lerp") for suffix in ("", "_")
 )
 
 
-def rules(device: str, num_threads: int = 1) -> ScratchRule:
+def rules(device: str, num_threads: int = 1, packs: bool | None = None) -> ScratchRule:
     """The table of a device type.
 
     Args:
         device: "cpu" or "cuda".
         num_threads: of a CPU: attention keeps a buffer for each.
+        packs: whether a CPU's attention packs keys and values for AMX; None: if this processor has it.
     """
-    table = _cpu(num_threads) if device == "cpu" else _cuda()
+    table = _cpu(num_threads, cpu_has_amx() if packs is None else packs) if device == "cpu" else _cuda()
 
     def scratch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
         rule = table.get(func._schema.name.removeprefix("aten::"))
@@ -43,12 +48,13 @@ def rules(device: str, num_threads: int = 1) -> ScratchRule:
 _Rule = Callable[[tuple[Any, ...], Any], int]
 
 
-def _cpu(num_threads: int) -> dict[str, _Rule]:
+def _cpu(num_threads: int, packs: bool) -> dict[str, _Rule]:
     def flash(args: tuple[Any, ...], result: Any) -> int:
         """Per thread a tile of scores, its output and its statistics (FlashAttentionKernel.cpp)."""
         query, key = args[0], args[1]
         rows, columns = _tile(query, key)
-        return num_threads * (_tiles_bytes(query, rows * columns) + 4 * rows * (2 + query.shape[3]))
+        packed = _packed_bytes(query, key, num_threads) if packs else 0
+        return packed + num_threads * (_tiles_bytes(query, rows * columns) + 4 * rows * (2 + query.shape[3]))
 
     def flash_backward(args: tuple[Any, ...], result: Any) -> int:
         """Per thread two tiles and their sums; and the gradient once more where heads lie outside of tokens."""
@@ -105,6 +111,19 @@ def _tile(query: torch.Tensor, key: torch.Tensor) -> tuple[int, int]:
     """Rows and columns of scores that a CPU's attention works on at a time."""
     rows = 256 if query.shape[2] >= 768 else 64 if query.shape[2] >= 192 else 32
     return min(rows, query.shape[2]), min(512, key.shape[2])
+
+
+def _packed_bytes(query: torch.Tensor, key: torch.Tensor, num_threads: int) -> int:
+    """Keys and values once more, for every query head and padded, and what each thread packs them in.
+
+    An upper bound: where there is little to multiply with each, torch does not pack (FlashAttentionKernel.cpp).
+    """
+    batch, heads, _, size = query.shape
+    if query.dtype == torch.float32 or size % _PACKED or key.shape[2] < _PACKED:
+        return 0
+    length = -(-key.shape[2] // _PACKED) * _PACKED
+    each = _PACKED * (min(512, length) + size)
+    return query.element_size() * (2 * batch * heads * length * size + num_threads * each)
 
 
 def _tiles_bytes(query: torch.Tensor, num_values: int) -> int:

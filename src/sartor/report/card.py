@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sartor.masking import masked_text
 from sartor.records import DataSummary, Plan
 from sartor.report import markdown
 from sartor.report.files import write_whole
@@ -147,7 +148,7 @@ def write_card(facts: CardFacts, folder: Path | str) -> Path:
     Raises:
         RunFolderError: the folder is missing, not writable, or the disk is full.
     """
-    return write_whole(Path(folder) / CARD, model_card(facts))
+    return write_whole(Path(folder) / CARD, masked_text(model_card(facts)))
 
 
 def model_card(facts: CardFacts) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +13,7 @@ from sartor.errors import DiskFullError, RunFolderError
 
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NOT_ALLOWED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_PRIVATE = 0o600
 
 
 @contextmanager
@@ -53,14 +54,38 @@ def write_whole(path: Path, content: str | bytes) -> Path:
     """
     data = content.encode("utf-8", errors="backslashreplace") if isinstance(content, str) else content
     with errors_name(path):
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+        name = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
         try:
-            with os.fdopen(descriptor, "wb") as file:
+            with name.open("xb") as file:  # not by mkstemp, which makes it private: a run folder is often shared
                 file.write(data)
-            os.chmod(name, 0o644)  # mkstemp makes it private, and a run folder is often shared
             os.replace(name, path)
         except BaseException:
             with suppress(OSError):
                 os.unlink(name)
             raise
     return path
+
+
+def share_weights(folder: Path | str) -> None:
+    """Give the weights in a folder the permissions that any new file gets: safetensors makes its files private.
+
+    Other files are left alone, for a private one may be meant so.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    permissions = 0o666 & ~_umask()
+    for path in Path(folder).glob("*.safetensors"):
+        if path.stat().st_mode & 0o777 == _PRIVATE and permissions != _PRIVATE:
+            path.chmod(permissions)
+
+
+def _umask() -> int:
+    """Which permissions this process takes from new files."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        return next(int(line.split()[1], 8) for line in lines if line.startswith("Umask:"))
+    except (OSError, StopIteration):  # no Linux: it can be read only by setting it
+        umask = os.umask(0o077)
+        os.umask(umask)
+        return umask

@@ -6,7 +6,6 @@ true: no message, cause or warning carries the token, and a push that fails leav
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future, wait
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from sartor.errors import ConfigurationError, HubError, RunFolderError, SartorError, SartorWarning
+from sartor.masking import MASK
 from sartor.report import staging
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_TOKEN_LIKE = re.compile(r"hf_[A-Za-z0-9]{16,}")
 _DEFECTS = (TypeError, AttributeError, NameError, AssertionError)
 _LOG_IN = "Log in with `hf auth login`, set HF_TOKEN, or pass a token (hub_token=)"
 _ANSWERS = {
@@ -301,8 +300,8 @@ def _explained(
     except Exception as error:  # what the client's transports raise is no part of its interface
         message = f"cannot {action}: {_explain(error)}{_what_is_safe(folder)}"
     for secret in secrets:
-        message = message.replace(secret, "<token>")
-    raise HubError(_TOKEN_LIKE.sub("<token>", message))
+        message = message.replace(secret, MASK)
+    raise HubError(message)
 
 
 def _explain(error: Exception) -> str:

@@ -43,7 +43,7 @@ class MetricsFile:
         self.path = Path(path)
         self._descriptor: int | None = None
         with errors_name(self.path):
-            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
             _drop_partial_line(self._descriptor)
 
     def write(self, record: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sartor.masking import masked_text
 from sartor.report import markdown, metrics
 from sartor.report.files import write_whole
 
@@ -39,7 +40,7 @@ def write_run_page(folder: Path | str) -> Path:
     log = folder / "metrics.jsonl"
     records = metrics.last_run(metrics.read(log)) if log.exists() else []
     page = run_page(folder.name, _read(folder / "plan.json"), _read(folder / "memory.json"), records, shown)
-    return write_whole(folder / NAME, page)
+    return write_whole(folder / NAME, masked_text(page))
 
 
 def _read(path: Path) -> Mapping[str, Any]:

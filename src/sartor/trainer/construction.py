@@ -146,7 +146,24 @@ def _tokenizer(model: Any, args: SFTConfig, processing_class: Any) -> Any:
             f"processing_class must be a tokenizer, not {type(processing_class).__name__}: models of images or "
             "sound are not supported."
         )
+    refuse_secret_tokens(processing_class)
     return processing_class
+
+
+def refuse_secret_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that has an access token in its vocabulary, which is saved with it.
+
+    transformers takes any argument of `from_pretrained` whose name ends in `_token` for a special token, but `token`.
+
+    Raises:
+        ConfigurationError: it has.
+    """
+    found = sorted({"use_auth_token", "hub_token", "access_token", "api_token"} & tokenizer.special_tokens_map.keys())
+    if found:
+        raise ConfigurationError(
+            f"processing_class was loaded with {found[0]}=, which transformers took for a special token and would save "
+            "in tokenizer.json: load the tokenizer with token= instead."
+        )
 
 
 def model_init_kwargs(args: SFTConfig, quantization_config: Any = None) -> dict[str, Any]:

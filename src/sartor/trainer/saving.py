@@ -22,7 +22,9 @@ from safetensors import SafetensorError
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from sartor.errors import DiskFullError, RunFolderError
+from sartor.masking import is_secret, masked
 from sartor.report import staging
+from sartor.report.files import share_weights
 from sartor.run import checkpoint
 
 if TYPE_CHECKING:
@@ -60,6 +62,7 @@ def save_model_alone(trainer: SFTTrainer, folder: str | os.PathLike[str]) -> Non
         os.makedirs(folder, exist_ok=True)
         with trainer.masters.rounded():
             trainer.model.save_pretrained(folder)
+        share_weights(folder)
 
 
 def save_tokenizer(trainer: SFTTrainer, folder: str | os.PathLike[str]) -> None:
@@ -71,7 +74,22 @@ def save_tokenizer(trainer: SFTTrainer, folder: str | os.PathLike[str]) -> None:
     with explained(folder):
         os.makedirs(folder, exist_ok=True)
         if trainer.processing_class is not None:
-            trainer.processing_class.save_pretrained(folder)
+            with _masked_arguments(trainer.processing_class):
+                trainer.processing_class.save_pretrained(folder)
+
+
+@contextmanager
+def _masked_arguments(tokenizer: Any) -> Iterator[None]:
+    """While a tokenizer is saved, the arguments it was loaded with, which it writes down, hold no secrets.
+
+    Names that end in `_token` are its special tokens, for transformers as well.
+    """
+    given = tokenizer.init_kwargs
+    tokenizer.init_kwargs = masked(given, lambda name: is_secret(name) and not name.endswith("_token"))
+    try:
+        yield
+    finally:
+        tokenizer.init_kwargs = given
 
 
 def save_anew(trainer: SFTTrainer) -> set[str]:
@@ -128,14 +146,14 @@ def drop_all_but_best(trainer: SFTTrainer) -> None:
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
-    """Write JSON that people read.
+    """Write JSON that people read; secrets in it are masked.
 
     Raises:
         RunFolderError: it cannot be written.
     """
     with explained(path):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        Path(path).write_text(json.dumps(masked(content), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def check_folder(folder: str | os.PathLike[str]) -> None:

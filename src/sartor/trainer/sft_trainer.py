@@ -18,6 +18,7 @@ from sartor.config import SFTConfig
 from sartor.engine.precision import Masters
 from sartor.engine.step import Engine
 from sartor.errors import ConfigurationError, RunFolderError
+from sartor.masking import masked_errors
 from sartor.records import Plan
 from sartor.report import figures, memory_figures
 from sartor.run.recover import Recovery
@@ -93,6 +94,7 @@ class SFTTrainer(Trainer):
     pause: Callable[[], None] = staticmethod(training.do_nothing)
     """Where an interrupt that has waited may be raised; set by a training."""
 
+    @masked_errors()
     def __init__(
         self,
         model: str | PreTrainedModel | PeftModel,
@@ -173,6 +175,7 @@ class SFTTrainer(Trainer):
 
     # --- training ----------------------------------------------------------------------------------------------------
 
+    @masked_errors()
     def train(
         self,
         resume_from_checkpoint: str | bool | None = None,
@@ -221,6 +224,7 @@ class SFTTrainer(Trainer):
 
     # --- evaluation --------------------------------------------------------------------------------------------------
 
+    @masked_errors()
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
@@ -255,6 +259,7 @@ class SFTTrainer(Trainer):
             metrics.update(found)
         return metrics
 
+    @masked_errors()
     def predict(
         self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
     ) -> PredictionOutput:
@@ -362,10 +367,12 @@ class SFTTrainer(Trainer):
         if self.is_world_process_zero():
             hub.write_card(self, about)
 
+    @masked_errors()
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Create the run's repository on the Hub where there is none."""
         hub.open_repository(self, token, private)
 
+    @masked_errors()
     def push_to_hub(
         self,
         commit_message: str | None = "End of training",

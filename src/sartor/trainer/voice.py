@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 
+from sartor.masking import masked_text
 from sartor.run import output
 
 logger = logging.getLogger("sartor")
@@ -21,10 +22,10 @@ class _Aloud(logging.Handler):
 
 
 def say(message: str) -> None:
-    """Tell the user one thing."""
+    """Tell the user one thing; secrets in it are masked."""
     if not logger.handlers and not logging.getLogger().handlers:
         handler = _Aloud()
         handler.setFormatter(logging.Formatter("sartor: %(message)s"))
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
-    logger.info(message)
+    logger.info(masked_text(message))
