@@ -20,8 +20,9 @@ from pathlib import Path
 
 import pytest
 
-from sartor.cli import chat, demo, inspect_flags, plan_flags, profile, train_flags
+from sartor.cli import chat, demo, inspect_flags, plan_flags, train_flags
 from sartor.cli.main import COMMANDS, main
+from sartor.errors import ConfigurationError
 from tests.hub_server import TOKEN, USER, HubServer
 from tests.whole.conftest import ROOT
 
@@ -139,3 +140,86 @@ def test_every_block_of_readme_works_in_order_in_a_fresh_checkout(tmp_path: Path
     assert "you/your-rows" in card
     assert "[talking to runs/" in done.stdout, "nobody has said anything to the model"
     assert (checkout / "report" / "inspection.html").is_file()
+
+
+# --- every command that a page or a help shows ----------------------------------------------------------------------
+
+
+def shown() -> Iterator[tuple[str, str, bool]]:
+    """(where, command line, whether it is whole) of all commands of `sartor` and of this repository's modules.
+
+    Within a sentence a command may lack what it needs, or be a notation, with brackets, which is left out here.
+    """
+    program = ("sartor ", "python -m ")
+    for page in PAGES:
+        text, where = page.read_text(encoding="utf-8"), str(page.relative_to(ROOT))
+        for language, block in fenced(page):
+            yield from ((where, line, True) for line in lines_of(block) if not language and line.startswith(program))
+        sentences = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+        inline = [" ".join(line.split()) for line in re.findall(r"`([^`]+)`", sentences)]
+        yield from ((where, line, False) for line in inline if line.startswith(program) and "[" not in line)
+    for command in COMMANDS:
+        with contextlib.redirect_stdout(io.StringIO()) as help_text, contextlib.suppress(SystemExit):
+            main([command, "--help"])
+        examples = re.findall(r"^  (sartor .*)$", help_text.getvalue(), re.MULTILINE)
+        yield from ((f"sartor {command} --help", example, True) for example in examples)
+
+
+READERS = {
+    "train": train_flags.read,
+    "profile": train_flags.read,
+    "inspect": inspect_flags.read,
+    "plan": plan_flags.read,
+    "chat": lambda argv: chat._parser().parse_args([chat._with_dashes(word) for word in argv]),
+    "demo": lambda argv: demo._parser().parse_args(argv),
+    "env": lambda argv: None,
+}
+
+
+def test_every_command_of_ours_that_is_shown_has_options_that_exist(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text("model: m\ndata: d.jsonl\n", encoding="utf-8")  # the option file of examples
+    assert READERS.keys() == COMMANDS.keys()
+    commands = [(where, shlex.split(line)[1:], whole) for where, line, whole in shown() if line.startswith("sartor ")]
+    assert len(commands) > 20
+    for where, words, is_whole in commands:
+        if words[0] == "COMMAND" or "--help" in words:
+            continue
+        said = f"{where}: sartor {shlex.join(words)}"
+        assert words[0] in COMMANDS, f"{said}: there is no such command"
+        try:
+            READERS[words[0]](words[1:])
+        except ConfigurationError as error:
+            problems = [text for text in error.problems if is_whole or "is missing" not in text]
+            assert not problems, f"{said}: {problems}"
+        except SystemExit:
+            pytest.fail(f"{said}: argparse has said why")
+
+
+def test_every_module_that_is_shown_exists_and_has_the_options_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = {line for _, line, _ in shown() if line.startswith("python -m ")}
+    assert {"python -m benchmarks.compare", "python -m sartor"} <= lines
+    for line in sorted(lines):
+        module, *words = shlex.split(line)[2:]
+        found = importlib.util.find_spec(module)
+        assert found is not None, f"{line}: there is no such module"
+        options = {word for word in words if word.startswith("--")}
+        if not options:
+            continue
+        monkeypatch.setattr(sys, "argv", [module, "--help"])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        assert not ended.value.code, line
+        helped = capsys.readouterr().out
+        assert all(re.search(rf"{option}\b", helped) for option in options), line
+
+
+def test_python_in_pages_is_python() -> None:
+    blocks = [(str(page), block) for page in PAGES for language, block in fenced(page) if language == "python"]
+    assert len(blocks) > 5
+    for name, block in blocks:
+        compile(block, name, "exec")
