@@ -108,6 +108,7 @@ def environment(folder: Path, hub: HubServer) -> dict[str, str]:
     }
 
 
+@pytest.mark.timeout(1200)  # a minute of work, on a machine that may have much else to do
 def test_every_block_of_readme_works_in_order_in_a_fresh_checkout(tmp_path: Path) -> None:
     checkout = tmp_path / "checkout"
     (tmp_path / "home").mkdir()
@@ -128,7 +129,7 @@ def test_every_block_of_readme_works_in_order_in_a_fresh_checkout(tmp_path: Path
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=500,
+            timeout=1100,
             check=False,
         )
         assert done.returncode == 0, done.stdout[-6000:]
