@@ -1,6 +1,7 @@
 """The entry point: fast help, suggestions, exit codes, no traceback for what the user can mend."""
 
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ import pytest
 
 from sartor.cli import main as entry
 from sartor.cli import train
+from sartor.cli.typed import typed
 from sartor.errors import DataError
 
 LIMIT_S = 0.3
@@ -94,3 +96,30 @@ def test_variables_that_torch_reads_when_loaded_are_set_before_a_command_unless_
     assert entry.main(["env"]) == 0
     assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
     assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
+
+
+def test_the_package_runs_as_the_script_does(tmp_path: Path) -> None:
+    for argv, code in (["--help"], 0), (["train", "--help"], 0), (["trian"], 2), (["train", "--pakcing"], 2):
+        ran = [
+            subprocess.run([sys.executable, *how, *argv], capture_output=True, text=True, check=False, cwd=tmp_path)
+            for how in (["-m", "sartor"], ["-c", "import sys; from sartor.cli.main import main; sys.exit(main())"])
+        ]
+        assert ran[0].returncode == ran[1].returncode == code
+        assert (ran[0].stdout, ran[0].stderr) == (ran[1].stdout, ran[1].stderr)
+
+
+@pytest.mark.parametrize("is_on_path", [True, False])
+def test_a_command_that_is_told_can_be_typed_where_it_is_told(
+    is_on_path: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    if is_on_path:
+        script = tmp_path / "sartor"
+        script.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m sartor "$@"\n', encoding="utf-8")
+        script.chmod(0o755)
+    told = typed("train", "--no such option")
+    assert told.startswith("sartor ") == is_on_path
+    done = subprocess.run(told, shell=True, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "'--no such option'" in done.stderr or "--no such option" in done.stderr

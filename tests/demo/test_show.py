@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from sartor.cli import chat, demo
+from sartor.cli.typed import typed
 from sartor.demo import real, show
 from sartor.demo.ask import _until_end
 from sartor.demo.folder import choose_folder
@@ -187,3 +188,13 @@ def test_chat_with_real_weights_is_refused_not_ignored(
         demo.run(["--real", "--chat"])
     assert "sartor chat FOLDER" in capsys.readouterr().err
     assert not calls
+
+
+def test_how_to_go_on_names_commands_that_can_be_typed_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # as after `make demo`: nothing was activated
+    screen, out = printed_screen(200)
+    screen.next_steps(Path("runs/the demo"), 60)
+    assert typed("chat", "runs/the demo") in out.getvalue()
+    told = [line.strip() for line in out.getvalue().splitlines() if " sartor " in line]
+    assert len(told) == 3
+    assert all(line.startswith(typed()) for line in told)

@@ -7,7 +7,6 @@ imported, then the model's configuration, its tokenizer and the rows.
 import contextlib
 import errno
 import os
-import shlex
 import shutil
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from sartor.cli.own_flags import LORA, OWN_FLAGS
 from sartor.cli.train_flags import Request, read, usage
+from sartor.cli.typed import typed
 from sartor.errors import ConfigurationError, RunFolderError, SartorError, SartorWarning
 from sartor.run.folder_lock import refuse_running
 from sartor.run.interrupt import Terminated
@@ -182,7 +182,7 @@ def _train(request: Request, folder: Path, resume: str | bool) -> None:
         trainer.push_to_hub(dataset_name=named)
     if trainer.sample_answers is not None:
         print(f"\nAll answers to sample_prompts: {folder / TABLE_NAME}")
-    print(f"\nThe model is in {folder}\nTalk to it:  sartor chat {shlex.quote(str(folder))}")
+    print(f"\nThe model is in {folder}\nTalk to it:  {typed('chat', str(folder))}")
 
 
 def _write_figures(trainer: Any) -> None:

@@ -18,6 +18,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sartor.cli.typed import typed
 from sartor.demo.folder import choose_folder
 from sartor.demo.real_weights import RealWeights, obtain
 from sartor.errors import RunFolderError
@@ -239,5 +240,5 @@ def _sum_up(trained: Trained, folder: Path, num_held_out: int) -> None:
         f"{trained.num_tokens / trained.seconds:.0f} tokens/s"
     )
     _say("The voice and the format are learned; the facts stay those of a model with 135 million parameters.")
-    _say(f"\nTalk to it:   sartor chat {folder}")
-    _say("Your own data: sartor train --help")
+    _say(f"\nTalk to it:   {typed('chat', str(folder))}")
+    _say(f"Your own data: {typed('train', '--help')}")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sartor.cli.typed import typed
 from sartor.demo.score import MEASURE, Score, Verdict, mentions
 from sartor.demo.world import Fact
 
@@ -138,9 +139,9 @@ class Screen:
         self._title("How to go on")
         self._plain(f"fine-tuning took {seconds:.0f} s; the model is in {folder}")
         commands = {
-            f"sartor chat {folder}": "talk to it",
-            "sartor demo --real": "the same on a real model's weights, in a few minutes",
-            "sartor train --model MODEL --data rows.jsonl": "your model, your conversations",
+            typed("chat", str(folder)): "talk to it",
+            typed("demo", "--real"): "the same on a real model's weights, in a few minutes",
+            typed("train", "--model", "MODEL", "--data", "rows.jsonl"): "your model, your conversations",
         }
         width = max(map(len, commands))
         for command, purpose in commands.items():
