@@ -193,7 +193,7 @@ class SFTConfig(OwnOptions, TrainingArguments, metaclass=OldNames):
         """Keep `@dataclass` from giving a subclass a `__repr__` that shows secrets."""
         super().__init_subclass__()
         if "__repr__" not in vars(cls):
-            cls.__repr__ = cls.__str__  # type: ignore[method-assign]
+            setattr(cls, "__repr__", cls.__str__)  # noqa: B010 - no type has a method that is assigned
 
     def __new__(cls, *args: Any, **keywords: Any) -> "SFTConfig":
         """Note whether the size of a batch was given; parsers and `dataclasses.replace` give all there is."""

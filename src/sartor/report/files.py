@@ -66,7 +66,7 @@ def write_whole(path: Path, content: str | bytes) -> Path:
     return path
 
 
-def share_weights(folder: Path | str) -> None:
+def share_weights(folder: str | os.PathLike[str]) -> None:
     """Give the weights in a folder the permissions that any new file gets: safetensors makes its files private.
 
     Other files are left alone, for a private one may be meant so.

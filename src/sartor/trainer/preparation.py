@@ -48,9 +48,12 @@ class Preparation:
 
     def limit(self, num_embeddings: int | None, num_positions: int | None) -> None:
         """From now on rows are held against what the model can look up; see `DataSettings`."""
-        limits = {"num_embeddings": num_embeddings, "num_positions": num_positions}
-        self._settings = {name: replace(settings, **limits) for name, settings in self._settings.items()}
-        self._evaluation = replace(self._evaluation, **limits)
+
+        def limited(settings: DataSettings) -> DataSettings:
+            return replace(settings, num_embeddings=num_embeddings, num_positions=num_positions)
+
+        self._settings = {name: limited(settings) for name, settings in self._settings.items()}
+        self._evaluation = limited(self._evaluation)
 
     def prepare(self, dataset: Any, name: str) -> Any:
         """One data set, ready for training; what it holds, and what was cut or dropped, is said aloud."""
