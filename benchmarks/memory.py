@@ -34,7 +34,7 @@ from sartor.engine.precision import Masters
 from sartor.engine.traits import read_traits
 from sartor.memory import optimizers
 from sartor.memory.prediction import Component, Prediction
-from sartor.memory.simulate import Known, Training, Work, imagined, simulate, simulate_model
+from sartor.memory.simulate import Known, Training, Work, meta_model_of, simulate, simulate_model
 from sartor.records import EngineSettings, Example, Layout, Plan
 from sartor.run.transaction import simulated_update
 
@@ -225,7 +225,7 @@ def compare(
     key = (cell.architecture, cell.precision, cell.is_lora)
     shared = {} if shared is None else shared
     if key not in shared:
-        shared[key] = imagined(config, plan.compute_dtype, trained), {}
+        shared[key] = meta_model_of(config, plan.compute_dtype, trained), {}
     model, known = shared[key]
     for updates in [one for one in known if one[0] == "updates"]:  # of another optimizer
         del known[updates]

@@ -58,7 +58,7 @@ def record(command: Sequence[str], columns: int, history: int = 4000) -> list[li
             break
         if not data:
             break
-        stream.feed(data)
+        stream.data_loader(data)
     _, status = os.waitpid(child, 0)
     if status != 0:
         raise SystemExit(f"the command failed: {os.waitstatus_to_exitcode(status)}")

@@ -62,7 +62,7 @@ def train(given: argparse.Namespace, *, stretches: int, is_saved: Callable[[int]
     from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
     from sartor import SFTConfig, SFTTrainer
-    from sartor.run.background import Writer
+    from sartor.run.snapshot import Writer
     from sartor.trainer.checkpoints import Checkpoints
 
     times = Times()

@@ -186,10 +186,10 @@ def die() -> None:
 
 def count_operations(plan: Plan) -> Callable[[], int]:
     """Count the steps of saves, and die within the one that the plan names; returns how many there were."""
-    from sartor.run import background, checkpoint, tensor_file
+    from sartor.run import checkpoint, snapshot, tensor_file
     from sartor.trainer import model_files, saving
 
-    background.SMALL_BYTES = 0  # tiny tensors are read while training goes on, as a real model's are
+    snapshot.SMALL_BYTES = 0  # tiny tensors are read while training goes on, as a real model's are
     done = 0
 
     def counted(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,11 +10,11 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from sartor.memory.search import Freedom, Setting, Way
+from sartor.memory.search import ExecutionOptions, SearchSpace, Setting
 
 
 def between_corners(
-    free: Freedom, needed: Callable[[Setting], int], saved: Callable[[Way], int] = lambda way: 0
+    free: SearchSpace, needed: Callable[[Setting], int], saved: Callable[[ExecutionOptions], int] = lambda execution: 0
 ) -> Callable[[Setting, int], float]:
     """An estimate for `search`.
 
@@ -29,14 +29,14 @@ def between_corners(
         fewer = tuple(count for count in free.tokens if count < most_tokens)
         tokens = fewer if setting.micro_batch_tokens < most_tokens else (most_tokens,)
         rows = free.rows[-1:] if setting.loss_chunk_rows == free.rows[-1] else free.rows
-        plain = replace(free.ways[0], recomputes_cheap=setting.way.recomputes_cheap)
-        box = Freedom(tokens, free.layers, rows, free.ways)
-        return interpolated(box, needed, replace(setting, way=plain)) - saved(setting.way) + saved(plain)
+        plain = replace(free.executions[0], recomputes_cheap=setting.execution.recomputes_cheap)
+        box = SearchSpace(tokens, free.layers, rows, free.executions)
+        return interpolated(box, needed, replace(setting, execution=plain)) - saved(setting.execution) + saved(plain)
 
     return about
 
 
-def interpolated(box: Freedom, needed: Callable[[Setting], int], setting: Setting) -> float:
+def interpolated(box: SearchSpace, needed: Callable[[Setting], int], setting: Setting) -> float:
     """About what a setting needs: on the line between the corners of a box around it."""
     axes = (
         _ends(box.tokens, setting.micro_batch_tokens),
@@ -45,7 +45,7 @@ def interpolated(box: Freedom, needed: Callable[[Setting], int], setting: Settin
     )
     total = 0.0
     for (tokens, a), (layers, b), (rows, c) in itertools.product(*axes):
-        total += a * b * c * needed(Setting(tokens, layers, rows, setting.way))
+        total += a * b * c * needed(Setting(tokens, layers, rows, setting.execution))
     return total
 
 

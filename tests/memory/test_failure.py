@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from sartor.errors import DefectWarning
-from sartor.memory import foresight, stage
+from sartor.memory import estimates, simulated_step
 from sartor.memory.failure import reason_of
 from sartor.memory.simulate import simulate_model
 from sartor.trainer import planning
@@ -119,9 +119,9 @@ def test_a_defect_of_our_own_fails_the_tests_and_not_a_users_run(
     if defect == "TypeError":
         monkeypatch.setattr(planning, "pass_bytes", None)
     elif defect == "KeyError":
-        monkeypatch.setattr(foresight, "simulate_model", lambda *given, **named: simulate_model(*given[:4], Forgets()))
+        monkeypatch.setattr(estimates, "simulate_model", lambda *given, **named: simulate_model(*given[:4], Forgets()))
     else:
-        monkeypatch.setattr(stage, "scratch", None)
+        monkeypatch.setattr(simulated_step, "scratch", None)
     with pytest.raises(DefectWarning, match=f"defect of Sartor's: {defect}"):
         tiny.trainer(tmp_path / "tests", max_steps=1).train()
     trainer = tiny.trainer(tmp_path / "user", max_steps=1)

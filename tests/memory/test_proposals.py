@@ -10,10 +10,10 @@ from benchmarks import memory_models
 from benchmarks.memory import plan_of
 
 from sartor.engine.traits import read_traits
-from sartor.memory.foresight import Memory, Shape
+from sartor.memory.estimates import Memory, Shape
 from sartor.memory.proposals import Case, proposals
-from sartor.memory.search import Setting, Way
-from sartor.memory.simulate import Training, imagined
+from sartor.memory.search import ExecutionOptions, Setting
+from sartor.memory.simulate import Training, meta_model_of
 from sartor.memory.speed import Batch, sizes_of
 
 
@@ -24,8 +24,8 @@ def case() -> Case:
     config.num_hidden_layers = 2
     training = Training()
     plan = replace(plan_of(config, tokens=256, compute="bfloat16", recomputes=True), device="cuda")
-    model = imagined(config, "bfloat16", training)
-    setting = Setting(256, 2, 64, Way(implementation="fused", states="host"))
+    model = meta_model_of(config, "bfloat16", training)
+    setting = Setting(256, 2, 64, ExecutionOptions(implementation="fused", states="host"))
     sizes = sizes_of(read_traits(model), model)
     shape = Shape(256, 1_024, 1.0, Batch(1_024, 1_024, 256))
 

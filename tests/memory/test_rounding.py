@@ -12,11 +12,11 @@ from benchmarks.memory import Cell, Options, compare, plan_of
 
 from sartor.memory import optimizers, proposals
 from sartor.memory.consumers import what_consumes
-from sartor.memory.foresight import Memory, Shape
+from sartor.memory.estimates import Memory, Shape
 from sartor.memory.prediction import Component
 from sartor.memory.proposals import Case
-from sartor.memory.search import Setting, Way
-from sartor.memory.simulate import imagined, simulate
+from sartor.memory.search import ExecutionOptions, Setting
+from sartor.memory.simulate import meta_model_of, simulate
 from sartor.memory.speed import Batch, Sizes, sizes_of
 from sartor.memory.training import Training, Work
 from sartor.records import EngineSettings, Plan
@@ -123,12 +123,12 @@ def case(available: int, *, states: str = "host", compute: str = "bfloat16", **t
     config.num_hidden_layers = 2
     taken = Training(update=simulated_update, **training)
     base = dataclasses.replace(plan_of(config, tokens=256, compute=compute, recomputes=True), device="cuda")
-    model = imagined(config, compute, taken)
+    model = meta_model_of(config, compute, taken)
     from sartor.engine.traits import read_traits
 
     sizes = sizes_of(read_traits(model), model)
     shape = Shape(256, 1_024, 1.0, Batch(1_024, 1_024, 256))
-    setting = Setting(256, 2, 64, Way(implementation="fused", states=states))
+    setting = Setting(256, 2, 64, ExecutionOptions(implementation="fused", states=states))
 
     def seconds(changed: Sizes, setting: Setting, shape: Shape, plan: Plan) -> float:
         return 2.0 if plan.stochastic_rounding else 1.0

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from sartor.engine import attention
 from sartor.engine.traits import read_traits
 from sartor.errors import ConfigurationError
-from sartor.memory import foresight, plan_text, rates
+from sartor.memory import estimates, plan_text, rates
 from sartor.memory.decide import Decider, Proposal
-from sartor.memory.foresight import Foresight, Memory, Shape
+from sartor.memory.estimates import Memory, MemoryEstimates, Shape
 from sartor.memory.prediction import Component, Prediction, Stretch
-from sartor.memory.search import Freedom, Setting, Way, freedom, search
-from sartor.memory.simulate import Known, Training, imagined
+from sartor.memory.search import ExecutionOptions, SearchSpace, Setting, search, search_space
+from sartor.memory.simulate import Known, Training, meta_model_of
 from sartor.memory.speed import Batch, Sizes, sizes_of, step_seconds
 from sartor.records import Layout, Plan
 from tests.memory.lines import between_corners, interpolated
@@ -29,8 +29,8 @@ from tests.memory.lines import between_corners, interpolated
 LAYERS = 8
 
 
-def all_free(longest: int = 300, most: int = 2_048) -> Freedom:
-    return freedom(
+def all_free(longest: int = 300, most: int = 2_048) -> SearchSpace:
+    return search_space(
         tokens=None,
         layers=None,
         rows=None,
@@ -114,7 +114,7 @@ def test_less_memory_takes_longer_and_some_layers_come_before_all() -> None:
 
 
 def test_a_value_between_corners_is_on_or_under_the_line_in_tokens_and_layers() -> None:
-    box = Freedom(all_free().tokens, all_free().layers, (64,))
+    box = SearchSpace(all_free().tokens, all_free().layers, (64,))
     for tokens in box.tokens:
         for layers in box.layers:
             setting = Setting(tokens, layers, 64)
@@ -122,7 +122,7 @@ def test_a_value_between_corners_is_on_or_under_the_line_in_tokens_and_layers() 
 
 
 def test_what_the_user_chose_is_the_only_choice() -> None:
-    free = freedom(tokens=100, layers=LAYERS, rows=7, smallest_tokens=300, largest_tokens=2_048, num_layers=LAYERS,
+    free = search_space(tokens=100, layers=LAYERS, rows=7, smallest_tokens=300, largest_tokens=2_048, num_layers=LAYERS,
                    largest_rows=1_024)  # fmt: skip
     assert search(free, needs, takes, 10**9, between_corners(free, needs))[0] == Setting(100, LAYERS, 7) == free.leanest
 
@@ -200,7 +200,7 @@ def deciding(available: int, needed: Callable[[Setting], int]) -> Decider:
     """A decider whose predictions are given."""
     plan = Plan(Layout.FLAT_DOCUMENTS, 1_024, False, 1_024, "sdpa", "float32", "float32", 1, "cpu")
     shape = Shape(300, 5_000, 1.0, Batch(4_000, 4_000, 100), num_steps=10)
-    found = Foresight(torch.nn.Linear(1, 1), plan, shape, Training(), Memory(available, reserve_bytes=0))
+    found = MemoryEstimates(torch.nn.Linear(1, 1), plan, shape, Training(), Memory(available, reserve_bytes=0))
 
     def foreseen(setting: Setting, num_layers: int, *, is_rough: bool = False) -> Prediction:
         return prediction(needed(setting))
@@ -210,7 +210,7 @@ def deciding(available: int, needed: Callable[[Setting], int]) -> Decider:
 
 
 def test_margin_losses_and_reserve_are_kept_free_and_what_is_held_counts_once() -> None:
-    found = deciding(0, needs)._foresight
+    found = deciding(0, needs)._estimates
     found.memory = Memory(0, held_bytes=400, reserve_bytes=50)
     assert found.needed_bytes(prediction(1_000, margin=20, losses=1.5)) == 600 * 1.5 + 20 + 50
 
@@ -229,27 +229,30 @@ def test_what_does_not_fit_is_said_with_the_bytes_that_are_missing() -> None:
     assert deciding(leanest, needs).decide(compares=False).missing_bytes == 0
 
 
-def simulating(available: int, known: Known) -> tuple[Decider, Foresight]:
+def simulating(available: int, known: Known) -> tuple[Decider, MemoryEstimates]:
     """A decider that simulates a model of twelve layers, 1,000 tokens at once at most."""
     config = memory_models.small("llama, tied")
     config.num_hidden_layers = 12
     training = Training(arrival_dtype="bfloat16")
-    model = imagined(config, "float32", training)
+    model = meta_model_of(config, "float32", training)
     plan = Plan(Layout.FLAT_DOCUMENTS, 1_024, False, 1_024, attention.NAME, "float32", "float32", 1, "cpu",
                 optimizer_implementation="fused")  # fmt: skip
     shape = Shape(300, 5_000, 1.0, Batch(3_000, 3_000, 300))
-    found = Foresight(model, plan, shape, training, Memory(available))
+    found = MemoryEstimates(model, plan, shape, training, Memory(available))
     found._few_layers = known
-    ways = (Way(False, "fused"), Way(True, "fused"))
-    free = freedom(tokens=None, layers=None, rows=1_024, smallest_tokens=300, largest_tokens=1_000, num_layers=12,
-                   largest_rows=1_024, ways=ways)  # fmt: skip
+    executions = (ExecutionOptions(False, "fused"), ExecutionOptions(True, "fused"))
+    free = search_space(tokens=None, layers=None, rows=1_024, smallest_tokens=300, largest_tokens=1_000, num_layers=12,
+                   largest_rows=1_024, executions=executions)  # fmt: skip
     return Decider(found, free, sizes_of(read_traits(model), model), rates.measured(1e11, "cpu", "float32")), found
 
 
 def test_estimates_from_three_simulations_choose_as_well_as_the_line_between_corners() -> None:
     known: Known = {}
     decider, _ = simulating(10**12, known)
-    most, least = decider.needed(Setting(1_000, 0, 1_024, Way(False, "fused"))), decider.needed(decider._free.leanest)
+    most, least = (
+        decider.needed(Setting(1_000, 0, 1_024, ExecutionOptions(False, "fused"))),
+        decider.needed(decider._free.leanest),
+    )
     for eighths in (2, 6):
         available = least + (most - least) * eighths // 8
         decider, here = simulating(available, known)
@@ -266,23 +269,23 @@ def test_estimates_from_three_simulations_choose_as_well_as_the_line_between_cor
 
 def test_an_estimate_counts_what_the_hosts_memory_spares() -> None:
     decider, _ = simulating(10**12, {})
-    device = Setting(512, 6, 1_024, Way(False, "fused"))
-    host = replace(device, way=replace(device.way, states="host"))
+    device = Setting(512, 6, 1_024, ExecutionOptions(False, "fused"))
+    host = replace(device, execution=replace(device.execution, states="host"))
     one, other = (decider._about(decider._free, setting, 1_000) for setting in (device, host))
     assert one - other == 8 * decider._sizes.trained_weights
 
 
 def test_where_rough_simulations_are_wrong_all_are_made_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
     decider, here = simulating(10**12, {})
-    available = decider.needed(Setting(1_000, 0, 1_024, Way(False, "fused"))) * 6 // 10
+    available = decider.needed(Setting(1_000, 0, 1_024, ExecutionOptions(False, "fused"))) * 6 // 10
     decider, here = simulating(available, here._few_layers)
-    simulated = foresight.simulate_model
+    simulated = estimates.simulate_model
 
     def too_low(*given: Any, is_rough: bool) -> Prediction:
         found = simulated(*given, is_rough=is_rough)
         return prediction(1) if is_rough else found
 
-    monkeypatch.setattr(foresight, "simulate_model", too_low)
+    monkeypatch.setattr(estimates, "simulate_model", too_low)
     decision = decider.decide(compares=False)
     assert not here.is_rough_exact
     assert decision.fits
@@ -290,7 +293,7 @@ def test_where_rough_simulations_are_wrong_all_are_made_in_full(monkeypatch: pyt
 
 
 def test_states_on_the_host_say_what_they_take_of_its_memory() -> None:
-    setting = Setting(1_024, 0, 64, Way(implementation="fused", states="host"))
+    setting = Setting(1_024, 0, 64, ExecutionOptions(implementation="fused", states="host"))
     assert plan_text.optimizer_in_words(setting, 64_200_000_000) == (
         "optimizer states on the host (64.2 GB of its memory), its step fused"
     )

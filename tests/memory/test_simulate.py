@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM
 
 from sartor.engine.precision import Masters, autocast
 from sartor.errors import ConfigurationError
-from sartor.memory import optimizers, sketches, stage
+from sartor.memory import layer_subsets, optimizers, simulated_step
 from sartor.memory.prediction import Component, Prediction, Stretch
-from sartor.memory.simulate import Training, Work, imagined, simulate, simulate_model
+from sartor.memory.simulate import Training, Work, meta_model_of, simulate, simulate_model
 from sartor.memory.training import Asked
 from sartor.records import EngineSettings, Plan
 from sartor.run.transaction import Update
@@ -57,9 +57,9 @@ def test_the_peak_is_what_the_allocator_counts(cell: Cell) -> None:
 def _quick_and_full(
     config: Any, plan: Plan, training: Training, monkeypatch: pytest.MonkeyPatch, work: Work = ONE
 ) -> tuple[Prediction, Prediction]:
-    monkeypatch.setattr(sketches, "are_less_work", lambda chosen, kinds: True)
+    monkeypatch.setattr(layer_subsets, "are_less_work", lambda chosen, kinds: True)
     quick = simulate(config, plan, work, training)
-    monkeypatch.setattr(sketches, "are_less_work", lambda chosen, kinds: False)
+    monkeypatch.setattr(layer_subsets, "are_less_work", lambda chosen, kinds: False)
     return quick, simulate(config, plan, work, training)
 
 
@@ -125,7 +125,7 @@ def test_settings_that_differ_in_recomputed_layers_share_what_was_simulated() ->
     config = memory_models.small("llama, tied")
     config.num_hidden_layers = 30
     plan = plan_of(config, tokens=200, compute="float32", recomputes=True)
-    model, known = imagined(config, "float32", Training()), {}  # type: Any, dict[Any, Any]
+    model, known = meta_model_of(config, "float32", Training()), {}  # type: Any, dict[Any, Any]
     peaks = []
     for layers in (12, 18):
         found = simulate_model(model, dataclasses.replace(plan, recomputed_layers=layers), ONE, Training(), known)
@@ -138,7 +138,7 @@ def test_memory_that_is_not_affine_in_layers_is_simulated_in_full(monkeypatch: p
     config = memory_models.small("llama, tied")
     config.num_hidden_layers = 13
     plan = plan_of(config, tokens=200, compute="float32", recomputes=False)
-    passes = stage.passes
+    passes = simulated_step.passes
 
     def curved(*given: Any, only_last: bool) -> list[Stretch]:
         return [
@@ -146,7 +146,7 @@ def test_memory_that_is_not_affine_in_layers_is_simulated_in_full(monkeypatch: p
             for one in passes(*given, only_last=only_last)
         ]
 
-    monkeypatch.setattr(stage, "passes", curved)
+    monkeypatch.setattr(simulated_step, "passes", curved)
     assert "not affine" in simulate(config, plan, ONE).notes[0]
 
 
@@ -165,7 +165,7 @@ def test_what_settings_share_is_what_each_needs_by_itself(device: str) -> None:
     config.num_hidden_layers = 13
     plan = plan_of(config, tokens=200, compute="float32", recomputes=False)
     plan = dataclasses.replace(plan, device=device, optimizer_implementation="fused")
-    model, known = imagined(config, "float32", Training()), {}  # type: Any, dict[Any, Any]
+    model, known = meta_model_of(config, "float32", Training()), {}  # type: Any, dict[Any, Any]
     for number, changes in enumerate(SHARING):
         changed: Any = changes
         setting = dataclasses.replace(plan, **changed)

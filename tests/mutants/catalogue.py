@@ -348,10 +348,10 @@ LOSS = (
     ),
     Mutant(
         "who watches a model sees imagined passes",
-        "src/sartor/memory/imagine.py",
+        "src/sartor/memory/meta_model.py",
         "for name in _HOOKS if name in vars(module)",
         "for name in ()",
-        ("tests/memory/test_imagine.py",),
+        ("tests/memory/test_meta_model.py",),
     ),
     Mutant(
         "label smoothing with the wrong sign",
@@ -1187,14 +1187,14 @@ def resumed(case: str) -> str:
 CHECKPOINTS = (
     Mutant(
         "generator state not restored",
-        f"{TRAINER}/driving.py",
+        f"{TRAINER}/train_loop.py",
         "self.feed.start_at(self._cursor, self._find_generators, stops=stops)",
         "self.feed.start_at(self._cursor, lambda: None, stops=stops)",
         (resumed("test_a_stopped_run_ends_as_one_that_was_not[full]"),),
     ),
     Mutant(
         "generators copied before on_step_end",
-        f"{TRAINER}/driving.py",
+        f"{TRAINER}/train_loop.py",
         "        self._generators = generator_states()\n        if control.should_evaluate:",
         "        if control.should_evaluate:",
         ("tests/whole/test_draws.py::test_how_often_a_run_saves_does_not_change_what_it_draws",),
@@ -1222,7 +1222,7 @@ CHECKPOINTS = (
     ),
     Mutant(
         "cursor off by one",
-        f"{TRAINER}/feed.py",
+        f"{TRAINER}/data_loader.py",
         'skip = int(start["optimizer_batches"]) if',
         'skip = int(start["optimizer_batches"]) + 1 if',
         (resumed("test_a_stopped_run_ends_as_one_that_was_not[full]"),),
@@ -1268,7 +1268,7 @@ CHECKPOINTS = (
     ),
     Mutant(
         "sums since the last log not restored",
-        f"{TRAINER}/driving.py",
+        f"{TRAINER}/train_loop.py",
         '        self.window.load_state(drive["window"], trainer.args.device)',
         "        pass",
         (resumed("test_a_stopped_run_ends_as_one_that_was_not[full]"),),
@@ -1282,14 +1282,14 @@ CHECKPOINTS = (
     ),
     Mutant(
         "masters taken from weights that an own save_model rounded",
-        f"{TRAINER}/draft.py",
+        f"{TRAINER}/checkpoint_writer.py",
         "    if one.dtype != other.dtype or one.shape != other.shape:",
         "    if one.dtype != other.dtype:\n        return True\n    if one.shape != other.shape:",
         ("tests/trainer/test_model_files.py::test_a_checkpoint_that_only_transformers_can_write_is_gone_on_from",),
     ),
     Mutant(
         "a tensor of the model returned before the state was written",
-        f"{TRAINER}/draft.py",
+        f"{TRAINER}/checkpoint_writer.py",
         "stay.__contains__",
         "lambda name: False",
         (
@@ -1320,17 +1320,17 @@ CHECKPOINTS = (
     ),
     Mutant(
         "what is lent not copied before it changes",
-        f"{RUN}/background.py",
+        f"{RUN}/snapshot.py",
         "            copies = {name: _copied(self._tensors[name]) for name in self._versions}",
         "            copies = {name: self._tensors[name] for name in self._versions}",
-        ("tests/run/test_background.py::test_what_is_being_read_is_waited_for_and_the_rest_is_copied",),
+        ("tests/run/test_snapshot.py::test_what_is_being_read_is_waited_for_and_the_rest_is_copied",),
     ),
     Mutant(
         "a model that is due not waited for",
-        f"{RUN}/background.py",
+        f"{RUN}/snapshot.py",
         "            self._changed.wait_for(lambda: not self._model_is_due)\n",
         "",
-        ("tests/run/test_background.py::test_a_model_that_is_due_is_waited_for_even_if_its_reading_has_not_begun",),
+        ("tests/run/test_snapshot.py::test_a_model_that_is_due_is_waited_for_even_if_its_reading_has_not_begun",),
     ),
     Mutant(
         "a callback that changes weights finds them lent",
@@ -1341,14 +1341,14 @@ CHECKPOINTS = (
     ),
     Mutant(
         "a checkpoint saved while lines of metrics wait for room",
-        f"{TRAINER}/driving.py",
+        f"{TRAINER}/train_loop.py",
         "        if self.journal.num_waiting:",
         "        if False:",
         (resumed("test_lines_of_metrics_that_have_no_room_wait_for_it"),),
     ),
     Mutant(
         "an evaluation that memory ended is not done anew",
-        f"{TRAINER}/driving.py",
+        f"{TRAINER}/train_loop.py",
         "        except (KeyboardInterrupt, Terminated, OutOfMemoryError):",
         "        except (KeyboardInterrupt, Terminated):",
         ("tests/run/test_out_of_memory.py::test_an_evaluation_that_memory_ended_is_done_anew_and_logged_once",),
@@ -1376,7 +1376,7 @@ CHECKPOINTS = (
     ),
     Mutant(
         "half an update may be saved",
-        f"{TRAINER}/driving.py",
+        f"{TRAINER}/train_loop.py",
         "                self.is_whole = False  # until",
         "                self.is_whole = True  # until",
         (resumed("test_a_defect_in_the_middle_of_an_update_saves_nothing"),),
@@ -1416,14 +1416,14 @@ SHARING = (
     ),
     Mutant(
         "a callback's stop binds the next job",
-        f"{TRAINER}/driving.py",
+        f"{TRAINER}/train_loop.py",
         '        control["should_training_stop"] = has_ended',
         '        has_ended = has_ended or control["should_training_stop"]',
         ("tests/trainer/test_stopping.py",),
     ),
     Mutant(
         "an epoch in which a run was stopped counts as trained",
-        f"{TRAINER}/driving.py",
+        f"{TRAINER}/train_loop.py",
         "        if self.trainer.control.should_training_stop and num_device_batches < self.steps_in_epoch:",
         "        if False:",
         ("tests/trainer/test_stopping.py",),
@@ -1504,14 +1504,14 @@ REHEARSED = "tests/trainer/test_rehearsal.py"
 REHEARSAL = (
     Mutant(
         "rehearsal leaves gradients",
-        f"{TRAINER}/rehearsing.py",
+        f"{TRAINER}/rehearsal.py",
         "        self._updater.discard()\n",
         "        pass\n",
         (f"{REHEARSED}::test_everything_is_put_back",),
     ),
     Mutant(
         "rehearsal moves generators",
-        f"{TRAINER}/rehearsing.py",
+        f"{TRAINER}/rehearsal.py",
         "        restore_generators(generators)\n",
         "",
         (f"{REHEARSED}::test_weights_are_the_same_bit_for_bit_with_and_without",),
@@ -1532,14 +1532,14 @@ REHEARSAL = (
     ),
     Mutant(
         "rehearsal of an easy micro-batch",
-        f"{TRAINER}/rehearsing.py",
+        f"{TRAINER}/rehearsal.py",
         "best = max(found, key=measure)",
         "best = min(found, key=measure)",
         (f"{REHEARSED}::test_the_largest_micro_batch_of_the_run_is_taken",),
     ),
     Mutant(
         "a forecast that was too low stays",
-        f"{TRAINER}/rehearsing.py",
+        f"{TRAINER}/rehearsal.py",
         "pass_bytes=plan.pass_bytes + more",
         "pass_bytes=plan.pass_bytes",
         (f"{REHEARSED}::test_a_forecast_that_was_too_low_is_corrected_before_the_run_and_rehearsed_again",),
@@ -1615,7 +1615,7 @@ PLANNING = (
     ),
     Mutant(
         "margin dropped",
-        "src/sartor/memory/foresight.py",
+        "src/sartor/memory/estimates.py",
         "prediction.overhead_bytes + prediction.margin_bytes + self.memory",
         "prediction.overhead_bytes + self.memory",
         (SEARCHED,),
@@ -1630,7 +1630,7 @@ PLANNING = (
 )
 
 RECOMPUTED = "tests/engine/test_recompute.py"
-WAYS_TESTED = "tests/memory/test_ways.py"
+WAYS_TESTED = "tests/memory/test_execution_options.py"
 STREAMED = "tests/run/test_host_states.py"
 
 WAYS = (
@@ -1722,7 +1722,7 @@ WAYS = (
         f"{TRAINER}/training.py",
         "    set_implementation(trainer.optimizer, engine.plan.optimizer_implementation)\n",
         "",
-        ("tests/trainer/test_ways.py::test_the_implementation_that_was_asked_for_is_taken",),
+        ("tests/trainer/test_execution_options.py::test_the_implementation_that_was_asked_for_is_taken",),
     ),
     Mutant(
         "recomputing only what is cheap is never searched",

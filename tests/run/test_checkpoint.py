@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from sartor.errors import ConfigurationError
-from sartor.run import background, checkpoint, tensor_file
+from sartor.run import checkpoint, snapshot, tensor_file
 from tests import kill_calls
 
 ROOT = Path(__file__).parents[2]
@@ -385,7 +385,7 @@ def test_what_is_written_is_a_file_of_safetensors(tmp_path: Path, monkeypatch: p
         "turned": torch.arange(12, dtype=torch.float32).reshape(3, 4).T,
         'ä "quoted"': torch.ones(2, 1, 3, dtype=torch.bfloat16),
     }
-    tensor_file.write(tmp_path / "file", background.Loan(tensors))
+    tensor_file.write(tmp_path / "file", snapshot.Snapshot(tensors))
     with safe_open(tmp_path / "file", "pt") as file:
         assert set(file.keys()) == set(tensors)
         for name, tensor in tensors.items():
@@ -425,7 +425,7 @@ def test_a_file_is_the_same_past_the_cache_or_through_it(
     elif direct == "not these sizes":
         monkeypatch.setattr(os, "write", refuses_first)
     tensors = {"a": torch.randn(3000), "b": torch.arange(5), "c": torch.randn(70, 70).to(torch.bfloat16)}
-    checksums = tensor_file.write(tmp_path / "file", background.Loan(tensors))
+    checksums = tensor_file.write(tmp_path / "file", snapshot.Snapshot(tensors))
     monkeypatch.undo()
     monkeypatch.setattr(tensor_file, "BLOCK_BYTES", block_bytes)
     assert checksums == checkpoint._checksums(tmp_path / "file")

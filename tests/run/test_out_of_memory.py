@@ -19,7 +19,7 @@ from sartor.errors import ForeseenMemoryError, OutOfMemoryError
 from sartor.records import Example
 from sartor.run.evaluate import evaluate
 from sartor.run.loop import OptimizerBatch
-from sartor.run.recover import FORGIVEN_EVERY, NoGuard, Recovery, is_out_of_memory
+from sartor.run.recover import AGAIN_EVERY, NoGuard, Recovery, is_out_of_memory
 from sartor.run.stepper import EngineStepper, Updater
 from sartor.run.transaction import Update
 from sartor.trainer.sampling import NO_ANSWER
@@ -188,7 +188,7 @@ def test_a_users_own_loss_is_redone_from_the_start_of_its_batch(
 def recovery_of(engine: Engine, **options: Any) -> tuple[Recovery, list[str]]:
     heard: list[str] = []
     recovery = Recovery(engine, tell=lambda incident, plan: heard.append(incident.remedy), **options)
-    recovery._forgiven_at = 0  # nothing is forgiven in these tests
+    recovery._tried_again_at = 0  # nothing is tried_again in these tests
     recovery.step = 1
     return recovery, heard
 
@@ -252,17 +252,17 @@ def test_one_failure_in_a_hundred_steps_is_forgiven() -> None:
     engine = engine_of(tiny.make_model())
     recovery = Recovery(engine)
     recovery.step = 7
-    assert recovery.forgive() is not None
-    recovery.step = 6 + FORGIVEN_EVERY
-    assert recovery.forgive() is None
-    recovery.step = 7 + FORGIVEN_EVERY
-    assert recovery.forgive() is not None
+    assert recovery.try_again() is not None
+    recovery.step = 6 + AGAIN_EVERY
+    assert recovery.try_again() is None
+    recovery.step = 7 + AGAIN_EVERY
+    assert recovery.try_again() is not None
 
 
 def test_other_errors_are_raised_as_they_are_and_memorys_are_known() -> None:
     engine = engine_of(tiny.make_model())
     with pytest.raises(RuntimeError, match="shapes"):
-        Recovery(engine).survive("forward", _shapes, lambda: "x")
+        Recovery(engine).retry("forward", _shapes, lambda: "x")
     known = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
     assert is_out_of_memory(RuntimeError(known))
     assert is_out_of_memory(MemoryError())

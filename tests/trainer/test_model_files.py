@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM
 
 from sartor import SFTTrainer
 from sartor.run import checkpoint
-from sartor.run.background import Loan
+from sartor.run.snapshot import Snapshot
 from sartor.trainer import model_files as module
-from sartor.trainer.draft import Draft
+from sartor.trainer.checkpoint_writer import CheckpointWriter
 from sartor.trainer.model_files import ModelFiles, model_files
 from tests.engine.architectures import ARCHITECTURES, make
 from tests.trainer import tiny
@@ -34,9 +34,9 @@ def own(parameter: torch.nn.Parameter) -> torch.dtype:
 
 def written(files: ModelFiles, folder: Path) -> Path:
     files.write_configuration(folder)
-    loan = Loan(dict(files.tensors))
-    files.write_weights(folder, loan, {name: name for name in files.tensors}, lambda name: False)
-    assert not list(loan)
+    snapshot = Snapshot(dict(files.tensors))
+    files.write_weights(folder, snapshot, {name: name for name in files.tensors}, lambda name: False)
+    assert not list(snapshot)
     return folder
 
 
@@ -99,11 +99,14 @@ def test_a_checkpoint_of_a_published_model_is_loaded_as_the_model_that_was_train
     dtype: torch.dtype, only_model: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the dtype it is published in; and the state holds float32 masters where that is another, and only there."""
-    save = Draft.write_rest
-    ways: list[bool] = []
-    monkeypatch.setattr(
-        Draft, "write_rest", lambda draft: (ways.append(draft.files is not None), save(draft))[1]
-    )  # fmt: skip
+    save = CheckpointWriter.write_rest
+    has_files: list[bool] = []
+
+    def noted(writer: CheckpointWriter) -> Any:
+        has_files.append(writer.files is not None)
+        return save(writer)
+
+    monkeypatch.setattr(CheckpointWriter, "write_rest", noted)
     trainer = tiny.trainer(
         tmp_path, model=tiny.make_model(dtype=dtype), max_steps=2, save_strategy="steps", save_steps=2,
         save_only_model=only_model,
@@ -111,7 +114,7 @@ def test_a_checkpoint_of_a_published_model_is_loaded_as_the_model_that_was_train
     trainer.train()
     folder = tmp_path / "checkpoint-2"
     checkpoint.verify(folder)
-    assert ways == [True]
+    assert has_files == [True]
     loaded = AutoModelForCausalLM.from_pretrained(folder)
     assert loaded.dtype == dtype
     for name, parameter in trainer.model.named_parameters():
@@ -143,11 +146,11 @@ def experts(dtype: torch.dtype) -> Any:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("way", ["experts", "own"])
 def test_a_checkpoint_that_only_transformers_can_write_is_gone_on_from(
-    way: str, dtype: torch.dtype, tmp_path: Path
+    execution: str, dtype: torch.dtype, tmp_path: Path
 ) -> None:
     def trainer(folder: Path) -> SFTTrainer:
-        model = experts(dtype) if way == "experts" else tiny.make_model(dtype=dtype)
-        kind = Own if way == "own" else SFTTrainer
+        model = experts(dtype) if execution == "experts" else tiny.make_model(dtype=dtype)
+        kind = Own if execution == "own" else SFTTrainer
         return tiny.trainer(folder, model=model, kind=kind, max_steps=5, save_strategy="steps", save_steps=3)
 
     whole = trainer(tmp_path / "whole")

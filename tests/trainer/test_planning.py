@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sartor.memory import foresight
+from sartor.memory import estimates
 from sartor.memory.plan import read_plan
 from sartor.trainer import planning
 from tests.trainer import tiny
@@ -86,7 +86,7 @@ def test_where_the_simulation_fails_the_run_goes_on_by_rules_of_thumb(
         raise RuntimeError("no fake kernel")
 
     monkeypatch.setattr(planning, "TINY_BYTES", 0)
-    monkeypatch.setattr(foresight, "simulate_model", refuse)
+    monkeypatch.setattr(estimates, "simulate_model", refuse)
     trainer = tiny.trainer(tmp_path, max_steps=1)
     trainer.train()
     assert trainer.plan.predicted_bytes == {}

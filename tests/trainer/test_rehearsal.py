@@ -14,7 +14,7 @@ import torch
 
 from sartor.engine.step import Engine
 from sartor.errors import OutOfMemoryError
-from sartor.memory import rehearse
+from sartor.memory import worst_batch
 from sartor.run.state import generator_states
 from tests.trainer import tiny
 
@@ -199,11 +199,11 @@ def test_tiny_runs_are_not_rehearsed_unasked(tmp_path: Path) -> None:
 
 
 def test_a_run_is_rehearsed_unasked_where_it_costs_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rehearse, "SMALLEST_RUN_S", 0)
+    monkeypatch.setattr(worst_batch, "SMALLEST_RUN_S", 0)
     assert run(tmp_path / "short").memory is None
-    assert run(tmp_path / "long", max_steps=rehearse.SMALLEST_STEPS + 60).memory is not None
-    monkeypatch.setattr(rehearse, "LARGEST_SHARE", 0.001)
-    assert run(tmp_path / "costly", max_steps=rehearse.SMALLEST_STEPS + 60).memory is None
+    assert run(tmp_path / "long", max_steps=worst_batch.SMALLEST_STEPS + 60).memory is not None
+    monkeypatch.setattr(worst_batch, "LARGEST_SHARE", 0.001)
+    assert run(tmp_path / "costly", max_steps=worst_batch.SMALLEST_STEPS + 60).memory is None
 
 
 def test_a_stream_and_an_own_loss_say_why_there_is_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

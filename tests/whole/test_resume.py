@@ -26,7 +26,7 @@ from sartor import SFTTrainer
 from sartor.errors import ConfigurationError, DataError, DiskFullError, ModelError, RunFolderError
 from sartor.memory import device
 from sartor.report.metrics import MetricsFile
-from sartor.run import background, checkpoint, state, tensor_file
+from sartor.run import checkpoint, snapshot, state, tensor_file
 from sartor.trainer import resuming
 from sartor.trainer.model_files import ModelFiles
 from tests import kill, kill_calls
@@ -714,7 +714,7 @@ def states_equal(one: Path, other: Path) -> None:
     """Assert that two checkpoints hold the same run, but for when it was."""
     contents = [checkpoint.read_state(folder) for folder in (one, other)]
     for content in contents:
-        content["drive"]["seconds"] = content["journal"] = content["settings"] = None
+        content["train_loop"]["seconds"] = content["metrics_writer"] = content["settings"] = None
         content["metrics_bytes"] = content["plan"] = None
     packed = [state.pack(content, "run") for content in contents]
     assert packed[0][0] == packed[1][0]
@@ -729,7 +729,7 @@ def test_an_update_waits_for_what_is_written_from_the_live_tensors(
     slow: str, memory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the thread is slower than a step, with and without memory for a copy: the bits of the step are written."""
-    monkeypatch.setattr(background, "SMALL_BYTES", 0)
+    monkeypatch.setattr(snapshot, "SMALL_BYTES", 0)
     place, name = (ModelFiles, "write_weights") if slow == "model" else (tensor_file, "_pieces")
     action = getattr(place, name)
     monkeypatch.setattr(place, name, lambda *given: (time.sleep(0.003), action(*given))[1])
@@ -752,7 +752,7 @@ def test_an_update_waits_for_what_is_written_from_the_live_tensors(
 
 def test_a_callback_may_change_weights_between_two_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then a copy is taken before it is called, and what is saved is what the step before it left."""
-    monkeypatch.setattr(background, "SMALL_BYTES", 0)
+    monkeypatch.setattr(snapshot, "SMALL_BYTES", 0)
     pieces = tensor_file._pieces
     monkeypatch.setattr(tensor_file, "_pieces", lambda *given: (time.sleep(0.003), pieces(*given))[1])
 

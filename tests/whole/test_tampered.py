@@ -120,8 +120,8 @@ VALUES: dict[str, list[Any]] = {
     "updater/num_updates": [-1, True, 10**400],
     "updater/scaler": [{"scale": "x"}],
     "control/should_training_stop": [1],
-    "drive/spikes": [{"losses": ["x"], "count": 0}, {"losses": [], "count": 0, "more": 1}],
-    "drive/window/sums/num_targets": [...],
+    "train_loop/spikes": [{"losses": ["x"], "count": 0}, {"losses": [], "count": 0, "more": 1}],
+    "train_loop/window/sums/num_targets": [...],
     "metrics_bytes": [-1, "x"],
     "settings": [[], {}],
     "saved_parameters": [3, [3]],
@@ -149,7 +149,7 @@ VALUES: dict[str, list[Any]] = {
     "schedule/step": [1],
     "schedule/optimizer": [1],
     "buffers": [3],
-    "journal": [{"$": "lambda"}, {"$": "dtype", "value": "ops"}],
+    "metrics_writer": [{"$": "lambda"}, {"$": "dtype", "value": "ops"}],
 }
 
 

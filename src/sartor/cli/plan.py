@@ -15,7 +15,7 @@ from sartor.run.output import readers_may_leave
 
 if TYPE_CHECKING:
     from sartor.config import SFTConfig
-    from sartor.memory.foresight import Shape
+    from sartor.memory.estimates import Shape
     from sartor.memory.rates import Card, Rates
     from sartor.records import Plan
 
@@ -85,15 +85,15 @@ def _decide(
     from sartor.engine.precision import require_bf16
     from sartor.engine.traits import read_traits
     from sartor.memory.decide import Decider
-    from sartor.memory.foresight import PROCESS_BYTES, Foresight, Memory
+    from sartor.memory.estimates import PROCESS_BYTES, Memory, MemoryEstimates
     from sartor.memory.optimizers import options_of
     from sartor.memory.plan import with_optimizer
     from sartor.memory.proposals import with_proposals
-    from sartor.memory.simulate import Training, imagined
+    from sartor.memory.simulate import Training, meta_model_of
     from sartor.memory.speed import sizes_of
     from sartor.run.transaction import simulated_rehearsal, simulated_update
     from sartor.trainer.device_batch import parts
-    from sartor.trainer.planning import freedom_of, ways_of, with_unasked
+    from sartor.trainer.planning import execution_options_of, search_space_of, with_unasked
 
     device = torch.device("cuda" if card is not None or torch.cuda.is_available() else "cpu")
     config = _configuration(request.model, args)
@@ -109,7 +109,7 @@ def _decide(
         lora=peft_config(request.own),
         settings=engine,
     )
-    model = imagined(config, compute, training)
+    model = meta(config, compute, training)
     traits = read_traits(model)
     available, reserve = _memory(card, stated, device, PROCESS_BYTES)
     base = _base_plan(traits, engine, device, compute, compute_reason, shape, available)
@@ -118,12 +118,14 @@ def _decide(
     memory = Memory(available, reserve_bytes=reserve)
     sizes = sizes_of(traits, model)
     speed = _rates(card, device, compute)
-    foresight = Foresight(model, base, shape, training, memory)
-    free = freedom_of(model, traits, engine, base, shape, ways_of(model, base, engine, training, memory))
-    decider = Decider(foresight, free, sizes, speed)
+    estimates = MemoryEstimates(model, base, shape, training, memory)
+    free = search_space_of(
+        model, traits, engine, base, shape, execution_options_of(model, base, engine, training, memory)
+    )
+    decider = Decider(estimates, free, sizes, speed)
     decision = decider.decide(compares=True)
-    decision = with_unasked(decision, decider, foresight, model, traits, engine)
-    decision = with_proposals(decision, config, foresight, sizes)
+    decision = with_unasked(decision, decider, estimates, model, traits, engine)
+    decision = with_proposals(decision, config, estimates, sizes)
     if decision.num_steps is None and args.max_steps > 0:
         decision = replace(decision, num_steps=args.max_steps)
     tokens = decision.chosen.setting.micro_batch_tokens

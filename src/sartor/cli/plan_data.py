@@ -10,7 +10,7 @@ from sartor.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from sartor.config import Settings, SFTConfig
-    from sartor.memory.foresight import Shape
+    from sartor.memory.estimates import Shape
 
 DEFAULT_LENGTH = 1_024
 """Of rows where there are none, and no `max_length`."""
@@ -24,7 +24,7 @@ def shape(request: Request, args: "SFTConfig", settings: "Settings") -> "tuple[S
     """
     if request.data:
         return _of_rows(request, args, settings)
-    from sartor.memory.foresight import Shape
+    from sartor.memory.estimates import Shape
     from sartor.memory.speed import Batch
 
     length = int(args.max_length or DEFAULT_LENGTH)

@@ -1,6 +1,6 @@
 """The decision about a run's memory: search, neighbours, and what would make it fit.
 
-In: a `Foresight`, what the user has chosen, rates.  Out: a frozen `Decision`.
+In: a `MemoryEstimates`, what the user has chosen, rates.  Out: a frozen `Decision`.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from sartor.memory import optimizers
-from sartor.memory.foresight import Foresight, scaled_peak
+from sartor.memory.estimates import MemoryEstimates, scaled_peak
 from sartor.memory.prediction import Prediction
 from sartor.memory.rates import Rates
-from sartor.memory.search import SMALLEST_CHUNK_ROWS, Freedom, Setting, Way, search
+from sartor.memory.search import SMALLEST_CHUNK_ROWS, ExecutionOptions, SearchSpace, Setting, search
 from sartor.memory.speed import Sizes, step_seconds
 from sartor.records import UPDATE_PIECE_BYTES
 
@@ -79,18 +79,18 @@ class Decision:
 class Decider:
     """Chooses and compares settings of one training."""
 
-    def __init__(self, foresight: Foresight, free: Freedom, sizes: Sizes, rates: Rates) -> None:
-        self._foresight = foresight
+    def __init__(self, estimates: MemoryEstimates, free: SearchSpace, sizes: Sizes, rates: Rates) -> None:
+        self._estimates = estimates
         self._free = free
         self._sizes = sizes
         self._rates = rates
-        plan = foresight.plan
+        plan = estimates.plan
         self._is_cuda = plan.device.startswith("cuda")
         self._is_half = plan.compute_dtype in ("bfloat16", "float16")
 
     def seconds(self, setting: Setting) -> float:
         """Of a step under a setting."""
-        shape = self._foresight.shape
+        shape = self._estimates.shape
         return step_seconds(
             self._sizes,
             shape.batch,
@@ -100,67 +100,67 @@ class Decider:
             loss_chunk_rows=setting.loss_chunk_rows,
             is_cuda=self._is_cuda,
             is_half=self._is_half,
-            recomputes_cheap=setting.way.recomputes_cheap,
-            streamed_bytes=self._state_bytes() if setting.way.states == "host" else 0,
-            num_update_passes=UPDATE_PASSES[setting.way.implementation],
-            rounds=self._foresight.plan.stochastic_rounding,
+            recomputes_cheap=setting.execution.recomputes_cheap,
+            streamed_bytes=self._state_bytes() if setting.execution.states == "host" else 0,
+            num_update_passes=UPDATE_PASSES[setting.execution.implementation],
+            rounds=self._estimates.plan.stochastic_rounding,
         )
 
     def _state_bytes(self) -> int:
         """Of the optimizer's states, all together; 0 for optimizers whose states have one place only."""
-        training = self._foresight.training
+        training = self._estimates.training
         each = optimizers.state_bytes(training.optimizer, training.optimizer_options) or 0
         return each * self._sizes.trained_weights
 
-    def saved(self, way: Way) -> int:
+    def saved(self, execution: ExecutionOptions) -> int:
         """What the optimizer's part of a way spares, at most: its states, and temporaries of a piece of the update."""
-        spared = self._state_bytes() if way.states == "host" else 0
-        if way.implementation == "for-loop":  # foreach has two temporaries as large as a piece
+        spared = self._state_bytes() if execution.states == "host" else 0
+        if execution.implementation == "for-loop":  # foreach has two temporaries as large as a piece
             spared += min(4 * self._sizes.trained_weights, 2 * UPDATE_PIECE_BYTES)
         return spared
 
     def needed(self, setting: Setting) -> int:
         """Free memory that a setting takes; of the first one, which is most often the last, all else too."""
-        foresight = self._foresight
-        is_rough = foresight.num_simulated > 0
-        return foresight.needed_bytes(foresight.prediction(setting, self._sizes.num_layers, is_rough=is_rough))
+        estimates = self._estimates
+        is_rough = estimates.num_simulated > 0
+        return estimates.needed_bytes(estimates.prediction(setting, self._sizes.num_layers, is_rough=is_rough))
 
-    def _searched(self, free: Freedom) -> tuple[Setting, bool]:
-        available = self._foresight.memory.available_bytes
+    def _searched(self, free: SearchSpace) -> tuple[Setting, bool]:
+        available = self._estimates.memory.available_bytes
         return search(free, self.needed, self.seconds, available, partial(self._about, free))
 
-    def _about(self, free: Freedom, setting: Setting, most_tokens: int) -> float:
+    def _about(self, free: SearchSpace, setting: Setting, most_tokens: int) -> float:
         """About what a setting needs, from no, all and cheap recomputation of the most tokens at once.
 
         What grows with tokens and with rows of logits is told apart by component; layers lie on the line between none
         and all.  So three simulations order all settings.
         """
         num_layers = self._sizes.num_layers
-        rows, plain = free.rows[-1], replace(free.ways[0], recomputes_cheap=setting.way.recomputes_cheap)
+        rows, plain = free.rows[-1], replace(free.executions[0], recomputes_cheap=setting.execution.recomputes_cheap)
         share = setting.recomputed_layers / num_layers
         total = 0.0
         for layers, part in ((0, 1 - share), (num_layers, share)):
             if part:
                 top = Setting(most_tokens, layers, rows, plain)
-                foresight = self._foresight
-                prediction = foresight.prediction(top, num_layers, is_rough=foresight.num_simulated > 0)
+                estimates = self._estimates
+                prediction = estimates.prediction(top, num_layers, is_rough=estimates.num_simulated > 0)
                 peak = scaled_peak(prediction, setting.micro_batch_tokens / most_tokens, setting.loss_chunk_rows / rows)
                 total += part * (
-                    self.needed(top) + foresight.bytes_per_live(prediction) * (peak - prediction.peak_bytes)
+                    self.needed(top) + estimates.bytes_per_live(prediction) * (peak - prediction.peak_bytes)
                 )
-        return total - self.saved(setting.way) + self.saved(plain)
+        return total - self.saved(setting.execution) + self.saved(plain)
 
     def decide(self, *, compares: bool) -> Decision:
         """Search; and where wanted, simulate the neighbours of what fits too."""
-        foresight = self._foresight
-        available = foresight.memory.available_bytes
+        estimates = self._estimates
+        available = estimates.memory.available_bytes
         setting, fits = self._searched(self._free)
         rough = self.needed(setting)
-        prediction = foresight.prediction(setting, self._sizes.num_layers)
+        prediction = estimates.prediction(setting, self._sizes.num_layers)
         if self.needed(setting) != rough:
-            foresight.is_rough_exact = False
+            estimates.is_rough_exact = False
             setting, fits = self._searched(self._free)
-            prediction = foresight.prediction(setting, self._sizes.num_layers)
+            prediction = estimates.prediction(setting, self._sizes.num_layers)
         chosen = self.option("chosen", setting)
         return Decision(
             chosen,
@@ -169,13 +169,13 @@ class Decider:
             available,
             self._rates,
             neighbours=self.neighbours(setting) if compares and fits else (),
-            num_steps=foresight.shape.num_steps,
-            host_bytes=self._state_bytes() if setting.way.states == "host" else 0,
-            num_simulated=foresight.num_simulated,
+            num_steps=estimates.shape.num_steps,
+            host_bytes=self._state_bytes() if setting.execution.states == "host" else 0,
+            num_simulated=estimates.num_simulated,
             notes=prediction.notes,
         )
 
-    def unasked(self, free: Freedom, chosen: Setting) -> Option | None:
+    def unasked(self, free: SearchSpace, chosen: Setting) -> Option | None:
         """What is taken where this is free; None: the same."""
         setting, _ = self._searched(free)
         return None if setting == chosen else self.option("left to the plan", setting)
@@ -186,22 +186,27 @@ class Decider:
 
     def neighbours(self, chosen: Setting) -> tuple[Option, ...]:
         """Settings one change away, those that the user decided included: what they would cost."""
-        num_layers, longest = self._sizes.num_layers, self._foresight.shape.longest_tokens
-        most = max(longest, self._foresight.shape.largest_batch_tokens)
+        num_layers, longest = self._sizes.num_layers, self._estimates.shape.longest_tokens
+        most = max(longest, self._estimates.shape.largest_batch_tokens)
         tokens, rows = chosen.micro_batch_tokens, chosen.loss_chunk_rows
         changed: list[tuple[str, Setting]] = []
         for count in (tokens // 2, tokens * 2):
             count = min(max(count, longest), most)
             if count != tokens and count not in [setting.micro_batch_tokens for _, setting in changed]:
                 changed.append((f"{count:,} tokens at once", replace(chosen, micro_batch_tokens=count)))
-        known = set() if chosen.way.recomputes_cheap else {chosen.recomputed_layers}
+        known = set() if chosen.execution.recomputes_cheap else {chosen.recomputed_layers}
         for layers in sorted({0, num_layers // 2, num_layers} - known):
             if layers == 0 or self._free.layers[-1] > 0:
-                kept = replace(chosen.way, recomputes_cheap=False)
-                changed.append((recomputation(layers, num_layers), replace(chosen, recomputed_layers=layers, way=kept)))
-        if any(way.recomputes_cheap for way in self._free.ways) and not chosen.way.recomputes_cheap:
-            cheap = replace(chosen.way, recomputes_cheap=True)
-            changed.append((CHEAP, replace(chosen, recomputed_layers=0, way=cheap)))
+                kept = replace(chosen.execution, recomputes_cheap=False)
+                changed.append(
+                    (recomputation(layers, num_layers), replace(chosen, recomputed_layers=layers, execution=kept))
+                )
+        if (
+            any(execution.recomputes_cheap for execution in self._free.executions)
+            and not chosen.execution.recomputes_cheap
+        ):
+            cheap = replace(chosen.execution, recomputes_cheap=True)
+            changed.append((CHEAP, replace(chosen, recomputed_layers=0, execution=cheap)))
         if rows // 2 >= SMALLEST_CHUNK_ROWS:
             changed.append((f"{rows // 2:,} rows of logits at a time", replace(chosen, loss_chunk_rows=rows // 2)))
         options = [self.option(label, setting) for label, setting in changed]
@@ -209,19 +214,21 @@ class Decider:
 
     def _other_optimizers(self, chosen: Setting) -> Sequence[Option]:
         """The same update by another implementation, up to rounding; and with its states at the other place."""
-        foresight, way = self._foresight, chosen.way
-        name = foresight.training.optimizer
-        if optimizers.state_bytes(name) is None or foresight.training.make_optimizer is not None:
+        estimates, execution = self._estimates, chosen.execution
+        name = estimates.training.optimizer
+        if optimizers.state_bytes(name) is None or estimates.training.make_optimizer is not None:
             return []
         changed = [
-            (f"--optimizer_implementation {other}", replace(way, implementation=other))
+            (f"--optimizer_implementation {other}", replace(execution, implementation=other))
             for other in optimizers.IMPLEMENTATIONS
-            if way.implementation is not None and other != way.implementation and (name, other) != ("rmsprop", "fused")
+            if execution.implementation is not None
+            and other != execution.implementation
+            and (name, other) != ("rmsprop", "fused")
         ]
         if self._is_cuda:
-            other = "host" if way.states == "device" else "device"
-            changed.append((f"optimizer states on the {other}", replace(way, states=other)))
-        return [self.option(label, replace(chosen, way=other_way)) for label, other_way in changed]
+            other = "host" if execution.states == "device" else "device"
+            changed.append((f"optimizer states on the {other}", replace(execution, states=other)))
+        return [self.option(label, replace(chosen, execution=other_way)) for label, other_way in changed]
 
 
 CHEAP = "cheap operations recomputed"

@@ -20,8 +20,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+from sartor.memory.layer_subsets import Kinds, counts
 from sartor.memory.prediction import Component, Stretch
-from sartor.memory.sketches import Kinds, counts
 from sartor.memory.tracker import Phase
 
 _COMPONENTS = tuple(Component)
@@ -48,9 +48,9 @@ def extrapolated(known: Mapping[Kinds, Sequence[Stretch]], wanted: Kinds) -> lis
     """
     kinds = sorted(set(wanted))
     rows: dict[int, list[tuple[_Place, Kinds, Stretch]]] = {}
-    for sketch, timeline in known.items():
-        for place, stretch in zip(_places(timeline, sketch), timeline, strict=True):
-            rows.setdefault(place.part, []).append((place, sketch, stretch))
+    for subset, timeline in known.items():
+        for place, stretch in zip(_places(timeline, subset), timeline, strict=True):
+            rows.setdefault(place.part, []).append((place, subset, stretch))
     longest = max(known, key=len)
     outline = _outline(known[longest], len(longest), len(wanted))
     maps: dict[int, _Map] = {}
@@ -121,9 +121,9 @@ class _Map:
     ) -> _Map | None:
         """The map on which all that was observed lies; None where there is none."""
         found = cls(kinds, labels)
-        for place, sketch, stretch in observed:
+        for place, subset, stretch in observed:
             values = [Fraction(stretch.components.get(part, 0)) for part in _COMPONENTS]
-            coefficients, rest = found._reduced(found._features(place, sketch), values)
+            coefficients, rest = found._reduced(found._features(place, subset), values)
             lead = next((column for column, value in enumerate(coefficients) if value), None)
             if lead is not None:
                 scale = coefficients[lead]

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from sartor.memory import imagine
+from sartor.memory import meta_model
 from sartor.memory.tracker import Phase
 
 
@@ -26,7 +26,7 @@ class Marks(Protocol):
 def marking_layers(live: Marks, model: nn.Module, kept: int) -> ExitStack:
     """Hooks that tell `live` which of the decoder's `kept` layers begins, forward and backward; they keep no tensor."""
     undo = ExitStack()
-    found = imagine.layers_of(model, kept)
+    found = meta_model.layers_of(model, kept)
     if found is None:
         return undo
 

@@ -95,7 +95,7 @@ def setting_in_words(setting: Setting, num_layers: int) -> str:
     """`1,024 tokens at once, nothing recomputed, 1,024 rows of logits at a time`."""
     return (
         f"{setting.micro_batch_tokens:,} tokens at once, "
-        f"{recomputation(setting.recomputed_layers, num_layers, recomputes_cheap=setting.way.recomputes_cheap)}, "
+        f"{recomputation(setting.recomputed_layers, num_layers, recomputes_cheap=setting.execution.recomputes_cheap)}, "
         f"{setting.loss_chunk_rows:,} rows of logits at a time"
     )
 
@@ -103,8 +103,8 @@ def setting_in_words(setting: Setting, num_layers: int) -> str:
 def optimizer_in_words(setting: Setting, host_bytes: int = 0) -> str:
     """`optimizer states on the device, its step fused`; `on the host (64.2 GB of its memory), its step fused`."""
     place = f" ({gigabytes(host_bytes)} of its memory)" if host_bytes else ""
-    step = "" if setting.way.implementation is None else f", its step {setting.way.implementation}"
-    return f"optimizer states on the {setting.way.states}{place}{step}"
+    step = "" if setting.execution.implementation is None else f", its step {setting.execution.implementation}"
+    return f"optimizer states on the {setting.execution.states}{place}{step}"
 
 
 def page(decision: Decision, *, head: str, num_layers: int, optimizer: str) -> str:
@@ -143,10 +143,10 @@ def as_json(decision: Decision, *, num_layers: int, optimizer: str) -> dict[str,
             "label": entry.label,
             "micro_batch_tokens": setting.micro_batch_tokens,
             "recomputed_layers": setting.recomputed_layers,
-            "recomputes_cheap": setting.way.recomputes_cheap,
+            "recomputes_cheap": setting.execution.recomputes_cheap,
             "loss_chunk_rows": setting.loss_chunk_rows,
-            "optimizer_implementation": setting.way.implementation,
-            "optimizer_states": setting.way.states,
+            "optimizer_implementation": setting.execution.implementation,
+            "optimizer_states": setting.execution.states,
             "needed_bytes": entry.needed_bytes,
             "step_s": entry.seconds,
         }

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sartor.memory.decide import Decider, Decision, Proposal
+from sartor.memory.estimates import Memory, MemoryEstimates, Shape
 from sartor.memory.failure import reason_of
-from sartor.memory.foresight import Foresight, Memory, Shape
 from sartor.memory.optimizers import state_bytes
-from sartor.memory.search import Freedom, Setting
-from sartor.memory.simulate import Training, imagined
+from sartor.memory.search import SearchSpace, Setting
+from sartor.memory.simulate import Training, meta_model_of
 from sartor.memory.speed import Batch, Sizes
 from sartor.records import Plan
 
@@ -42,24 +42,24 @@ class Case:
     """Of a step."""
 
 
-def with_proposals(decision: Decision, config: Any, foresight: Foresight, sizes: Sizes) -> Decision:
+def with_proposals(decision: Decision, config: Any, estimates: MemoryEstimates, sizes: Sizes) -> Decision:
     """The decision; where nothing fits, with what would make it fit."""
     if decision.fits:
         return decision
 
     def seconds(changed: Sizes, setting: Setting, shape: Shape, plan: Plan) -> float:
-        other = Foresight(foresight.model, plan, shape, foresight.training, foresight.memory)
-        one = Freedom((setting.micro_batch_tokens,), (setting.recomputed_layers,), (setting.loss_chunk_rows,),
-                      (setting.way,))  # fmt: skip
+        other = MemoryEstimates(estimates.model, plan, shape, estimates.training, estimates.memory)
+        one = SearchSpace((setting.micro_batch_tokens,), (setting.recomputed_layers,), (setting.loss_chunk_rows,),
+                      (setting.execution,))  # fmt: skip
         return Decider(other, one, changed, decision.rates).seconds(setting)
 
     case = Case(
         config,
-        foresight.plan,
-        foresight.shape,
-        foresight.training,
+        estimates.plan,
+        estimates.shape,
+        estimates.training,
         sizes,
-        foresight.memory,
+        estimates.memory,
         decision.chosen.setting,
         decision.chosen.needed_bytes,
         seconds,
@@ -114,7 +114,7 @@ def _rounding(case: Case) -> Iterator[Proposal]:
     if case.plan.compute_dtype != "bfloat16" or state_bytes(training.optimizer) is None:
         return
     found: list[Proposal] = []
-    for place in dict.fromkeys(("device", case.setting.way.states)):
+    for place in dict.fromkeys(("device", case.setting.execution.states)):
         where = "" if place == "device" else f", optimizer states on the {place}"
         found += _changed(
             case,
@@ -154,13 +154,13 @@ def _shorter(case: Case) -> Iterator[Proposal]:
     lengths = _shorter_lengths(case.shape)
     if not lengths:
         return
-    model = imagined(case.config, case.plan.compute_dtype, case.training)
+    model = meta_model_of(case.config, case.plan.compute_dtype, case.training)
 
     def proposal(length: int) -> Proposal:
         shape = _shortened(case.shape, length)
         setting = replace(case.setting, micro_batch_tokens=length)
-        foresight = Foresight(model, case.plan, shape, case.training, case.memory)
-        needed = foresight.needed_bytes(foresight.prediction(setting, case.sizes.num_layers, is_rough=True))
+        estimates = MemoryEstimates(model, case.plan, shape, case.training, case.memory)
+        needed = estimates.needed_bytes(estimates.prediction(setting, case.sizes.num_layers, is_rough=True))
         fits = needed <= case.memory.available_bytes
         seconds = case.seconds(case.sizes, setting, shape, case.plan)
         what = f"rows of at most {length:,} tokens"
@@ -239,15 +239,17 @@ def _changed(
     """The same run with another training; nothing where the architecture refuses it."""
     # Few states, or those of another optimizer: on the device, and not by AdamW's implementations.
     same = training.optimizer == case.training.optimizer
-    way = replace(case.setting.way, states=states, implementation=case.setting.way.implementation if same else None)
-    setting = replace(case.setting, way=way)
+    execution = replace(
+        case.setting.execution, states=states, implementation=case.setting.execution.implementation if same else None
+    )
+    setting = replace(case.setting, execution=execution)
     plan = case.plan
     if training.settings.stochastic_rounding:
         plan = replace(plan, stochastic_rounding=True, parameter_dtype="bfloat16")
     try:
-        model = imagined(case.config, case.plan.compute_dtype, training)
-        foresight = Foresight(model, plan, case.shape, training, replace(case.memory, held_bytes=0))
-        needed = foresight.needed_bytes(foresight.prediction(setting, case.sizes.num_layers))
+        model = meta_model_of(case.config, case.plan.compute_dtype, training)
+        estimates = MemoryEstimates(model, plan, case.shape, training, replace(case.memory, held_bytes=0))
+        needed = estimates.needed_bytes(estimates.prediction(setting, case.sizes.num_layers))
     except Exception as error:  # peft's and torch's own refusals: this change does not apply
         reason_of(error)
         return

@@ -28,7 +28,7 @@ _TOKENS = tuple(base << power for power in range(5, 18) for base in (2, 3))
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class ExecutionOptions:
     """How the same is computed: what is chosen and is no number."""
 
     recomputes_cheap: bool = False
@@ -47,27 +47,27 @@ class Setting:
     recomputed_layers: int
     """The first so many layers' activations are computed again in the backward pass."""
     loss_chunk_rows: int
-    way: Way = Way()
+    execution: ExecutionOptions = ExecutionOptions()
 
 
 @dataclass(frozen=True, slots=True)
-class Freedom:
+class SearchSpace:
     """What there is to choose from; a single value where the user has chosen, or the architecture cannot."""
 
     tokens: tuple[int, ...]
     """Ascending, as the others."""
     layers: tuple[int, ...]
     rows: tuple[int, ...]
-    ways: tuple[Way, ...] = (Way(),)
+    executions: tuple[ExecutionOptions, ...] = (ExecutionOptions(),)
     """The fastest first, the leanest last."""
 
     @property
     def leanest(self) -> Setting:
         """The setting that needs least."""
-        return Setting(self.tokens[0], self.layers[-1], self.rows[0], self.ways[-1])
+        return Setting(self.tokens[0], self.layers[-1], self.rows[0], self.executions[-1])
 
 
-def freedom(
+def search_space(
     *,
     tokens: int | None,
     layers: int | None,
@@ -76,8 +76,8 @@ def freedom(
     largest_tokens: int,
     num_layers: int,
     largest_rows: int,
-    ways: tuple[Way, ...] = (Way(),),
-) -> Freedom:
+    executions: tuple[ExecutionOptions, ...] = (ExecutionOptions(),),
+) -> SearchSpace:
     """What is left to choose.
 
     Args:
@@ -94,16 +94,16 @@ def freedom(
     at_once |= {count for count in _TOKENS if smallest_tokens < count < largest_tokens}
     recomputed = {0, num_layers, *(num_layers * step // LAYER_STEPS for step in range(1, LAYER_STEPS))}
     halves = {max(SMALLEST_CHUNK_ROWS, largest_rows >> power) for power in range(12)}
-    return Freedom(
+    return SearchSpace(
         (tokens,) if tokens is not None else tuple(sorted(at_once)),
         (layers,) if layers is not None else tuple(sorted(recomputed)),
         (rows,) if rows is not None else tuple(sorted({largest_rows, *(n for n in halves if n <= largest_rows)})),
-        ways,
+        executions,
     )
 
 
 def search(
-    free: Freedom,
+    free: SearchSpace,
     needed: Callable[[Setting], int],
     seconds: Callable[[Setting], float],
     available_bytes: int,
@@ -118,7 +118,9 @@ def search(
         available_bytes: that it may need.
         about: estimates what a setting needs, given the most tokens at once that are looked at.
     """
-    preferred = _preferred(free.tokens, Setting(free.tokens[0], free.layers[0], free.rows[-1], free.ways[0]), seconds)
+    preferred = _preferred(
+        free.tokens, Setting(free.tokens[0], free.layers[0], free.rows[-1], free.executions[0]), seconds
+    )
     if needed(preferred) <= available_bytes:
         return preferred, True
     is_hopeful = about(free.leanest, preferred.micro_batch_tokens) <= available_bytes
@@ -127,7 +129,7 @@ def search(
     tokens = tuple(count for count in free.tokens if count <= preferred.micro_batch_tokens)
     too_much: list[Setting] = []
     for rows in (free.rows[-1:], free.rows):  # fewer rows of logits only where all else does not suffice
-        box = Freedom(tokens, free.layers, rows, free.ways)
+        box = SearchSpace(tokens, free.layers, rows, free.executions)
         promising = [one for one in _settings(box) if about(one, tokens[-1]) / DOUBT <= available_bytes]
         for fast in sorted(promising, key=seconds):
             setting = _fewest_tokens(tokens, fast, seconds)
@@ -147,7 +149,7 @@ def _fewest_tokens(tokens: Sequence[int], fast: Setting, seconds: Callable[[Sett
 
 def _needs_no_less(setting: Setting, other: Setting) -> bool:
     return (
-        setting.way == other.way
+        setting.execution == other.execution
         and setting.micro_batch_tokens >= other.micro_batch_tokens
         and setting.recomputed_layers <= other.recomputed_layers
         and setting.loss_chunk_rows >= other.loss_chunk_rows
@@ -161,8 +163,8 @@ def _preferred(tokens: Sequence[int], like: Setting, seconds: Callable[[Setting]
     return next(setting for setting in settings if seconds(setting) <= TOLERATED_SLOWNESS * best)
 
 
-def _settings(box: Freedom) -> Iterable[Setting]:
-    return (Setting(*values) for values in itertools.product(box.tokens, box.layers, box.rows, box.ways))
+def _settings(box: SearchSpace) -> Iterable[Setting]:
+    return (Setting(*values) for values in itertools.product(box.tokens, box.layers, box.rows, box.executions))
 
 
 def _with_tokens(setting: Setting, tokens: int) -> Setting:

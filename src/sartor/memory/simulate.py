@@ -18,16 +18,16 @@ from torch import nn
 
 from sartor.engine.traits import ModelTraits, base_model, read_traits
 from sartor.errors import ConfigurationError
-from sartor.memory import cuda_rules, imagine, optimizers, rehearsed, sketches, stage
+from sartor.memory import cuda_rules, layer_subsets, meta_model, optimizers, rehearsal_peak, simulated_step
 from sartor.memory.extrapolate import extrapolated
+from sartor.memory.layer_subsets import Kinds
 from sartor.memory.limits import RESIDENT_PER_LIVE
 from sartor.memory.prediction import Component, Prediction, Stretch
-from sartor.memory.sketches import Kinds
 from sartor.memory.tracker import Phase
 from sartor.memory.training import Training, Work
 from sartor.records import Plan
 
-__all__ = ["Known", "Training", "Work", "imagined", "simulate", "simulate_model"]
+__all__ = ["Known", "Training", "Work", "meta_model_of", "simulate", "simulate_model"]
 
 CPU_MARGIN = 0.02
 """Above the largest error of benchmarks/memory.csv."""
@@ -56,19 +56,19 @@ def simulate(config: Any, plan: Plan, work: Work, training: Training | None = No
         ModelError: the model cannot be trained here.
     """
     training = training or Training()
-    model = imagined(config, plan.compute_dtype, training)
+    model = meta_model_of(config, plan.compute_dtype, training)
     return simulate_model(model, plan, work, training)
 
 
-def imagined(config: Any, compute_dtype: str, training: Training) -> nn.Module:
+def meta_model_of(config: Any, compute_dtype: str, training: Training) -> nn.Module:
     """The model that `simulate_model` takes, from a configuration, with the dtypes of a training."""
-    model = imagine.build(
+    model = meta_model.build(
         config,
         dtype=getattr(torch, training.arrival_dtype),
         lora=training.lora,
         quantization=training.quantization,
     )
-    imagine.widen(model, getattr(torch, compute_dtype), rounds=training.settings.stochastic_rounding)
+    meta_model.widen(model, getattr(torch, compute_dtype), rounds=training.settings.stochastic_rounding)
     return model
 
 
@@ -106,11 +106,13 @@ def simulate_model(
     passes, note = _passes(model, traits, plan, work, training, known, is_rough=is_rough)
     key = ("updates", *_way(plan), plan.optimizer_implementation, plan.optimizer_states)
     if key not in known:
-        updates = stage.updates(model, traits, plan, work, training)
+        updates = simulated_step.updates(model, traits, plan, work, training)
         stands = {Component.LOGITS: _standing_logits(updates), Component.TEMPORARIES: _micro_batch_bytes(work, plan)}
         known[key] = [_more(part, stands, -1) for part in updates]
     passes, updates = _joined(passes, known[key], _micro_batch_bytes(work, plan))
-    rehearsals = [rehearsed.largest_moment(model, part, passes) for part in updates if part.phase == Phase.REHEARSAL]
+    rehearsals = [
+        rehearsal_peak.largest_moment(model, part, passes) for part in updates if part.phase == Phase.REHEARSAL
+    ]
     first, *later = [part for part in updates if part.phase != Phase.REHEARSAL]
     between = [part for part in (*passes, *later) if part.phase not in _AFTER_UPDATE]
     after = [part for phase in _AFTER_UPDATE for part in (*passes, *later) if part.phase == phase]
@@ -163,7 +165,7 @@ def _passes(
 ) -> tuple[Sequence[Stretch], str]:
     """The stretches of the passes, and how they were found."""
     kinds = _kinds(model, traits, plan)
-    chosen = sketches.sketches(kinds) if kinds is not None else []
+    chosen = layer_subsets.layer_subsets(kinds) if kinds is not None else []
     only_last = is_rough and work.num_micro_batches > 1
     recomputation = (plan.gradient_checkpointing, plan.recomputes_cheap)
     key = ("passes", *_way(plan), plan.loss_chunk_rows, work, *recomputation, only_last)
@@ -171,14 +173,14 @@ def _passes(
     def timeline_of(layers: Kinds, places: Sequence[int], of: Plan) -> list[Stretch]:
         own = (*key, of.recomputed_layers, layers)
         if own not in known:
-            known[own] = stage.passes(model, traits, of, work, training, places, only_last=only_last)
+            known[own] = simulated_step.passes(model, traits, of, work, training, places, only_last=only_last)
         return known[own]
 
     why = ""
-    if kinds is not None and sketches.are_less_work(chosen, kinds):
+    if kinds is not None and layer_subsets.are_less_work(chosen, kinds):
         few = {
-            sketch: timeline_of(sketch, sketches.places(kinds, sketch), _with_layers(plan, sketch))
-            for sketch in (chosen[:-1] if is_rough else chosen)
+            subset: timeline_of(subset, layer_subsets.places(kinds, subset), _with_layers(plan, subset))
+            for subset in (chosen[:-1] if is_rough else chosen)
         }
         timeline = extrapolated(few, tuple(kinds))
         if timeline is not None:
@@ -190,11 +192,11 @@ def _passes(
     return timeline_of(whole, whole, plan), f"simulated in full: {traits.num_layers} layers{why}"
 
 
-def _with_layers(plan: Plan, sketch: Kinds) -> Plan:
+def _with_layers(plan: Plan, subset: Kinds) -> Plan:
     """For a few layers, of which as many are recomputed as are of such a kind."""
     if plan.recomputed_layers is None:
         return plan
-    return replace(plan, recomputed_layers=sum(_is_recomputed(kind) for kind in sketch))
+    return replace(plan, recomputed_layers=sum(_is_recomputed(kind) for kind in subset))
 
 
 def _way(plan: Plan) -> tuple[Any, ...]:
@@ -209,7 +211,7 @@ def _kinds(model: nn.Module, traits: ModelTraits, plan: Plan) -> list[int] | Non
     """A number for each layer, odd where it is recomputed; None where layers are not to be told apart."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    found = imagine.layers_of(model, traits.num_layers)
+    found = meta_model.layers_of(model, traits.num_layers)
     if found is None:
         return None
     whole = 0
@@ -219,7 +221,7 @@ def _kinds(model: nn.Module, traits: ModelTraits, plan: Plan) -> list[int] | Non
         counted = [part for part in base_model(model).modules() if isinstance(part, GradientCheckpointingLayer)]
         if counted != list(found[2]):
             return None
-    return [2 * kind + (place < whole) for place, kind in enumerate(imagine.kinds_of(list(found[2])))]
+    return [2 * kind + (place < whole) for place, kind in enumerate(meta_model.kinds_of(list(found[2])))]
 
 
 def _is_recomputed(kind: int) -> bool:

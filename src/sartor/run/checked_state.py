@@ -281,7 +281,7 @@ _CONTENT: dict[str, Check] = {
     ),
     "generators": generators,
     "control": fields(dict.fromkeys(_CONTROL, flag), is_open=True),
-    "drive": fields(
+    "train_loop": fields(
         {
             "window": fields({"loss": number, "num_skipped": whole(), "sums": optional(_WINDOW)}, is_open=True),
             "last_logged": whole(),
@@ -296,7 +296,7 @@ _CONTENT: dict[str, Check] = {
         is_open=True,
     ),
     "num_tokens": whole(),
-    "journal": fields({"tokens": number, "flops": number, "seconds": number}, is_open=True),
+    "metrics_writer": fields({"tokens": number, "flops": number, "seconds": number}, is_open=True),
     "metrics_bytes": whole(),
     "plan": fields(_PLAN, may_lack=tuple(_PLAN)[9:]),
     "fingerprints": mapping_of(text),

@@ -23,8 +23,8 @@ import torch
 
 from sartor.run import checked_state, plain_files, tensor_file
 from sartor.run import state as packing
-from sartor.run.background import Loan
 from sartor.run.plain_files import DamagedError as DamagedError
+from sartor.run.snapshot import Snapshot
 
 MANIFEST_NAME = "manifest.json"
 STATE_FOLDER = "run_state"
@@ -59,7 +59,7 @@ class Packed:
 
     tree: dict[str, Any]
     """What JSON holds; nothing of it is shared with the run."""
-    tensors: Loan
+    tensors: Snapshot
 
 
 def pack_state(
@@ -70,13 +70,13 @@ def pack_state(
     Args:
         state: of the run.
         beside: more tensors that are lent with it, by keys of their own.
-        model_is_due: the model is read as a whole before (see `Loan`).
+        model_is_due: the model is read as a whole before (see `Snapshot`).
 
     Raises:
         ConfigurationError: something in it can only be pickled; names it.
     """
     tree, tensors = packing.pack(dict(state), "the run")
-    return Packed(tree, Loan({**tensors, **(beside or {})}, model_is_due=model_is_due))
+    return Packed(tree, Snapshot({**tensors, **(beside or {})}, model_is_due=model_is_due))
 
 
 def write_state(folder: Path, packed: Packed) -> dict[str, list[int]]:

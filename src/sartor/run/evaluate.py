@@ -76,7 +76,7 @@ def evaluate(
 
     def flush() -> None:
         nonlocal total, num_waiting
-        found = recovery.survive(f"the evaluation of {name}", lambda: measure.sums(waiting), measure.less)
+        found = recovery.retry(f"the evaluation of {name}", lambda: measure.sums(waiting), measure.less)
         if found is not None:
             total = found if total is None else total + found
         waiting.clear()
@@ -135,4 +135,4 @@ class _Measure:
 
     def less(self) -> str | None:
         """A remedy: the same once more, then finer."""
-        return self._recovery.forgive() or self._recovery.evaluate_with_less(*self._last)
+        return self._recovery.try_again() or self._recovery.evaluate_with_less(*self._last)

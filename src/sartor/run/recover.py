@@ -11,8 +11,8 @@ One event of a training batch of micro-batches 1, 2, 3, when memory ends in 2:
     ... and then                                                        -> whole layers are
     ... and then                                                        -> fewer rows of logits at a time
 
-A first event is forgiven: a fragmented heap or another program's moment may have been the cause, and the same cut gives
-the same bits.  A second one within `FORGIVEN_EVERY` optimizer batches is not.
+After a first event the same is tried again: a fragmented heap or another program's moment may have been the cause, and
+the same cut gives the same bits.  A second one within `AGAIN_EVERY` optimizer batches is not.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sartor.records import Incident, Plan
 
 T = TypeVar("T")
 
-FORGIVEN_EVERY = 100
+AGAIN_EVERY = 100
 """Optimizer batches after which a single event is taken for a moment's again."""
 SMALLEST_LOSS_CHUNK_ROWS = 64
 ADVICE = (
@@ -136,10 +136,10 @@ class Recovery:
         self.incidents: list[Incident] = []
         self._release = release
         self._tell = tell
-        self._forgiven_at: int | None = None
+        self._tried_again_at: int | None = None
         self._was_foreseen = False
 
-    def survive(
+    def retry(
         self,
         phase: str,
         action: Callable[[], T],
@@ -187,13 +187,13 @@ class Recovery:
             self._tell(incident, self.engine.plan)
             self.guard.forget()
 
-    def forgive(self) -> str | None:
-        """A remedy: the same again, where no other event was forgiven lately, and it was no forecast."""
+    def try_again(self) -> str | None:
+        """A remedy: the same again, where it was not tried again lately, and it was no forecast."""
         if self._was_foreseen:
             return None
-        if self._forgiven_at is not None and self.step < self._forgiven_at + FORGIVEN_EVERY:
+        if self._tried_again_at is not None and self.step < self._tried_again_at + AGAIN_EVERY:
             return None
-        self._forgiven_at = self.step
+        self._tried_again_at = self.step
         return "memory freed, the same again"
 
     def train_with_less(self, num_tokens: int, num_documents: int) -> str | None:

@@ -67,9 +67,9 @@ class EngineStepper:
             restore_generators(before)
 
         def less() -> str | None:
-            return recovery.forgive() or recovery.train_with_less(attempt.last_tokens, attempt.last_documents)
+            return recovery.try_again() or recovery.train_with_less(attempt.last_tokens, attempt.last_documents)
 
-        parts = recovery.survive("forward or backward", attempt.run, less, undo)
+        parts = recovery.retry("forward or backward", attempt.run, less, undo)
         total = parts[0][1]
         for _, sums in parts[1:]:
             total = total + sums
@@ -276,10 +276,10 @@ class Updater:
             self._skips, self._was_skipped = False, True
         else:
             self.before_step()
-            self.recovery.survive(
+            self.recovery.retry(
                 "the optimizer's step",
                 self._apply,
-                lambda: self._update.smaller() or self.recovery.forgive(),
+                lambda: self._update.smaller() or self.recovery.try_again(),
                 advice=_OPTIMIZER_ADVICE,
             )
         self.num_updates += 1

@@ -23,7 +23,7 @@ import torch
 import xxhash
 
 from sartor.errors import ConfigurationError
-from sartor.run.background import Loan
+from sartor.run.snapshot import Snapshot
 
 PIECE_BYTES = 1 << 25
 """Of a tensor on a GPU, that are copied at a time."""
@@ -67,7 +67,7 @@ class Entry:
 
 
 def write(
-    path: Path, tensors: Loan, entries: Sequence[Entry] | None = None, metadata: Mapping[str, str] | None = None
+    path: Path, tensors: Snapshot, entries: Sequence[Entry] | None = None, metadata: Mapping[str, str] | None = None
 ) -> list[int]:
     """Write what is lent, and return it; the checksum of each block of the file.
 

@@ -26,10 +26,10 @@ from sartor.engine.step import Engine
 from sartor.errors import DiskFullError, RunFolderError
 from sartor.memory.device import available_bytes
 from sartor.run import checked_state, checkpoint, state
-from sartor.run.background import Loan, Writer
 from sartor.run.recover import is_out_of_memory
+from sartor.run.snapshot import Snapshot, Writer
 from sartor.run.stepper import Updater
-from sartor.trainer import disk, draft, saving
+from sartor.trainer import checkpoint_writer, disk, saving
 from sartor.trainer.fingerprints import fingerprints, frozen_digests, versions
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Checkpoints:
     """Saves the state of one run."""
 
     def __init__(
-        self, trainer: SFTTrainer, engine: Engine, updater: Updater, drive_state: Callable[[], Any], run: int
+        self, trainer: SFTTrainer, engine: Engine, updater: Updater, train_loop_state: Callable[[], Any], run: int
     ) -> None:
         """Args:
         trainer: of the run.
@@ -61,9 +61,9 @@ class Checkpoints:
         self.run = run
         self._engine = engine
         self._updater = updater
-        self._drive_state = drive_state
+        self._drive_state = train_loop_state
         self._writer = Writer()
-        self._lent: Loan | None = None
+        self._lent: Snapshot | None = None
         self._identity: dict[str, dict[str, str]] | None = None
         """What the run is, in digests, which are taken once."""
         self._has_said_room = False
@@ -100,8 +100,8 @@ class Checkpoints:
 
     def _count_waited(self, seconds: float) -> None:
         self.waited_s += seconds
-        if self._trainer.journal is not None:
-            self._trainer.journal.saving_waited(seconds)
+        if self._trainer.metrics_writer is not None:
+            self._trainer.metrics_writer.saving_waited(seconds)
 
     def _save(self) -> str:
         trainer = self._trainer
@@ -121,7 +121,7 @@ class Checkpoints:
             with saving.explained(target):
                 content = None if args.save_only_model else self._content()
                 disk.require_room(trainer, target, content)
-                begun = draft.begin(trainer, partial, content, is_lent=lends)
+                begun = checkpoint_writer.begin(trainer, partial, content, is_lent=lends)
                 self._note_best(target)
                 _export_callbacks(trainer)
                 run.save_to_json(str(partial / saving.STATE_NAME))

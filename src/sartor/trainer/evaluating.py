@@ -192,16 +192,16 @@ def _padded(
         assert trainer.recovery is not None
         if trainer.args.batch_eval_metrics:
             return None  # the user's metric has counted batches that would come again
-        forgiven = trainer.recovery.forgive()
-        if forgiven is None and size > 1:
+        remedy = trainer.recovery.try_again()
+        if remedy is None and size > 1:
             size //= 2
             return f"{size} rows at once in evaluations with logits"
-        return forgiven
+        return remedy
 
     with engine_for(trainer, longest_tokens=lambda: _longest(loader.dataset), trains=False) as engine:
         assert trainer.recovery is not None
         with autocast(engine.device, engine.compute_dtype), _kept_in_its_dtype(trainer):
-            output = trainer.recovery.survive(f"the evaluation of {prefix} data", loop, less, advice=_LOGITS_ADVICE)
+            output = trainer.recovery.retry(f"the evaluation of {prefix} data", loop, less, advice=_LOGITS_ADVICE)
         output.metrics.pop(f"{prefix}_model_preparation_time", None)  # nothing is prepared here
         if not trainer.uses_padded_batches:
             found = _measure(trainer, engine, loader.dataset, prefix)

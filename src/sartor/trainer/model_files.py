@@ -22,7 +22,7 @@ from torch import nn
 
 from sartor.engine.traits import has_own_saving
 from sartor.run import tensor_file
-from sartor.run.background import Loan
+from sartor.run.snapshot import Snapshot
 from sartor.run.tensor_file import Entry
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class ModelFiles:
             self.model.generation_config.save_pretrained(folder)
 
     def write_weights(
-        self, folder: Path, loan: Loan, keys: Mapping[str, str], stays: Callable[[str], bool]
+        self, folder: Path, snapshot: Snapshot, keys: Mapping[str, str], stays: Callable[[str], bool]
     ) -> dict[str, list[int]]:
         """Weights, and where they need several files the index of these; checksums by file.
 
@@ -84,7 +84,7 @@ class ModelFiles:
                 Entry(written, keys[name], self.dtypes[name], is_last=not stays(name))
                 for written, name in names.items()
             ]
-            checksums[file] = tensor_file.write(folder / file, loan, entries, _METADATA)
+            checksums[file] = tensor_file.write(folder / file, snapshot, entries, _METADATA)
         if self.index is not None:
             text = json.dumps(self.index, indent=2, sort_keys=True) + "\n"
             (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")

@@ -56,10 +56,10 @@ class PaddedStepper:
             restore_generators(before)
 
         # A loss of the user's own may be anything of its batch: only the engine's part can be made to need less.
-        result = recovery.survive(
+        result = recovery.retry(
             "forward or backward",
             lambda: self._gradients(batch),
-            lambda: recovery.forgive() or recovery.recompute(),
+            lambda: recovery.try_again() or recovery.recompute(),
             undo,
         )
         if not torch.isfinite(result.sums.loss_sum):

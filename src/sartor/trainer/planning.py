@@ -20,13 +20,13 @@ from transformers.trainer_utils import SaveStrategy
 from transformers.training_args import OptimizerNames
 
 from sartor.engine.traits import ModelTraits, base_model, is_adapter
-from sartor.memory import imagine, optimizers, plan_text, rates
+from sartor.memory import meta_model, optimizers, plan_text, rates
 from sartor.memory.decide import Decider, Decision, recomputation
+from sartor.memory.estimates import Memory, MemoryEstimates, Shape, pass_bytes
 from sartor.memory.failure import reason_of
-from sartor.memory.foresight import Foresight, Memory, Shape, pass_bytes
 from sartor.memory.plan import ACTIVATION_VALUES_PER_HIDDEN, most_chunk_rows, most_tokens, with_optimizer
 from sartor.memory.proposals import with_proposals
-from sartor.memory.search import Freedom, Way, freedom
+from sartor.memory.search import ExecutionOptions, SearchSpace, search_space
 from sartor.memory.simulate import Training
 from sartor.memory.speed import Batch, sizes_of
 from sartor.records import PLAN_CHOICES, DataSummary, EngineSettings, Plan
@@ -36,7 +36,7 @@ from sartor.trainer.sampling import asked
 
 if TYPE_CHECKING:
     from sartor.config import SFTConfig
-    from sartor.trainer.feed import Feed
+    from sartor.trainer.data_loader import TrainDataLoader
     from sartor.trainer.sft_trainer import SFTTrainer
 
 TINY_BYTES = 256 << 20
@@ -53,7 +53,7 @@ def planned(
     trainer: SFTTrainer,
     base: Plan,
     traits: ModelTraits,
-    feed: Feed,
+    data_loader: TrainDataLoader,
     *,
     available_bytes: int,
     matrix_rate: Callable[[], float | None],
@@ -80,7 +80,7 @@ def planned(
         trainer.say(f"memory: not simulated, since {against}; the plan follows rules of thumb")
         return base
     try:
-        return _searched(trainer, base, traits, feed, available_bytes, matrix_rate)
+        return _searched(trainer, base, traits, data_loader, available_bytes, matrix_rate)
     except Exception as error:  # a run must not fail because its memory cannot be foreseen
         trainer.say(f"memory: this model cannot be simulated ({reason_of(error)}); the plan follows rules of thumb")
         return base
@@ -107,18 +107,23 @@ def _searched(
     trainer: SFTTrainer,
     base: Plan,
     traits: ModelTraits,
-    feed: Feed,
+    data_loader: TrainDataLoader,
     available_bytes: int,
     matrix_rate: Callable[[], float | None],
 ) -> Plan:
     settings = trainer.settings.engine
-    model = imagine.imitate(trainer.model)
+    model = meta_model.imitate(trainer.model)
     training = training_of(trainer)
-    shape = replace(shape_of(trainer, feed), document_limit=traits.rope_switch_tokens)
+    shape = replace(shape_of(trainer, data_loader), document_limit=traits.rope_switch_tokens)
     host_bytes = int(psutil.virtual_memory().available) if base.device.startswith("cuda") else None
     memory = Memory(available_bytes, _held_bytes(trainer.model), host_bytes=host_bytes)
-    free = freedom_of(
-        trainer.model, traits, settings, base, shape, ways_of(trainer.model, base, settings, training, memory)
+    free = search_space_of(
+        trainer.model,
+        traits,
+        settings,
+        base,
+        shape,
+        execution_options_of(trainer.model, base, settings, training, memory),
     )
     sizes = sizes_of(traits, trainer.model)
     device = base.device.partition(":")[0]
@@ -128,27 +133,27 @@ def _searched(
         if rate is None
         else rates.measured(rate, device, base.compute_dtype)
     )
-    foresight = Foresight(model, base, shape, training, memory)
-    decider = Decider(foresight, free, sizes, speed)
+    estimates = MemoryEstimates(model, base, shape, training, memory)
+    decider = Decider(estimates, free, sizes, speed)
     start = time.perf_counter()
     decision = decider.decide(compares=False)
     each = (time.perf_counter() - start) / max(1, decision.num_simulated)
-    decision = with_unasked(decision, decider, foresight, trainer.model, traits, settings)
+    decision = with_unasked(decision, decider, estimates, trainer.model, traits, settings)
     if decision.fits and NEIGHBOURS * each <= NEIGHBOUR_SHARE * (decision.run_seconds or 0.0):
         decision = replace(decision, neighbours=decider.neighbours(decision.chosen.setting))
-    decision = with_proposals(decision, base_model(trainer.model).config, foresight, sizes)
+    decision = with_proposals(decision, base_model(trainer.model).config, estimates, sizes)
     size, steps, _ = parts(trainer.args, shape.longest_tokens, decision.chosen.setting.micro_batch_tokens)
     decision = replace(decision, device_batch=(size, steps))
     for line in plan_text.run_lines(decision, traits.num_layers):
         trainer.say(line)
     forecast = plan_text.as_json(decision, num_layers=traits.num_layers, optimizer=training.optimizer)
-    return replace(plan_with(foresight, decision, settings, traits.num_layers), forecast=forecast)
+    return replace(plan_with(estimates, decision, settings, traits.num_layers), forecast=forecast)
 
 
 def with_unasked(
     decision: Decision,
     decider: Decider,
-    foresight: Foresight,
+    estimates: MemoryEstimates,
     model: Any,
     traits: ModelTraits,
     settings: EngineSettings,
@@ -158,7 +163,7 @@ def with_unasked(
     Args:
         decision: about a training.
         decider: that made it.
-        foresight: of the training.
+        estimates: of the training.
         model: that is trained, perhaps without memory.
         traits: of it.
         settings: what the user has chosen.
@@ -168,15 +173,15 @@ def with_unasked(
     cleared: dict[str, Any] = dict.fromkeys(PLAN_CHOICES)
     nothing = replace(settings, **cleared)
     rows = most_chunk_rows(traits.vocabulary_size)
-    base = with_optimizer(replace(foresight.plan, loss_chunk_rows=rows), nothing, foresight.training.optimizer)
-    ways = ways_of(model, base, nothing, foresight.training, foresight.memory)
-    free = freedom_of(model, traits, nothing, base, foresight.shape, ways)
+    base = with_optimizer(replace(estimates.plan, loss_chunk_rows=rows), nothing, estimates.training.optimizer)
+    executions = execution_options_of(model, base, nothing, estimates.training, estimates.memory)
+    free = search_space_of(model, traits, nothing, base, estimates.shape, executions)
     return replace(decision, unasked=decider.unasked(free, decision.chosen.setting))
 
 
-def plan_with(foresight: Foresight, decision: Decision, settings: EngineSettings, num_layers: int) -> Plan:
+def plan_with(estimates: MemoryEstimates, decision: Decision, settings: EngineSettings, num_layers: int) -> Plan:
     """The decision as a plan, with its reasons and what it foresees."""
-    setting, plan = decision.chosen.setting, foresight.plan
+    setting, plan = decision.chosen.setting, estimates.plan
     needs = (
         f"a step needs {plan_text.gigabytes(decision.chosen.needed_bytes)} of the "
         f"{plan_text.gigabytes(decision.available_bytes)} free"
@@ -187,18 +192,18 @@ def plan_with(foresight: Foresight, decision: Decision, settings: EngineSettings
             "the fewest that are about as fast as any that fit" if decision.fits else "the fewest: nothing fits"
         )
     if settings.gradient_checkpointing is None:
-        cheap = setting.way.recomputes_cheap
+        cheap = setting.execution.recomputes_cheap
         what = recomputation(setting.recomputed_layers, num_layers, recomputes_cheap=cheap)
         reasons["gradient_checkpointing"] = f"{what}: {needs}"
     if settings.loss_chunk_rows is None and setting.loss_chunk_rows != plan.loss_chunk_rows:
         reasons["loss_chunk_rows"] = "fewer, so that it fits"
-    if setting.way.states != plan.optimizer_states:
-        reasons["optimizer_states"] = f"on the {setting.way.states}, so that it fits"
-    if setting.way.implementation != plan.optimizer_implementation:
-        reasons["optimizer_implementation"] = f"{setting.way.implementation}, so that it fits"
-    work = foresight.shape.work(setting.micro_batch_tokens, plan.layout)
+    if setting.execution.states != plan.optimizer_states:
+        reasons["optimizer_states"] = f"on the {setting.execution.states}, so that it fits"
+    if setting.execution.implementation != plan.optimizer_implementation:
+        reasons["optimizer_implementation"] = f"{setting.execution.implementation}, so that it fits"
+    work = estimates.shape.work(setting.micro_batch_tokens, plan.layout)
     return replace(
-        foresight.plan_of(setting, num_layers),
+        estimates.plan_of(setting, num_layers),
         reasons=reasons,
         predicted_bytes={**dict(plan_text.components(decision)), "peak": decision.prediction.peak_bytes},
         pass_bytes=pass_bytes(decision.prediction),
@@ -223,17 +228,17 @@ def training_of(trainer: SFTTrainer) -> Training:
     )
 
 
-def shape_of(trainer: SFTTrainer, feed: Feed) -> Shape:
+def shape_of(trainer: SFTTrainer, data_loader: TrainDataLoader) -> Shape:
     """The data as far as memory is concerned; of a stream, rows of `max_length` with every token trained."""
     args = trainer.args
     size = trainer._train_batch_size * args.gradient_accumulation_steps
-    if feed.examples is None or not len(feed.examples):
+    if data_loader.examples is None or not len(data_loader.examples):
         longest = int(args.max_length or 1_024)
         steps = args.max_steps if args.max_steps > 0 else None
         return Shape(longest, size * longest, 1.0, Batch(size * longest, size * longest, longest), steps)
-    longest = max(1, feed.longest_document())
+    longest = max(1, data_loader.longest_document())
     summary = trainer.preparation.summaries.get("train")
-    return shape_of_examples(feed.examples.lengths, longest, summary, args, trainer._train_batch_size)
+    return shape_of_examples(data_loader.examples.lengths, longest, summary, args, trainer._train_batch_size)
 
 
 def shape_of_examples(
@@ -278,7 +283,9 @@ HOST_SHARE = 0.6
 """Of a GPU's host's free memory that optimizer states may take; pinned memory comes in powers of two."""
 
 
-def ways_of(model: Any, base: Plan, settings: EngineSettings, training: Training, memory: Memory) -> tuple[Way, ...]:
+def execution_options_of(
+    model: Any, base: Plan, settings: EngineSettings, training: Training, memory: Memory
+) -> tuple[ExecutionOptions, ...]:
     """How the same may be computed, the fastest first: what the user, the architecture and the optimizer leave open."""
     cheap: tuple[bool, ...] = (False, True)
     if settings.recomputed_operations is not None:
@@ -299,17 +306,17 @@ def ways_of(model: Any, base: Plan, settings: EngineSettings, training: Training
         needed = each * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         if memory.host_bytes is None or needed <= HOST_SHARE * memory.host_bytes:
             places = ("device", "host")
-    return tuple(Way(*way) for way in itertools.product(cheap, implementations, places))
+    return tuple(ExecutionOptions(*execution) for execution in itertools.product(cheap, implementations, places))
 
 
-def freedom_of(
+def search_space_of(
     model: Any,
     traits: ModelTraits,
     settings: EngineSettings,
     base: Plan,
     shape: Shape,
-    ways: tuple[Way, ...] = (Way(),),
-) -> Freedom:
+    executions: tuple[ExecutionOptions, ...] = (ExecutionOptions(),),
+) -> SearchSpace:
     """What the user and the architecture leave open.
 
     Args:
@@ -318,7 +325,7 @@ def freedom_of(
         settings: what the user has chosen.
         base: the plan by rules of thumb.
         shape: of the data.
-        ways: see `ways_of`.
+        ways: see `execution_options_of`.
     """
     inner = base_model(model)
     can_recompute = bool(inner.supports_gradient_checkpointing)
@@ -330,7 +337,7 @@ def freedom_of(
     elif not can_recompute:
         layers = 0
     most = most_tokens(base.device.partition(":")[0], base.compute_dtype)
-    free = freedom(
+    free = search_space(
         tokens=settings.micro_batch_tokens,
         layers=layers,
         rows=settings.loss_chunk_rows,
@@ -338,7 +345,7 @@ def freedom_of(
         largest_tokens=min(most, max(shape.longest_tokens, shape.largest_batch_tokens)),
         num_layers=traits.num_layers,
         largest_rows=base.loss_chunk_rows,
-        ways=ways,
+        executions=executions,
     )
     from transformers.modeling_layers import GradientCheckpointingLayer
 

@@ -17,7 +17,7 @@ import torch
 
 from sartor.engine.traits import base_model, read_traits
 from sartor.errors import ConfigurationError
-from sartor.memory import imagine, trace
+from sartor.memory import meta_model, trace
 from sartor.memory.allocator import retaining
 from sartor.memory.consumers import what_consumes
 from sartor.memory.failure import reason_of
@@ -26,9 +26,9 @@ from sartor.records import Plan
 from sartor.run.implementation import set_implementation
 from sartor.run.stepper import Updater
 from sartor.run.transaction import simulated_update
-from sartor.trainer import rehearsing, saving
+from sartor.trainer import rehearsal, saving
+from sartor.trainer.data_loader import TrainDataLoader
 from sartor.trainer.evaluating import lazy_loader
-from sartor.trainer.feed import Feed
 from sartor.trainer.planning import shape_of
 from sartor.trainer.setup import engine_for
 
@@ -47,11 +47,13 @@ def profile(trainer: SFTTrainer) -> dict[str, Any]:
     """
     if trainer.engine is not None:
         raise ConfigurationError("profile() is for before or after train(), not for while it runs.")
-    feed = Feed(trainer)
+    data_loader = TrainDataLoader(trainer)
     made_optimizer = trainer.optimizer is None
     with ExitStack() as stack:
         stack.enter_context(retaining(wanted=trainer.args.device.type == "cpu"))
-        engine = stack.enter_context(engine_for(trainer, longest_tokens=feed.longest_document, trains=True, feed=feed))
+        engine = stack.enter_context(
+            engine_for(trainer, longest_tokens=data_loader.longest_document, trains=True, data_loader=data_loader)
+        )
         trainer.plan = engine.plan
         trainer.create_optimizer()
         set_implementation(trainer.optimizer, engine.plan.optimizer_implementation)
@@ -59,7 +61,9 @@ def profile(trainer: SFTTrainer) -> dict[str, Any]:
             updater = Updater(
                 trainer.optimizer, None, engine, trainer.args.max_grad_norm, False, recovery=trainer.recovery
             )
-            trainer.memory = rehearsing.rehearse_now(trainer, engine, feed, updater, num_steps=_num_steps(trainer))
+            trainer.memory = rehearsal.rehearse_now(
+                trainer, engine, data_loader, updater, num_steps=_num_steps(trainer)
+            )
         finally:
             trainer.model.zero_grad(set_to_none=True)
             if made_optimizer:
@@ -84,7 +88,7 @@ def memory_of(trainer: SFTTrainer) -> dict[str, Any]:
     """
     if trainer.memory is not None:
         return trainer.memory
-    path = Path(trainer.args.output_dir) / rehearsing.MEMORY_NAME
+    path = Path(trainer.args.output_dir) / rehearsal.MEMORY_NAME
     if trainer.plan is None and path.exists():
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return found
@@ -103,18 +107,20 @@ def foreseen(trainer: SFTTrainer) -> dict[str, Any]:
             + ("without train_dataset" if trainer.train_dataset is None else "an own loss or data_collator decides")
             + "."
         )
-    feed, plan = Feed(trainer), trainer.plan
+    data_loader, plan = TrainDataLoader(trainer), trainer.plan
     if plan is None:
-        with engine_for(trainer, longest_tokens=feed.longest_document, trains=True, feed=feed) as engine:
+        with engine_for(
+            trainer, longest_tokens=data_loader.longest_document, trains=True, data_loader=data_loader
+        ) as engine:
             plan = engine.plan
     try:
-        model = imagine.imitate(trainer.model)
-        imagine.widen(model, getattr(torch, plan.compute_dtype), rounds=plan.stochastic_rounding)
+        model = meta_model.imitate(trainer.model)
+        meta_model.widen(model, getattr(torch, plan.compute_dtype), rounds=plan.stochastic_rounding)
         traits = read_traits(model)
-        shape = replace(shape_of(trainer, feed), document_limit=traits.rope_switch_tokens)
+        shape = replace(shape_of(trainer, data_loader), document_limit=traits.rope_switch_tokens)
         work = shape.work(plan.micro_batch_tokens, plan.layout)
         prediction = simulate_model(model, plan, work, _training(trainer))
-        return trace.as_json(prediction, [], rehearsing.about(model, traits, plan, work))
+        return trace.as_json(prediction, [], rehearsal.about(model, traits, plan, work))
     except Exception as error:
         raise ConfigurationError(
             f"nothing was rehearsed, and this model cannot be simulated: {reason_of(error)}"
@@ -140,7 +146,7 @@ def _training(trainer: SFTTrainer) -> Training:
     frozen = [parameter for parameter in trainer.model.parameters() if not parameter.requires_grad]
     return Training(
         arrival_dtype=str(frozen[0].dtype).removeprefix("torch.") if frozen else "float32",
-        make_optimizer=rehearsing.maker_of(trainer),
+        make_optimizer=rehearsal.maker_of(trainer),
         update=simulated_update,
         lora=next(iter(adapters.values())) if adapters else None,
         settings=trainer.settings.engine,
@@ -174,7 +180,7 @@ def _draw(trainer: SFTTrainer, target: Path) -> list[Path]:
     if trainer.state.log_history:
         trainer.plot_loss(target / "loss.png")
         written.append(target / "loss.png")
-    if Feed(trainer).examples is not None:
+    if TrainDataLoader(trainer).examples is not None:
         trainer.plot_lengths(target / "lengths.png")
         written.append(target / "lengths.png")
     if trainer.memory is not None:
@@ -184,7 +190,7 @@ def _draw(trainer: SFTTrainer, target: Path) -> list[Path]:
     except ConfigurationError as error:
         trainer.say(f"no figure of memory: {error}")
         return written
-    saving.write_json(os.path.join(trainer.args.output_dir, rehearsing.MEMORY_NAME), memory)
+    saving.write_json(os.path.join(trainer.args.output_dir, rehearsal.MEMORY_NAME), memory)
     for ending in ("png", "svg"):
         memory_figures.plot_memory(memory, target / f"memory.{ending}")
         written.append(target / f"memory.{ending}")

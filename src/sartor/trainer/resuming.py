@@ -29,8 +29,8 @@ from sartor.run import checked_state, checkpoint, plain_files
 from sartor.run.host_states import HostStates
 from sartor.run.implementation import set_implementation
 from sartor.trainer import device_batch, sampling, saving
+from sartor.trainer.checkpoint_writer import saved_tensors
 from sartor.trainer.checkpoints import check_callbacks, restore_callbacks
-from sartor.trainer.draft import saved_tensors
 from sartor.trainer.fingerprints import WHAT, fingerprints, frozen_digests, tensor_digest, versions
 
 if TYPE_CHECKING:

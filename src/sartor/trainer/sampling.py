@@ -93,7 +93,7 @@ class SampleAnswers(TrainerCallback):
         assert trainer.recovery is not None
         recovery = trainer.recovery
         try:
-            answers = recovery.survive("the answers to sample_prompts", self._answers, self._less)
+            answers = recovery.retry("the answers to sample_prompts", self._answers, self._less)
         except OutOfMemoryError as error:  # a table with a hole is no reason to lose a run
             trainer.say(f"sample_prompts are left unanswered at step {step}: {error}")
             answers = [NO_ANSWER] * len(self._prompts)
@@ -134,9 +134,9 @@ class SampleAnswers(TrainerCallback):
     def _less(self) -> str | None:
         """A remedy: the same once more, then fewer questions at once."""
         assert self._trainer.recovery is not None
-        forgiven = self._trainer.recovery.forgive()
-        if forgiven is not None or self._at_once == 1:
-            return forgiven
+        remedy = self._trainer.recovery.try_again()
+        if remedy is not None or self._at_once == 1:
+            return remedy
         self._at_once = max(1, self._at_once // 2)
         return f"{self._at_once} of sample_prompts at a time"
 

@@ -26,7 +26,7 @@ from sartor.trainer.planning import planned
 from sartor.trainer.recovering import recovery_for
 
 if TYPE_CHECKING:
-    from sartor.trainer.feed import Feed
+    from sartor.trainer.data_loader import TrainDataLoader
     from sartor.trainer.sft_trainer import SFTTrainer
 
 
@@ -37,7 +37,7 @@ def engine_for(
     longest_tokens: Callable[[], int],
     trains: bool,
     frozen: Plan | None = None,
-    feed: Feed | None = None,
+    data_loader: TrainDataLoader | None = None,
 ) -> Iterator[Engine]:
     """The trainer's model under an engine, for as long as the block lasts.
 
@@ -71,12 +71,12 @@ def engine_for(
             plan = frozen or _plan(trainer, traits, device, compute_dtype, reason, longest)
             if plan.stochastic_rounding != rounds and trains:  # a change that was accepted
                 plan = replace(plan, stochastic_rounding=rounds, parameter_dtype=_trained_dtypes(trainer))
-            if frozen is None and feed is not None:
+            if frozen is None and data_loader is not None:
                 plan = planned(
                     trainer,
                     plan,
                     traits,
-                    feed,
+                    data_loader,
                     available_bytes=available_bytes(device),
                     matrix_rate=lambda: matrix_rate(device, compute_dtype),
                 )

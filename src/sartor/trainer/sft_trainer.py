@@ -27,9 +27,9 @@ from sartor.trainer.arguments import as_sft_config, take_old_arguments
 from sartor.trainer.checkpoints import Checkpoints
 from sartor.trainer.checks import Given
 from sartor.trainer.construction import TAGS, build
+from sartor.trainer.data_loader import TrainDataLoader
 from sartor.trainer.examples import default_collator
-from sartor.trainer.feed import Feed
-from sartor.trainer.journal import Journal
+from sartor.trainer.metrics_writer import MetricsWriter
 from sartor.trainer.overrides import overrides_loss, refuse_overrides
 from sartor.trainer.padded import dft_loss
 from sartor.trainer.reporting import Callbacks
@@ -85,7 +85,7 @@ class SFTTrainer(Trainer):
     """Of the last rehearsal: what was foreseen and measured, as `memory.json` has it."""
     figures: tuple[str, ...] = ()
     """In the run folder, drawn after the last training."""
-    journal: Journal | None = None
+    metrics_writer: MetricsWriter | None = None
     checkpoints: Checkpoints | None = None
     """While training, as the journal."""
     sample_answers: SampleAnswers | None = None
@@ -283,8 +283,8 @@ class SFTTrainer(Trainer):
         logs.update(self.pending_metrics)
         self.pending_metrics = {}
         super().log(logs, start_time)
-        if self.journal is not None:
-            self.journal.write(self.state.global_step, logs)
+        if self.metrics_writer is not None:
+            self.metrics_writer.write(self.state.global_step, logs)
 
     def profile(self) -> dict[str, Any]:
         """Look at the memory of this training's worst micro-batch, foreseen and measured, without training.
@@ -314,7 +314,7 @@ class SFTTrainer(Trainer):
         Raises:
             ConfigurationError: they are a stream.
         """
-        examples = Feed(self).examples
+        examples = TrainDataLoader(self).examples
         if examples is None:
             raise ConfigurationError("plot_lengths() needs rows that can be counted, and train_dataset is a stream.")
         return figures.plot_lengths(examples.lengths.tolist(), path, self.args.max_length)

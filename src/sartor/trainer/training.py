@@ -23,15 +23,15 @@ from sartor.run.output import lines_may_be_lost
 from sartor.run.stepper import EngineStepper, Updater
 from sartor.trainer import resuming, saving
 from sartor.trainer.checkpoints import Checkpoints, interrupted_save
-from sartor.trainer.driving import Drive
+from sartor.trainer.data_loader import TrainDataLoader
 from sartor.trainer.evaluating import lazy_loader
-from sartor.trainer.feed import Feed
-from sartor.trainer.journal import Journal
+from sartor.trainer.metrics_writer import MetricsWriter
 from sartor.trainer.padded import PaddedStepper
 from sartor.trainer.recovering import full_disk_policy, last_checkpoint, non_finite_policy
-from sartor.trainer.rehearsing import rehearse_run
+from sartor.trainer.rehearsal import rehearse_run
 from sartor.trainer.resuming import Resumption
 from sartor.trainer.setup import announce, count_streams, engine_for, matrix_rate
+from sartor.trainer.train_loop import TrainLoop
 
 if TYPE_CHECKING:
     from sartor.trainer.sft_trainer import SFTTrainer
@@ -60,7 +60,7 @@ def _train(
 ) -> TrainOutput:
     resumption = resuming.find(trainer, resume)
     align_special_tokens(trainer.model, trainer.processing_class)
-    feed = Feed(trainer)
+    data_loader = TrainDataLoader(trainer)
     trainer.figures = ()
     with ExitStack() as stack:
         stack.callback(_end, trainer)
@@ -71,14 +71,16 @@ def _train(
             stack.callback(torch.set_num_threads, torch.get_num_threads())
             resuming.keep_threads(trainer, plan)
         engine = stack.enter_context(
-            engine_for(trainer, longest_tokens=feed.longest_document, trains=True, frozen=plan, feed=feed)
+            engine_for(
+                trainer, longest_tokens=data_loader.longest_document, trains=True, frozen=plan, data_loader=data_loader
+            )
         )
         trainer.plan = engine.plan
-        feed.traits = engine.traits
-        drive, events = _start(trainer, engine, feed, ignore_keys, resumption)
+        data_loader.traits = engine.traits
+        train_loop, events = _start(trainer, engine, data_loader, ignore_keys, resumption)
         came_from = None if resumption is None else resumption.folder
         try:
-            result = drive.run(events)
+            result = train_loop.run(events)
             count_streams(trainer)
             return result
         except NonFiniteError as error:
@@ -86,19 +88,23 @@ def _train(
             where = f"The last good checkpoint is {folder}: every loss before it was finite." if folder else _NONE_SAVED
             raise NonFiniteError(f"{error} {where}") from error
         except OutOfMemoryError as error:
-            _save_interrupted(trainer, drive, "memory ran out")
+            _save_interrupted(trainer, train_loop, "memory ran out")
             folder = last_checkpoint(trainer, came_from)
             where = f"The run can go on from {folder}, where there is more memory." if folder else _NONE_SAVED
             raise OutOfMemoryError(f"{error} {where}") from error
         except (KeyboardInterrupt, Terminated):
-            _save_interrupted(trainer, drive, "interrupted")
+            _save_interrupted(trainer, train_loop, "interrupted")
             count_streams(trainer)
             raise
 
 
 def _start(
-    trainer: SFTTrainer, engine: Engine, feed: Feed, ignore_keys: list[str] | None, resumption: Resumption | None
-) -> tuple[Drive, Generator[loop.Event, loop.Reply, None]]:
+    trainer: SFTTrainer,
+    engine: Engine,
+    data_loader: TrainDataLoader,
+    ignore_keys: list[str] | None,
+    resumption: Resumption | None,
+) -> tuple[TrainLoop, Generator[loop.Event, loop.Reply, None]]:
     args = trainer.args
     loader = lazy_loader(
         trainer.train_dataset, trainer._train_batch_size, trainer.data_collator, drop_last=args.dataloader_drop_last
@@ -125,30 +131,30 @@ def _start(
     saving.write_json(os.path.join(args.output_dir, saving.CONFIGURATION_NAME), resolved_configuration(args))
     rate = matrix_rate(engine.device, engine.compute_dtype)
     metrics = os.path.join(args.output_dir, saving.METRICS_NAME)
-    trainer.journal = Journal(metrics, engine.device, rate, full_disk_policy(trainer))
-    drive = Drive(
+    trainer.metrics_writer = MetricsWriter(metrics, engine.device, rate, full_disk_policy(trainer))
+    train_loop = TrainLoop(
         trainer,
-        feed,
-        journal=trainer.journal,
+        data_loader,
+        metrics_writer=trainer.metrics_writer,
         steps_in_epoch=steps_in_epoch or 1,
         num_train_samples=num_train_samples,
         ignore_keys_for_eval=ignore_keys,
         measures_targets=not trainer.uses_padded_batches,
     )
     updater = _updater(trainer, engine)
-    updater.pause = trainer.pause = drive.interrupts.pause
+    updater.pause = trainer.pause = train_loop.interrupts.pause
     number = checkpoint.run_number(Path(args.output_dir), None if resumption is None else resumption.folder)
-    trainer.checkpoints = drive.checkpoints = Checkpoints(trainer, engine, updater, drive.state, number)
+    trainer.checkpoints = train_loop.checkpoints = Checkpoints(trainer, engine, updater, train_loop.state, number)
     first_epoch = seen = 0
     if resumption is not None:
         updater.load_state(resumption.content["updater"])
-        first_epoch, seen = drive.resume(resumption.content)
+        first_epoch, seen = train_loop.resume(resumption.content)
     else:
         _tell_earlier(trainer)
-        rehearse_run(trainer, engine, feed, updater)
+        rehearse_run(trainer, engine, data_loader, updater)
     trainer.checkpoints.prepare()
     epochs = range(first_epoch, num_train_epochs)
-    return drive, loop.loop(epochs, feed.batches, _stepper(trainer, engine, updater), seen=seen)
+    return train_loop, loop.loop(epochs, data_loader.batches, _stepper(trainer, engine, updater), seen=seen)
 
 
 def _tell_earlier(trainer: SFTTrainer) -> None:
@@ -204,16 +210,16 @@ def do_nothing() -> None:
     """What `trainer.pause` is outside of training."""
 
 
-def _save_interrupted(trainer: SFTTrainer, drive: Drive, why: str) -> None:
+def _save_interrupted(trainer: SFTTrainer, train_loop: TrainLoop, why: str) -> None:
     """A checkpoint of the steps that are done, where checkpoints are wanted and this one is not there yet."""
-    if trainer.args.save_strategy == SaveStrategy.NO or not drive.is_whole or drive.interrupts.is_urgent:
+    if trainer.args.save_strategy == SaveStrategy.NO or not train_loop.is_whole or train_loop.interrupts.is_urgent:
         return
 
     def save() -> None:
-        if trainer.state.global_step > drive.last_saved:
-            drive.save()
-        assert drive.checkpoints is not None
-        drive.checkpoints.wait()
+        if trainer.state.global_step > train_loop.last_saved:
+            train_loop.save()
+        assert train_loop.checkpoints is not None
+        train_loop.checkpoints.wait()
 
     if trainer.state.global_step > 0:
         interrupted_save(trainer, save, why)
@@ -221,11 +227,11 @@ def _save_interrupted(trainer: SFTTrainer, drive: Drive, why: str) -> None:
 
 def _end(trainer: SFTTrainer) -> None:
     """Whatever happened: files closed, no gradients left."""
-    if trainer.journal is not None:
-        trainer.journal.close()
-        if trainer.journal.num_waiting:
+    if trainer.metrics_writer is not None:
+        trainer.metrics_writer.close()
+        if trainer.metrics_writer.num_waiting:
             trainer.say(f"{trainer.journal.num_waiting} lines of {saving.METRICS_NAME} never had room on the disk.")
-        trainer.journal = None
+        trainer.metrics_writer = None
     if trainer.checkpoints is not None:
         trainer.checkpoints.settle()
         trainer.checkpoints = None

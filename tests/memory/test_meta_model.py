@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sartor.memory import imagine
+from sartor.memory import meta_model
 from tests.trainer import tiny
 
 
@@ -17,10 +17,10 @@ def test_whoever_watches_a_model_does_not_see_passes_of_its_copy() -> None:
     model.model.register_forward_pre_hook(lambda module, given: seen.append(given))
     model.model.layers[0].register_forward_hook(lambda module, given, output: seen.append(output))
     model.lm_head.register_full_backward_hook(lambda module, inward, outward: seen.append(outward))
-    copied = imagine.imitate(model)
+    copied = meta_model.imitate(model)
 
     with FakeTensorMode():
-        imagine.materialise(copied)
+        meta_model.materialise(copied)
         copied(input_ids=torch.zeros(1, 4, dtype=torch.int64), use_cache=False).logits.sum().backward()
 
     assert not seen

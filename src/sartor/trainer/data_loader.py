@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sartor.trainer.sft_trainer import SFTTrainer
 
 
-class Feed:
+class TrainDataLoader:
     """The training data of one `train()`."""
 
     def __init__(self, trainer: SFTTrainer) -> None:

@@ -25,7 +25,7 @@ from sartor.engine.flops import step_flops
 from sartor.engine.step import Engine
 from sartor.engine.traits import ModelTraits
 from sartor.errors import ConfigurationError
-from sartor.memory import imagine, rehearse, trace
+from sartor.memory import meta_model, trace, worst_batch
 from sartor.memory.failure import reason_of
 from sartor.memory.marks import marking_layers
 from sartor.memory.optimizers import MakeOptimizer
@@ -39,7 +39,7 @@ from sartor.run.state import generator_states, restore_generators
 from sartor.run.stepper import Updater
 from sartor.run.transaction import simulated_rehearsal, simulated_update
 from sartor.trainer import saving
-from sartor.trainer.feed import Feed
+from sartor.trainer.data_loader import TrainDataLoader
 from sartor.trainer.recovering import freeze
 from sartor.trainer.setup import matrix_rate
 
@@ -52,7 +52,7 @@ _EPOCHS = 3
 and none is fatal."""
 
 
-def rehearse_run(trainer: SFTTrainer, engine: Engine, feed: Feed, updater: Updater) -> None:
+def rehearse_run(trainer: SFTTrainer, engine: Engine, data_loader: TrainDataLoader, updater: Updater) -> None:
     """Rehearse a run where `rehearse` asks for it, or where it says nothing and it costs little.
 
     Raises:
@@ -61,17 +61,17 @@ def rehearse_run(trainer: SFTTrainer, engine: Engine, feed: Feed, updater: Updat
     asked = trainer.args.rehearse
     if asked is False:
         return
-    against = _impossible(trainer, feed)
+    against = _impossible(trainer, data_loader)
     if against is not None:
         if asked:
             trainer.say(f"rehearse=True: there is no rehearsal: {against}.")
         return
     num_steps = trainer.state.max_steps
-    if not asked and rehearse.is_tiny(num_steps, _run_s(trainer, engine, feed, num_steps)):
+    if not asked and worst_batch.is_tiny(num_steps, _run_s(trainer, engine, data_loader, num_steps)):
         return
-    ahead = _Ahead.of(engine, feed, num_steps=num_steps, is_asked=bool(asked))
+    ahead = _Ahead.of(engine, data_loader, num_steps=num_steps, is_asked=bool(asked))
     worst = ahead.worst(engine)
-    if not worst or (not asked and rehearse.is_costly(worst[0].micro.num_tokens, ahead.run_tokens)):
+    if not worst or (not asked and worst_batch.is_costly(worst[0].micro.num_tokens, ahead.run_tokens)):
         return
     rehearsal = Rehearsal(trainer, engine, updater, ahead)
     trainer.memory = rehearsal.run()
@@ -79,7 +79,7 @@ def rehearse_run(trainer: SFTTrainer, engine: Engine, feed: Feed, updater: Updat
 
 
 def rehearse_now(
-    trainer: SFTTrainer, engine: Engine, feed: Feed, updater: Updater, *, num_steps: int
+    trainer: SFTTrainer, engine: Engine, data_loader: TrainDataLoader, updater: Updater, *, num_steps: int
 ) -> dict[str, Any]:
     """Rehearse outside of a run, whatever it costs; returns what `memory.json` holds.
 
@@ -87,27 +87,27 @@ def rehearse_now(
         ConfigurationError: there is nothing to rehearse; says why.
         OutOfMemoryError: not even one document goes through.
     """
-    against = _impossible(trainer, feed)
+    against = _impossible(trainer, data_loader)
     if against:
         raise ConfigurationError(f"the memory of a step cannot be looked at beforehand: {against}.")
-    ahead = _Ahead.of(engine, feed, num_steps=num_steps, is_asked=True)
+    ahead = _Ahead.of(engine, data_loader, num_steps=num_steps, is_asked=True)
     return Rehearsal(trainer, engine, updater, ahead).run()
 
 
-def _impossible(trainer: SFTTrainer, feed: Feed) -> str | None:
+def _impossible(trainer: SFTTrainer, data_loader: TrainDataLoader) -> str | None:
     if trainer.uses_padded_batches:
         return "an own loss or data_collator may do anything with a batch, and should not see one twice"
-    if feed.examples is None:
+    if data_loader.examples is None:
         return "which rows a stream gives is not known before"
     return None
 
 
-def _run_s(trainer: SFTTrainer, engine: Engine, feed: Feed, num_steps: int) -> float | None:
+def _run_s(trainer: SFTTrainer, engine: Engine, data_loader: TrainDataLoader, num_steps: int) -> float | None:
     """What a run takes at the device's rate of matrix products; None where that is not known."""
     rate = matrix_rate(engine.device, engine.compute_dtype)
-    if rate is None or feed.examples is None or not len(feed.examples):
+    if rate is None or data_loader.examples is None or not len(data_loader.examples):
         return None
-    length = int(feed.examples.lengths.mean())
+    length = int(data_loader.examples.lengths.mean())
     num_rows = num_steps * trainer._train_batch_size * trainer.args.gradient_accumulation_steps
     return num_rows * step_flops(engine.traits, [length], length) / rate
 
@@ -123,19 +123,19 @@ class _Ahead:
     run_tokens: float
 
     @classmethod
-    def of(cls, engine: Engine, feed: Feed, *, num_steps: int, is_asked: bool) -> _Ahead:
+    def of(cls, engine: Engine, data_loader: TrainDataLoader, *, num_steps: int, is_asked: bool) -> _Ahead:
         """Look through the run's first epochs."""
-        examples = feed.examples
+        examples = data_loader.examples
         assert examples is not None
         groups: list[list[int]] = []
         for epoch in range(_EPOCHS):
             left = num_steps - len(groups)
-            found = [[row for batch in group for row in batch] for group in islice(feed.groups(epoch), left)]
+            found = [[row for batch in group for row in batch] for group in islice(data_loader.groups(epoch), left)]
             groups += [group for group in found if group]
-        rows = rehearse.Rows(examples.lengths, examples.num_targets())
-        batches = rehearse.Batches.of(groups)
+        rows = worst_batch.Rows(examples.lengths, examples.num_targets())
+        batches = worst_batch.Batches.of(groups)
         run_tokens = float(rows.tokens[batches.rows].sum()) * num_steps / max(1, len(groups))
-        numbers = rehearse.candidates(rows, batches, engine.plan.micro_batch_tokens)
+        numbers = worst_batch.candidates(rows, batches, engine.plan.micro_batch_tokens)
         keys = [tuple(batches.keys(number)) for number in numbers]
         return cls(is_asked, [(one, tuple(examples.take(one))) for one in keys], run_tokens)
 
@@ -159,7 +159,7 @@ class _Ahead:
             best = max(found, key=measure)
             if all(measure(one) < measure(best) for one in chosen):
                 chosen.append(best)
-        allowed = rehearse.LARGEST_SHARE * self.run_tokens - (chosen[0].micro.num_tokens if chosen else 0)
+        allowed = worst_batch.LARGEST_SHARE * self.run_tokens - (chosen[0].micro.num_tokens if chosen else 0)
         kept = chosen[:1]
         for one in chosen[1:]:
             if self.is_asked or one.micro.num_tokens <= allowed:
@@ -208,12 +208,12 @@ class Rehearsal:
             self._held_bytes = trace.held_bytes(engine.model, [*copies, *self._updater.states()])
             step, recovery.step = recovery.step, 0
             try:
-                worst, measured = recovery.survive("the rehearsal", self._corrected, self._less, self._undo)
+                worst, measured = recovery.retry("the rehearsal", self._corrected, self._less, self._undo)
             finally:
                 recovery.step = step
                 self._undo()
             work = Work(worst.micro.document_lengths, worst.micro.num_targets, worst.num_micro_batches)
-            prediction, reason = foresee(trainer, engine, work, updates=self._updates)
+            prediction, reason = estimate_peak(trainer, engine, work, updates=self._updates)
         what = about(engine.model, engine.traits, engine.plan, work)
         found = trace.as_json(prediction, measured, what, reason, self._unmeasured)
         found["instrument"] = trace.instrument(engine.device)
@@ -344,10 +344,12 @@ def _heard(engine: Engine, watch: Trace) -> Iterator[None]:
         engine.on_phase = before
 
 
-def foresee(trainer: SFTTrainer, engine: Engine, work: Work, *, updates: bool = True) -> tuple[Prediction | None, str]:
+def estimate_peak(
+    trainer: SFTTrainer, engine: Engine, work: Work, *, updates: bool = True
+) -> tuple[Prediction | None, str]:
     """What step and rehearsal, which `updates` or does not, need by simulation; None with the reason why it failed."""
     try:
-        model = imagine.imitate(engine.model)
+        model = meta_model.imitate(engine.model)
         for module in model.modules():  # the engine's own come again with the simulation's engine
             module._forward_hooks.clear()
             module._forward_pre_hooks.clear()

@@ -25,8 +25,8 @@ from sartor.run.spikes import Spikes
 from sartor.run.state import generator_states, restore_generators
 from sartor.trainer import saving
 from sartor.trainer.checkpoints import Checkpoints, callback_states, require_stoppable, restore_callbacks
-from sartor.trainer.feed import Feed
-from sartor.trainer.journal import Journal
+from sartor.trainer.data_loader import TrainDataLoader
+from sartor.trainer.metrics_writer import MetricsWriter
 from sartor.trainer.recovering import rows_named, summary
 from sartor.trainer.window import Window
 
@@ -46,23 +46,23 @@ class _Mark:
     callbacks: dict[str, list[dict[str, Any]]]
 
 
-class Drive:
+class TrainLoop:
     """One `train()`."""
 
     def __init__(
         self,
         trainer: SFTTrainer,
-        feed: Feed,
+        data_loader: TrainDataLoader,
         *,
-        journal: Journal,
+        metrics_writer: MetricsWriter,
         steps_in_epoch: int,
         num_train_samples: float,
         ignore_keys_for_eval: list[str] | None,
         measures_targets: bool,
     ) -> None:
         self.trainer = trainer
-        self.feed = feed
-        self.journal = journal
+        self.data_loader = data_loader
+        self.metrics_writer = metrics_writer
         self.interrupts = Interrupts()
         self.steps_in_epoch = steps_in_epoch
         self.num_train_samples = num_train_samples
@@ -85,7 +85,7 @@ class Drive:
         self.is_whole = True
         """Whether weights, schedule and counts agree, so that they may be saved; not so in the middle of an update, and
         after training, when the best model may have been loaded."""
-        self._cursor = feed.cursor(0, 0)
+        self._cursor = data_loader.cursor(0, 0)
         self._generators = generator_states()
         """What a checkpoint of this moment holds: as they are after every callback that a resumed run does not call."""
         self._mark: _Mark | None = None
@@ -94,7 +94,7 @@ class Drive:
         self._was_stepped = False
 
     def run(self, events: Generator[loop.Event, Reply, None]) -> TrainOutput:
-        """Drive a run from its first event to its last log."""
+        """TrainLoop a run from its first event to its last log."""
         trainer = self.trainer
         with self.interrupts, closing(events):
             self.interrupts.hold()
@@ -129,7 +129,7 @@ class Drive:
                 self._control_to_restore = None
             case loop.StepBegin():
                 self._empty_cache()
-                self.journal.step_begins()
+                self.metrics_writer.step_begins()
                 self._call("on_step_begin")
             case loop.SubstepEnd():
                 self._call("on_substep_end")
@@ -177,8 +177,8 @@ class Drive:
         self.grad_norm = result.grad_norm
         self.learning_rate = event.learning_rate
         self._count_tokens(result.num_tokens)
-        trainer.current_flos += self.feed.last_total_flos
-        self.journal.step_ends(result.num_tokens, self.feed.last_flops)
+        trainer.current_flos += self.data_loader.last_total_flos
+        self.metrics_writer.step_ends(result.num_tokens, self.data_loader.last_flops)
         trainer.state.global_step += 1
         trainer.state.epoch = self.epoch + event.num_device_batches / self.steps_in_epoch
         self._advance(self.epoch, event.num_device_batches)
@@ -193,7 +193,7 @@ class Drive:
 
     def _advance(self, epoch: int, num_device_batches: int) -> None:
         """What is saved from here on is of this moment, also when the next batch is under way."""
-        self._cursor = self.feed.cursor(epoch, num_device_batches)
+        self._cursor = self.data_loader.cursor(epoch, num_device_batches)
         self._generators = generator_states()
 
     def _end_epoch(self, num_device_batches: int) -> None:
@@ -265,7 +265,7 @@ class Drive:
             "cursor": self._cursor,
             "generators": self._generators,
             "control": control,
-            "drive": {
+            "train_loop": {
                 "window": self.window.state(),
                 "last_logged": self.last_logged,
                 "num_skipped": self.num_skipped,
@@ -277,17 +277,17 @@ class Drive:
                 "seconds": time.time() - self.start_time,
             },
             "num_tokens": self.trainer.total_train_tokens,
-            "journal": self.journal.state(),
+            "metrics_writer": self.metrics_writer.state(),
             "metrics_bytes": mark.metrics_bytes if mark is not None else self._metrics_bytes(),
         }
 
     def _metrics_bytes(self) -> int:
         """Raises DiskFullError where lines wait for room: a run that goes on from here would never write them."""
-        num_bytes = self.journal.durable_bytes()
-        if self.journal.num_waiting:
+        num_bytes = self.metrics_writer.durable_bytes()
+        if self.metrics_writer.num_waiting:
             raise DiskFullError(
-                f"no space left on the disk: {self.journal.num_waiting} lines of {saving.METRICS_NAME} wait for room, "
-                f"and no checkpoint can be saved without them. {saving.MAKE_ROOM}"
+                f"no space left on the disk: {self.metrics_writer.num_waiting} lines of {saving.METRICS_NAME} wait for "
+                f"room, and no checkpoint can be saved without them. {saving.MAKE_ROOM}"
             )
         return num_bytes
 
@@ -297,15 +297,15 @@ class Drive:
         A run that has come to its `max_steps` has ended.  Any other wish to stop was a callback's, and of that job: as
         in trl, whoever resumes it wants it to go on.
         """
-        trainer, drive = self.trainer, content["drive"]
-        self.window.load_state(drive["window"], trainer.args.device)
-        self.spikes.load_state(**drive["spikes"])
+        trainer, train_loop = self.trainer, content["train_loop"]
+        self.window.load_state(train_loop["window"], trainer.args.device)
+        self.spikes.load_state(**train_loop["spikes"])
         for name in ("last_logged", "num_skipped", "total_loss", "grad_norm", "learning_rate", "evaluated_last"):
-            setattr(self, name, drive[name])
-        self.start_time = time.time() - drive["seconds"]
+            setattr(self, name, train_loop[name])
+        self.start_time = time.time() - train_loop["seconds"]
         self.last_saved = trainer.state.global_step
         trainer.total_train_tokens = content["num_tokens"]
-        self.journal.load_state(content["journal"])
+        self.metrics_writer.load_state(content["metrics_writer"])
         self._cursor, self._generators = dict(content["cursor"]), content["generators"]
         is_over = self._cursor.pop("is_over", False) or self._cursor["device_batches"] == 0
         has_ended = trainer.state.global_step >= trainer.state.max_steps
@@ -315,7 +315,7 @@ class Drive:
         control["should_training_stop"] = has_ended
         self._control_to_restore = control
         stops = has_ended or control["should_epoch_stop"]
-        self.feed.start_at(self._cursor, self._find_generators, stops=stops)
+        self.data_loader.start_at(self._cursor, self._find_generators, stops=stops)
         if has_ended and is_over:
             self._cursor["epoch"] = sys.maxsize  # there is no next one
         return self._cursor["epoch"], self._cursor["device_batches"]
@@ -363,7 +363,10 @@ class Drive:
     def _evaluate(self, *, steps_schedule: bool = True) -> dict[str, float]:
         trainer = self.trainer
         self._mark = _Mark(
-            self._control(), self.journal.durable_bytes(), len(trainer.state.log_history), callback_states(trainer)
+            self._control(),
+            self.metrics_writer.durable_bytes(),
+            len(trainer.state.log_history),
+            callback_states(trainer),
         )
         try:
             metrics: dict[str, float] = trainer._evaluate(None, self.ignore_keys, skip_scheduler=not steps_schedule)

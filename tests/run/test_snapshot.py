@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from sartor.errors import RunFolderError
-from sartor.run.background import SMALL_BYTES, Loan, Writer
+from sartor.run.snapshot import SMALL_BYTES, Snapshot, Writer
 
 LARGE = SMALL_BYTES  # of float32: four times as many bytes
 
 
-def lent(**options: Any) -> tuple[dict[str, torch.Tensor], Loan]:
+def lent(**options: Any) -> tuple[dict[str, torch.Tensor], Snapshot]:
     tensors = {name: torch.full((LARGE,), float(number)) for number, name in enumerate("abc")}
-    return tensors, Loan(tensors, **options)
+    return tensors, Snapshot(tensors, **options)
 
 
 def never(num_bytes: int) -> bool:
@@ -26,22 +26,22 @@ def never(num_bytes: int) -> bool:
 class Reader(threading.Thread):
     """Reads all that is lent, in order, each when it is told to."""
 
-    def __init__(self, loan: Loan) -> None:
+    def __init__(self, snapshot: Snapshot) -> None:
         super().__init__()
-        self.loan = loan
+        self.snapshot = snapshot
         self.may_go_on = threading.Semaphore(0)
         self.found: dict[str, float] = {}
         self.reads = threading.Event()
         self.start()
 
     def run(self) -> None:
-        for name in self.loan:
-            with self.loan.reading(name) as tensor:
+        for name in self.snapshot:
+            with self.snapshot.reading(name) as tensor:
                 self.reads.set()
                 assert self.may_go_on.acquire(timeout=30)
                 assert bool((tensor == tensor[0]).all())
                 self.found[name] = float(tensor[0])
-            self.loan.returned(name)
+            self.snapshot.returned(name)
 
     def goes_on(self, times: int) -> None:
         for _ in range(times):
@@ -53,23 +53,23 @@ def later(action: Callable[[], Any]) -> None:
 
 
 def test_what_was_read_in_time_is_neither_waited_for_nor_copied() -> None:
-    tensors, loan = lent()
-    reader = Reader(loan)
+    tensors, snapshot = lent()
+    reader = Reader(snapshot)
     reader.goes_on(3)
     reader.join()
-    assert loan.secure(never) == 0.0
+    assert snapshot.secure(never) == 0.0
     for tensor in tensors.values():
         tensor.zero_()
     assert reader.found == {"a": 0.0, "b": 1.0, "c": 2.0}
 
 
 def test_what_is_being_read_is_waited_for_and_the_rest_is_copied() -> None:
-    tensors, loan = lent()
-    reader = Reader(loan)
+    tensors, snapshot = lent()
+    reader = Reader(snapshot)
     assert reader.reads.wait(30)
     later(lambda: reader.goes_on(1))
     asked: list[int] = []
-    seconds = loan.secure(lambda num_bytes: asked.append(num_bytes) or True)
+    seconds = snapshot.secure(lambda num_bytes: asked.append(num_bytes) or True)
     assert seconds >= 0.04
     assert "a" in reader.found
     for tensor in tensors.values():
@@ -81,10 +81,10 @@ def test_what_is_being_read_is_waited_for_and_the_rest_is_copied() -> None:
 
 
 def test_without_room_for_a_copy_all_is_waited_for() -> None:
-    tensors, loan = lent()
-    reader = Reader(loan)
+    tensors, snapshot = lent()
+    reader = Reader(snapshot)
     later(lambda: reader.goes_on(3))
-    loan.secure(lambda num_bytes: False)
+    snapshot.secure(lambda num_bytes: False)
     for tensor in tensors.values():
         tensor.fill_(9.0)
     reader.join()
@@ -95,30 +95,30 @@ def test_a_copy_that_memory_has_no_room_for_after_all_is_left_out(monkeypatch: p
     def fails(tensor: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
-    tensors, loan = lent()
-    monkeypatch.setattr("sartor.run.background._copied", fails)
-    reader = Reader(loan)
+    tensors, snapshot = lent()
+    monkeypatch.setattr("sartor.run.snapshot._copied", fails)
+    reader = Reader(snapshot)
     later(lambda: reader.goes_on(3))
-    loan.secure(lambda num_bytes: True)
+    snapshot.secure(lambda num_bytes: True)
     tensors["c"].zero_()
     reader.join()
     assert reader.found["c"] == 2.0
 
 
 def test_a_model_that_is_due_is_waited_for_even_if_its_reading_has_not_begun() -> None:
-    tensors, loan = lent(model_is_due=True)
+    tensors, snapshot = lent(model_is_due=True)
     found: list[float] = []
 
     def read() -> None:
-        with loan.reading_all():
+        with snapshot.reading_all():
             time.sleep(0.05)
             found.extend(float(tensor[-1]) for tensor in tensors.values())
 
     later(read)
-    loan.secure(lambda num_bytes: True)
+    snapshot.secure(lambda num_bytes: True)
     assert found == [0.0, 1.0, 2.0]
     tensors["a"].fill_(9.0)
-    reader = Reader(loan)
+    reader = Reader(snapshot)
     reader.goes_on(3)
     reader.join()
     assert reader.found["a"] == 0.0
@@ -126,29 +126,32 @@ def test_a_model_that_is_due_is_waited_for_even_if_its_reading_has_not_begun() -
 
 def test_whatever_ends_the_reading_early_ends_the_waiting() -> None:
     for model_is_due in (True, False):
-        _, loan = lent(model_is_due=model_is_due)
-        later(loan.end)
-        loan.secure(lambda num_bytes: False)
-        assert list(loan) == []
+        _, snapshot = lent(model_is_due=model_is_due)
+        later(snapshot.end)
+        snapshot.secure(lambda num_bytes: False)
+        assert list(snapshot) == []
 
 
 def test_small_tensors_may_change_at_once() -> None:
     step = torch.tensor(3.0)
-    loan = Loan({"step": step})
-    assert loan.secure(never) == 0.0
+    snapshot = Snapshot({"step": step})
+    assert snapshot.secure(never) == 0.0
     step.add_(1)
-    with loan.reading("step") as found:
+    with snapshot.reading("step") as found:
         assert float(found) == 3.0
 
 
 def test_what_was_changed_although_it_was_lent_is_told_by_name() -> None:
-    tensors, loan = lent()
-    with loan.reading("a"):
+    tensors, snapshot = lent()
+    with snapshot.reading("a"):
         pass
     tensors["b"].add_(1)
-    with pytest.raises(RunFolderError, match="b was changed while the checkpoint was being written"), loan.reading("b"):
+    with (
+        pytest.raises(RunFolderError, match="b was changed while the checkpoint was being written"),
+        snapshot.reading("b"),
+    ):
         pass
-    with pytest.raises(RunFolderError, match="on_step_end"), loan.reading_all():
+    with pytest.raises(RunFolderError, match="on_step_end"), snapshot.reading_all():
         pass
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class Journal:
+class MetricsWriter:
     """Counts tokens and time between logs, and appends one line per log."""
 
     def __init__(

@@ -20,7 +20,7 @@ Kinds = tuple[Kind, ...]
 _EDGE = -1
 
 
-def sketches(kinds: Sequence[Kind]) -> list[Kinds]:
+def layer_subsets(kinds: Sequence[Kind]) -> list[Kinds]:
     """The sketches of a model, the one that checks last; empty where there are none.
 
     Args:
@@ -41,7 +41,7 @@ def sketches(kinds: Sequence[Kind]) -> list[Kinds]:
     check = base
     for _, segment in segments * (2 if len(segments) == 1 else 1):
         longer = (_inserted(check, place, segment) for place in range(1, len(check)))
-        fitting = (sketch for sketch in longer if _neighbourhoods(sketch) == _neighbourhoods(model))
+        fitting = (subset for subset in longer if _neighbourhoods(subset) == _neighbourhoods(model))
         check = next(fitting, check)
     chosen = [base, *grown, check]
     is_largest = len(check) > max(map(len, chosen[:-1]))
@@ -53,10 +53,10 @@ def are_less_work(chosen: Sequence[Kinds], kinds: Sequence[Kind]) -> bool:
     return 0 < sum(map(len, chosen)) < len(kinds)
 
 
-def places(kinds: Sequence[Kind], sketch: Kinds) -> list[int]:
+def places(kinds: Sequence[Kind], subset: Kinds) -> list[int]:
     """Layers of the model that make up a sketch: of each kind the first ones."""
-    left = {kind: iter([place for place, found in enumerate(kinds) if found == kind]) for kind in set(sketch)}
-    return [next(left[kind]) for kind in sketch]
+    left = {kind: iter([place for place, found in enumerate(kinds) if found == kind]) for kind in set(subset)}
+    return [next(left[kind]) for kind in subset]
 
 
 def counts(kinds: Sequence[Kind], of: Sequence[Kind]) -> list[int]:
@@ -67,18 +67,18 @@ def counts(kinds: Sequence[Kind], of: Sequence[Kind]) -> list[int]:
 def _shortest(model: Kinds) -> Kinds:
     """The model without every segment that it can lose without losing a neighbourhood."""
     wanted = _neighbourhoods(model)
-    sketch = model
+    subset = model
     while True:
-        smaller = _without_longest(sketch, wanted)
+        smaller = _without_longest(subset, wanted)
         if smaller is None:
-            return sketch
-        sketch = smaller
+            return subset
+        subset = smaller
 
 
-def _without_longest(sketch: Kinds, wanted: set[tuple[int, int, int]]) -> Kinds | None:
-    for length in range(len(sketch) - 2, 0, -1):
-        for start in range(len(sketch) - length + 1):
-            smaller = sketch[:start] + sketch[start + length :]
+def _without_longest(subset: Kinds, wanted: set[tuple[int, int, int]]) -> Kinds | None:
+    for length in range(len(subset) - 2, 0, -1):
+        for start in range(len(subset) - length + 1):
+            smaller = subset[:start] + subset[start + length :]
             if _neighbourhoods(smaller) == wanted:
                 return smaller
     return None
@@ -109,8 +109,8 @@ def _inserted(kinds: Kinds, place: int, segment: Kinds) -> Kinds:
     return kinds[:place] + segment + kinds[place:]
 
 
-def _has_enough(model: Kinds, sketch: Kinds) -> bool:
-    return all(model.count(kind) >= sketch.count(kind) for kind in set(sketch))
+def _has_enough(model: Kinds, subset: Kinds) -> bool:
+    return all(model.count(kind) >= subset.count(kind) for kind in set(subset))
 
 
 def _spans(known: Sequence[Kinds], other: Kinds) -> bool:

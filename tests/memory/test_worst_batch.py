@@ -6,13 +6,13 @@ import numpy as np
 import torch
 
 from sartor.batching.cut import cut_flat
-from sartor.memory import rehearse, trace
+from sartor.memory import trace, worst_batch
 from sartor.memory.prediction import Stretch
 from sartor.memory.tracker import Phase
 
 
 def test_batches_keep_their_rows() -> None:
-    batches = rehearse.Batches.of([(4, 1), (0,), (2, 3, 5)])
+    batches = worst_batch.Batches.of([(4, 1), (0,), (2, 3, 5)])
     assert [batches.keys(number) for number in range(3)] == [[4, 1], [0], [2, 3, 5]]
 
 
@@ -21,10 +21,10 @@ def test_candidates_hold_the_largest_micro_batches_of_any_run() -> None:
     for _ in range(20):
         tokens = np.minimum(600, generator.lognormal(4, 1, 2_000).astype(np.int64) + 2)
         targets = (tokens * generator.random(2_000)).astype(np.int64)
-        batches = rehearse.Batches.of(generator.permutation(2_000).reshape(-1, 8).tolist())
+        batches = worst_batch.Batches.of(generator.permutation(2_000).reshape(-1, 8).tolist())
         limit = int(generator.integers(200, 3_000))
-        found = rehearse.candidates(rehearse.Rows(tokens, targets), batches, limit)
-        assert len(found) <= 3 * rehearse.CANDIDATES
+        found = worst_batch.candidates(worst_batch.Rows(tokens, targets), batches, limit)
+        assert len(found) <= 3 * worst_batch.CANDIDATES
 
         def largest(numbers: list[int], of: np.ndarray) -> int:
             best = 0
@@ -42,16 +42,16 @@ def test_candidates_hold_the_largest_micro_batches_of_any_run() -> None:
 
 def test_an_empty_run_has_no_candidates() -> None:
     empty = np.zeros(0, np.int64)
-    assert rehearse.candidates(rehearse.Rows(empty, empty), rehearse.Batches.of([]), 100) == []
+    assert worst_batch.candidates(worst_batch.Rows(empty, empty), worst_batch.Batches.of([]), 100) == []
 
 
 def test_which_runs_are_rehearsed_unasked() -> None:
-    assert not rehearse.is_tiny(100, 500.0)
-    assert not rehearse.is_tiny(100, None)
-    assert rehearse.is_tiny(rehearse.SMALLEST_STEPS - 1, 500.0)
-    assert rehearse.is_tiny(100, rehearse.SMALLEST_RUN_S - 1)
-    assert rehearse.is_costly(160, 1e4)
-    assert not rehearse.is_costly(140, 1e4)
+    assert not worst_batch.is_tiny(100, 500.0)
+    assert not worst_batch.is_tiny(100, None)
+    assert worst_batch.is_tiny(worst_batch.SMALLEST_STEPS - 1, 500.0)
+    assert worst_batch.is_tiny(100, worst_batch.SMALLEST_RUN_S - 1)
+    assert worst_batch.is_costly(160, 1e4)
+    assert not worst_batch.is_costly(140, 1e4)
 
 
 def test_a_trace_sees_what_lived_only_within_a_stretch() -> None:

@@ -13,21 +13,24 @@ from benchmarks.memory import plan_of, recomputation
 
 from sartor.errors import ConfigurationError
 from sartor.memory import optimizers, rates
-from sartor.memory.foresight import Foresight, Memory, Shape
+from sartor.memory.estimates import Memory, MemoryEstimates, Shape
 from sartor.memory.plan import with_optimizer
 from sartor.memory.prediction import Component
-from sartor.memory.search import Freedom, Setting, Way, freedom, search
-from sartor.memory.simulate import imagined, simulate, simulate_model
+from sartor.memory.search import ExecutionOptions, SearchSpace, Setting, search, search_space
+from sartor.memory.simulate import meta_model_of, simulate, simulate_model
 from sartor.memory.speed import Batch, Sizes, step_seconds
 from sartor.memory.training import Training, Work
 from sartor.records import EngineSettings, Plan
 from sartor.run import transaction
 from sartor.run.transaction import simulated_update
-from sartor.trainer.planning import ways_of
+from sartor.trainer.planning import execution_options_of
 from tests.memory.lines import between_corners
 
 WORK = Work((100, 60, 40), 150)
-ALL = tuple(Way(*way) for way in itertools.product((False, True), ("foreach", "for-loop"), ("device", "host")))
+ALL = tuple(
+    ExecutionOptions(*execution)
+    for execution in itertools.product((False, True), ("foreach", "for-loop"), ("device", "host"))
+)
 LAYERS = 8
 
 
@@ -100,33 +103,35 @@ def test_not_fused_an_update_needs_temporaries() -> None:
 
 def needs(setting: Setting) -> int:
     kept = LAYERS - setting.recomputed_layers
-    layer = 11 if setting.way.recomputes_cheap else 20
-    states = 0 if setting.way.states == "host" else 40_000
-    temporaries = 0 if setting.way.implementation == "for-loop" else 10_000
+    layer = 11 if setting.execution.recomputes_cheap else 20
+    states = 0 if setting.execution.states == "host" else 40_000
+    temporaries = 0 if setting.execution.implementation == "for-loop" else 10_000
     activations = setting.micro_batch_tokens * (kept * layer + setting.recomputed_layers * 3)
     return 20_000 + states + max(activations + 100 * setting.loss_chunk_rows, temporaries)
 
 
-def saved(way: Way) -> int:
-    return (40_000 if way.states == "host" else 0) + (10_000 if way.implementation == "for-loop" else 0)
+def saved(execution: ExecutionOptions) -> int:
+    return (40_000 if execution.states == "host" else 0) + (10_000 if execution.implementation == "for-loop" else 0)
 
 
 def takes(setting: Setting) -> float:
     kept = LAYERS - setting.recomputed_layers
-    again = setting.recomputed_layers / 3 + (kept / 50 if setting.way.recomputes_cheap else 0)
-    slow = 0.4 * (setting.way.states == "host") + 0.01 * (setting.way.implementation == "for-loop")
+    again = setting.recomputed_layers / 3 + (kept / 50 if setting.execution.recomputes_cheap else 0)
+    slow = 0.4 * (setting.execution.states == "host") + 0.01 * (setting.execution.implementation == "for-loop")
     return (8 + again) * (1 + 20 / setting.micro_batch_tokens) + slow
 
 
-def free(ways: tuple[Way, ...] = ALL) -> Freedom:
-    return freedom(tokens=None, layers=None, rows=256, smallest_tokens=300, largest_tokens=1_024, num_layers=LAYERS,
-                   largest_rows=256, ways=ways)  # fmt: skip
+def free(executions: tuple[ExecutionOptions, ...] = ALL) -> SearchSpace:
+    return search_space(
+        tokens=None, layers=None, rows=256, smallest_tokens=300, largest_tokens=1_024, num_layers=LAYERS,
+        largest_rows=256, executions=executions,
+    )  # fmt: skip
 
 
 def test_where_all_fits_nothing_is_given_up_for_memory() -> None:
     setting, fits = search(free(), needs, takes, 10**9, between_corners(free(), needs, saved))
     assert fits
-    assert (setting.way, setting.recomputed_layers) == (ALL[0], 0)
+    assert (setting.execution, setting.recomputed_layers) == (ALL[0], 0)
 
 
 def test_less_memory_is_met_first_by_what_costs_least() -> None:
@@ -135,12 +140,12 @@ def test_less_memory_is_met_first_by_what_costs_least() -> None:
     found = [search(free(), needs, takes, available, about)[0] for available in amounts]
     enough = [needs(free().leanest) <= available for available in amounts]
     assert all(needs(one) <= available for one, available, fits in zip(found, amounts, enough, strict=True) if fits)
-    ways = [setting.way for setting in found]
-    cheap = [way.recomputes_cheap for way in ways]
+    executions = [setting.execution for setting in found]
+    cheap = [execution.recomputes_cheap for execution in executions]
     assert any(cheap)
     assert not cheap[-1]
-    assert {way.states for way in ways} == {"device", "host"}
-    assert ways[-1].states == "device"
+    assert {execution.states for execution in executions} == {"device", "host"}
+    assert executions[-1].states == "device"
     times = [takes(setting) for setting in found]
     assert all(later <= earlier * 1.1 for earlier, later in itertools.pairwise(times))
 
@@ -155,7 +160,7 @@ def test_what_is_chosen_is_about_the_fastest_of_all_that_fit_and_few_are_simulat
 
     box = free()
     setting, fits = search(box, ask, takes, available, between_corners(box, ask, saved))
-    every = (Setting(*values) for values in itertools.product(box.tokens, box.layers, box.rows, box.ways))
+    every = (Setting(*values) for values in itertools.product(box.tokens, box.layers, box.rows, box.executions))
     best = min(takes(one) for one in every if needs(one) <= available)
     assert fits
     assert takes(setting) <= 1.05 * best
@@ -163,61 +168,61 @@ def test_what_is_chosen_is_about_the_fastest_of_all_that_fit_and_few_are_simulat
 
 
 def test_what_spares_least_is_the_leanest() -> None:
-    assert free().leanest.way == Way(True, "for-loop", "host")
+    assert free().leanest.execution == ExecutionOptions(True, "for-loop", "host")
 
 
 # --- what is left open -----------------------------------------------------------------------------------------------
 
 
-def ways(device: str = "cuda", optimizer: str = "adamw_torch_fused", *, host: int | None = None,
-         **asked: Any) -> tuple[Way, ...]:  # fmt: skip
+def executions(device: str = "cuda", optimizer: str = "adamw_torch_fused", *, host: int | None = None,
+         **asked: Any) -> tuple[ExecutionOptions, ...]:  # fmt: skip
     settings = EngineSettings(**asked)
     base = with_optimizer(plan(device=device, compile_backend=settings.compile_backend), settings, optimizer)
-    model = imagined(memory_models.small("llama, tied"), "float32", Training())
-    return ways_of(model, base, settings, Training(optimizer=optimizer), Memory(0, host_bytes=host))
+    model = meta_model_of(memory_models.small("llama, tied"), "float32", Training())
+    return execution_options_of(model, base, settings, Training(optimizer=optimizer), Memory(0, host_bytes=host))
 
 
 def test_on_a_cpu_states_have_one_place_and_torch_two_implementations_at_most() -> None:
-    assert ways("cpu") == (Way(False, "fused"), Way(True, "fused"))
-    assert ways("cpu", "adamw_torch") == (Way(False, "for-loop"), Way(True, "for-loop"))
-    assert ways("cpu", "adafactor") == (Way(), Way(True))
+    assert executions("cpu") == (ExecutionOptions(False, "fused"), ExecutionOptions(True, "fused"))
+    assert executions("cpu", "adamw_torch") == (ExecutionOptions(False, "for-loop"), ExecutionOptions(True, "for-loop"))
+    assert executions("cpu", "adafactor") == (ExecutionOptions(), ExecutionOptions(True))
 
 
 def test_on_a_gpu_states_may_live_with_the_host_where_it_has_room_for_them() -> None:
-    assert {way.states for way in ways()} == {"device", "host"}
-    assert {way.implementation for way in ways(optimizer="adamw_torch")} == {"foreach", "for-loop"}
-    assert {way.states for way in ways(host=10**6)} == {"device"}
-    assert {way.states for way in ways(host=10**12)} == {"device", "host"}
-    assert {way.states for way in ways(optimizer="adafactor")} == {"device"}
-    assert {way.states for way in ways(optimizer="sgd")} == {"device"}  # it has none
+    assert {execution.states for execution in executions()} == {"device", "host"}
+    assert {execution.implementation for execution in executions(optimizer="adamw_torch")} == {"foreach", "for-loop"}
+    assert {execution.states for execution in executions(host=10**6)} == {"device"}
+    assert {execution.states for execution in executions(host=10**12)} == {"device", "host"}
+    assert {execution.states for execution in executions(optimizer="adafactor")} == {"device"}
+    assert {execution.states for execution in executions(optimizer="sgd")} == {"device"}  # it has none
 
 
 def test_what_was_asked_for_is_the_only_way() -> None:
     asked = {"recomputed_operations": "cheap", "optimizer_implementation": "foreach", "optimizer_states": "host"}
-    assert ways(**asked) == (Way(True, "foreach", "host"),)
-    assert not any(way.recomputes_cheap for way in ways(gradient_checkpointing=True))
-    assert not any(way.recomputes_cheap for way in ways(recomputed_operations="all"))
-    assert not any(way.recomputes_cheap for way in ways(compile_backend="inductor"))
+    assert executions(**asked) == (ExecutionOptions(True, "foreach", "host"),)
+    assert not any(execution.recomputes_cheap for execution in executions(gradient_checkpointing=True))
+    assert not any(execution.recomputes_cheap for execution in executions(recomputed_operations="all"))
+    assert not any(execution.recomputes_cheap for execution in executions(compile_backend="inductor"))
 
 
 def test_a_way_becomes_a_plan_and_whole_layers_leave_nothing_cheap() -> None:
-    model = imagined(memory_models.small("llama, tied"), "float32", Training())
+    model = meta_model_of(memory_models.small("llama, tied"), "float32", Training())
     shape = Shape(100, 200, 0.7, Batch(200, 150, 80))
-    foresight = Foresight(model, plan(), shape, Training(update=simulated_update), Memory(0))
-    some = foresight.plan_of(Setting(200, 2, 256, Way(True, "fused", "host")), 4)
+    estimates = MemoryEstimates(model, plan(), shape, Training(update=simulated_update), Memory(0))
+    some = estimates.plan_of(Setting(200, 2, 256, ExecutionOptions(True, "fused", "host")), 4)
     assert (some.gradient_checkpointing, some.recomputed_layers, some.recomputes_cheap) == (True, 2, True)
     assert (some.optimizer_implementation, some.optimizer_states) == ("fused", "host")
-    none = foresight.plan_of(Setting(200, 0, 256, Way(True)), 4)
+    none = estimates.plan_of(Setting(200, 0, 256, ExecutionOptions(True)), 4)
     assert (none.gradient_checkpointing, none.recomputed_layers, none.recomputes_cheap) == (True, 0, True)
-    every = foresight.plan_of(Setting(200, 4, 256, Way(True)), 4)
+    every = estimates.plan_of(Setting(200, 4, 256, ExecutionOptions(True)), 4)
     assert (every.gradient_checkpointing, every.recomputed_layers, every.recomputes_cheap) == (True, None, False)
-    one, other = (foresight.prediction(Setting(200, 4, 256, Way(cheap)), 4) for cheap in (False, True))
+    one, other = (estimates.prediction(Setting(200, 4, 256, ExecutionOptions(cheap)), 4) for cheap in (False, True))
     assert one is other
-    assert foresight.num_simulated == 1
+    assert estimates.num_simulated == 1
 
 
 def test_some_layers_recomputed_whole_and_the_others_cheaply_lie_between() -> None:
-    model = imagined(memory_models.small("llama, tied"), "float32", Training())
+    model = meta_model_of(memory_models.small("llama, tied"), "float32", Training())
     peaks = [
         max(one.components[Component.ACTIVATIONS] for one in simulate_model(model, taken, WORK, Training()).timeline)
         for taken in (plan(True), plan(True, recomputed_layers=2, recomputes_cheap=True), plan("cheap"), plan(False))

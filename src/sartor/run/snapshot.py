@@ -28,7 +28,7 @@ SMALL_BYTES = 1 << 16
 """Tensors up to this size are copied when they are lent: counts of steps, buffers, generators."""
 
 
-class Loan:
+class Snapshot:
     """Tensors by name, until each of them has been read."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], *, model_is_due: bool = False) -> None:

@@ -21,7 +21,7 @@ from torch import nn
 from sartor.engine.precision import autocast
 from sartor.engine.step import Engine
 from sartor.engine.traits import ModelTraits, base_model, evaluating, is_adapter
-from sartor.memory import answers, cuda_rules, imagine, optimizers, scratch
+from sartor.memory import answers, cuda_rules, meta_model, optimizers, scratch
 from sartor.memory.marks import marking_layers
 from sartor.memory.prediction import Component, Stretch
 from sartor.memory.tracker import LiveSet, Phase
@@ -30,7 +30,7 @@ from sartor.records import MicroBatch, Plan
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class SimulatedStep:
     """What there is before the first pass."""
 
     live: LiveSet
@@ -121,7 +121,7 @@ class Stage:
 @contextmanager
 def staged(
     model: nn.Module, traits: ModelTraits, plan: Plan, work: Work, training: Training, places: Sequence[int]
-) -> Iterator[Stage]:
+) -> Iterator[SimulatedStep]:
     """Everything set up as a run sets it up, for the model with these of its layers."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -132,10 +132,10 @@ def staged(
         rounding_bytes=cuda_rules.ROUNDING_BYTES if is_cuda else 1,
     )
     with ExitStack() as stack:
-        stack.enter_context(imagine.with_layers(model, traits.num_layers, places))
+        stack.enter_context(meta_model.with_layers(model, traits.num_layers, places))
         stack.enter_context(FakeTensorMode())
         stack.enter_context(live)
-        imagine.materialise(model)
+        meta_model.materialise(model)
         live.enter(Phase.BATCH)
         engine = Engine(model, traits, replace(plan, compile_backend=None), training.settings)  # of programs, no rules
         engine.balance_coefficient = training.balance_coefficient
@@ -147,17 +147,17 @@ def staged(
             implementation=plan.optimizer_implementation,
             options=training.optimizer_options,
         )
-        optimizer = make(optimizers.groups_of(model, imagine.embedding(model)))
-        stage = Stage(live, engine, optimizer, _micro_batch(work), training)
+        optimizer = make(optimizers.groups_of(model, meta_model.embedding(model)))
+        simulated_step = SimulatedStep(live, engine, optimizer, _micro_batch(work), training)
         if is_cuda:
             stack.enter_context(cuda_rules.CudaAutocast())
         with _device_of(engine, plan):
             stack.enter_context(engine.running())
         # What an engine keeps from micro-batch to micro-batch is there now.
-        with imagine.with_layers(model, len(places), [0]):
-            stage.backward()
+        with meta_model.with_layers(model, len(places), [0]):
+            simulated_step.backward()
         stack.enter_context(marking_layers(live, model, len(places)))
-        yield stage
+        yield simulated_step
 
 
 def passes(
@@ -184,46 +184,46 @@ def passes(
         only_last: of several micro-batches, take the one that needs most: gradients stand there all the time.
     """
     num_passes = min(2, work.num_micro_batches)
-    with staged(model, traits, plan, work, training, places) as stage:
-        live = stage.live
+    with staged(model, traits, plan, work, training, places) as simulated_step:
+        live = simulated_step.live
         model.zero_grad(set_to_none=True)  # those of the pass that set the engine up
-        stage.optimizer.state.clear()  # some have states from the beginning
+        simulated_step.optimizer.state.clear()  # some have states from the beginning
         if only_last and num_passes > 1:
             num_passes = 1
-            stage.make_gradients()
+            simulated_step.make_gradients()
         first = live.num_marks()
         for _ in range(num_passes):
-            stage.backward()
+            simulated_step.backward()
         if training.evaluates:
             model.zero_grad(set_to_none=True)
             live.enter(Phase.EVALUATION)
             with evaluating(model):
-                stage.engine.measure(stage.micro)
+                simulated_step.engine.measure(simulated_step.micro)
     return live.stretches(first)
 
 
 def updates(model: nn.Module, traits: ModelTraits, plan: Plan, work: Work, training: Training) -> list[Stretch]:
     """The first update, where states are made; clipping and update of a later step; where asked for, before them a
     rehearsal's update, and after them answers and saving."""
-    with staged(model, traits, plan, work, training, range(traits.num_layers)) as stage:
-        live = stage.live
-        stage.make_gradients()
+    with staged(model, traits, plan, work, training, range(traits.num_layers)) as simulated_step:
+        live = simulated_step.live
+        simulated_step.make_gradients()
         first = live.num_marks()
         if training.rehearse is not None:
-            stage.rehearse()
+            simulated_step.rehearse()
         live.enter(Phase.FIRST_UPDATE)
-        stage.update()
+        simulated_step.update()
         live.enter(Phase.CLIP)
-        if stage.engine.compute_dtype == torch.float16:
-            stage.unscale()
-        stage.engine.gradient_norm(training.settings.max_grad_norm)
+        if simulated_step.engine.compute_dtype == torch.float16:
+            simulated_step.unscale()
+        simulated_step.engine.gradient_norm(training.settings.max_grad_norm)
         live.enter(Phase.UPDATE)
-        stage.update()
+        simulated_step.update()
         model.zero_grad(set_to_none=True)
         if training.asked is not None:
-            stage.answer(training.asked)
+            simulated_step.answer(training.asked)
         if training.saves:
-            stage.save()
+            simulated_step.save()
     return [stretch for stretch in live.stretches(first) if stretch.phase != Phase.BATCH]
 
 

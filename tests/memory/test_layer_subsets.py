@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sartor.memory.sketches import places, sketches
+from sartor.memory.layer_subsets import layer_subsets, places
 
 
 def _of(text: str) -> list[str]:
     letters = {letter: number for number, letter in enumerate(dict.fromkeys(text))}
     back = {number: letter for letter, number in letters.items()}
-    return ["".join(back[kind] for kind in sketch) for sketch in sketches([letters[letter] for letter in text])]
+    return ["".join(back[kind] for kind in subset) for subset in layer_subsets([letters[letter] for letter in text])]
 
 
 @pytest.mark.parametrize(
@@ -37,9 +37,9 @@ def test_sketches_show_one_more_of_each_kind_and_one_to_check(layers: str, expec
 def test_sketches_are_made_of_the_models_own_layers(pattern: list[int], times: int, tail: list[int]) -> None:
     model = pattern * times + tail
     pairs = set(pairwise(model))
-    for sketch in sketches(model):
-        assert set(pairwise(sketch)) == pairs
-        assert (sketch[0], sketch[-1]) == (model[0], model[-1])
-        found = places(model, sketch)
+    for subset in layer_subsets(model):
+        assert set(pairwise(subset)) == pairs
+        assert (subset[0], subset[-1]) == (model[0], model[-1])
+        found = places(model, subset)
         assert len(set(found)) == len(found)
-        assert [model[place] for place in found] == list(sketch)
+        assert [model[place] for place in found] == list(subset)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
+class CheckpointWriter:
     """A checkpoint that was begun."""
 
     trainer: SFTTrainer
@@ -78,7 +78,7 @@ class Draft:
             self.packed.tensors.end()
 
 
-def begin(trainer: SFTTrainer, folder: Path, content: Mapping[str, Any] | None, *, is_lent: bool) -> Draft:
+def begin(trainer: SFTTrainer, folder: Path, content: Mapping[str, Any] | None, *, is_lent: bool) -> CheckpointWriter:
     """Write what is written at once.
 
     Args:
@@ -110,7 +110,7 @@ def begin(trainer: SFTTrainer, folder: Path, content: Mapping[str, Any] | None, 
         saving.save_tokenizer(trainer, folder)
     if files is not None:
         files.write_configuration(folder)
-    return Draft(trainer, folder, packed, content is not None, files, keys, model_is_due)
+    return CheckpointWriter(trainer, folder, packed, content is not None, files, keys, model_is_due)
 
 
 def _key(name: str, content: Mapping[str, Any] | None) -> str:

@@ -77,7 +77,7 @@ class Memory:
     """Of a GPU's host, free for optimizer states; None: not known."""
 
 
-class Foresight:
+class MemoryEstimates:
     """Predictions of one training under different settings."""
 
     def __init__(self, model: nn.Module, plan: Plan, shape: Shape, training: Training, memory: Memory) -> None:
@@ -99,8 +99,8 @@ class Foresight:
 
     def plan_of(self, setting: Setting, num_layers: int) -> Plan:
         """The plan with this setting."""
-        some, way = setting.recomputed_layers, setting.way
-        is_cheap = way.recomputes_cheap and some < num_layers
+        some, execution = setting.recomputed_layers, setting.execution
+        is_cheap = execution.recomputes_cheap and some < num_layers
         return replace(
             self.plan,
             micro_batch_tokens=setting.micro_batch_tokens,
@@ -108,8 +108,8 @@ class Foresight:
             recomputed_layers=some if is_cheap or 0 < some < num_layers else None,
             recomputes_cheap=is_cheap,
             loss_chunk_rows=setting.loss_chunk_rows,
-            optimizer_implementation=way.implementation,
-            optimizer_states=way.states,
+            optimizer_implementation=execution.implementation,
+            optimizer_states=execution.states,
         )
 
     def prediction(self, setting: Setting, num_layers: int, *, is_rough: bool = False) -> Prediction:
@@ -121,7 +121,7 @@ class Foresight:
             is_rough: the peak suffices (`simulate_model`).
         """
         if setting.recomputed_layers >= num_layers:  # then nothing is left that could be recomputed cheaply
-            setting = replace(setting, way=replace(setting.way, recomputes_cheap=False))
+            setting = replace(setting, execution=replace(setting.execution, recomputes_cheap=False))
         is_rough = is_rough and self.is_rough_exact and setting not in self._known
         found = self._rough if is_rough else self._known
         if setting not in found:
