@@ -56,6 +56,8 @@ class Checkpoints:
         self._lent: Loan | None = None
         self._fingerprints: dict[str, str] | None = None
         self._has_said_room = False
+        self.pushes = True
+        """Whether a checkpoint is pushed, where the user wants that."""
         self.num_failed = 0
         """Checkpoints that did not fit on the disk, where the run goes on without them."""
         self.num_saved = 0
@@ -138,7 +140,7 @@ class Checkpoints:
             finish()
         if args.push_to_hub or _somebody_listens(trainer):
             self._writer.wait()
-        if args.push_to_hub:
+        if args.push_to_hub and self.pushes:
             trainer._push_from_checkpoint(str(target))
         return str(target)
 

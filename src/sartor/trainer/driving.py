@@ -383,6 +383,7 @@ class Drive:
             trainer._load_best_model()
         saving.drop_all_but_best(trainer)
         self._call("on_train_end")
+        self.interrupts.release()
         trainer._finish_current_push()
         return TrainOutput(state.global_step, train_loss, metrics)
 

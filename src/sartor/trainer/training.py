@@ -20,7 +20,7 @@ from sartor.run import checkpoint, loop
 from sartor.run.implementation import set_implementation
 from sartor.run.interrupt import Terminated
 from sartor.run.stepper import EngineStepper, Updater
-from sartor.trainer import resuming, saving
+from sartor.trainer import hub, resuming, saving
 from sartor.trainer.checkpoints import Checkpoints, interrupted_save
 from sartor.trainer.driving import Drive
 from sartor.trainer.evaluating import lazy_loader
@@ -76,6 +76,9 @@ def train(
             where = f"The run can go on from {folder}, where there is more memory." if folder else _NONE_SAVED
             raise OutOfMemoryError(f"{error} {where}") from error
         except (KeyboardInterrupt, Terminated):
+            hub.give_up_pushes(trainer)
+            if drive.checkpoints is not None:
+                drive.checkpoints.pushes = False  # the program would wait for it
             _save_interrupted(trainer, drive, "interrupted")
             count_streams(trainer)
             raise
