@@ -18,7 +18,7 @@ from sartor.cli.output import readers_may_leave
 from sartor.cli.own_flags import LORA, OWN_FLAGS
 from sartor.cli.train_flags import Request, read, usage
 from sartor.errors import ConfigurationError, RunFolderError, SartorError, SartorWarning
-from sartor.run.interrupt import Terminated
+from sartor.run.interrupt import Terminated, sigterm_raises
 
 if TYPE_CHECKING:
     from sartor.config import SFTConfig
@@ -50,15 +50,19 @@ def run(argv: Sequence[str]) -> int:
     resume = resume_of(request)
     if resume is False:
         refuse_used_folder(folder)
-    with readers_may_leave(), short_warnings(), disk_errors(folder):
+    with readers_may_leave(), short_warnings(), disk_errors(folder), sigterm_raises():
         try:
-            _train(request, folder, resume)
+            return _train(request, folder, resume)
         except (KeyboardInterrupt, Terminated) as stop:
             left = _what_is_left(folder)
             how = " Go on with the same command and --resume." if "newest" in left else ""
             print(f"\nStopped. {left}{how}", file=sys.stderr)
-            return 130 if isinstance(stop, KeyboardInterrupt) else int(stop.code or 0)
-    return 0
+            return _code(stop)
+
+
+def _code(stop: BaseException) -> int:
+    """What a shell expects of a program that a signal ended."""
+    return int(stop.code or 0) if isinstance(stop, Terminated) else 130
 
 
 def resume_of(request: Request) -> str | bool:
@@ -129,10 +133,11 @@ def short_warnings() -> Iterator[None]:
         warnings.showwarning = usual
 
 
-def _train(request: Request, folder: Path, resume: str | bool) -> None:
+def _train(request: Request, folder: Path, resume: str | bool) -> int:
     args, train_rows, eval_rows = check(request, folder)
     from transformers.utils.logging import disable_progress_bar
 
+    from sartor.report.hub import push_again
     from sartor.report.progress import TrainingProgress
     from sartor.trainer import SFTTrainer
     from sartor.trainer.sampling import TABLE_NAME
@@ -152,15 +157,21 @@ def _train(request: Request, folder: Path, resume: str | bool) -> None:
         trainer.train(resume_from_checkpoint=resume)
     finally:
         progress.close()
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # it is pushed when all else is there
     trainer.save_state()
     _write_figures(trainer)
     if args.push_to_hub:
         named = request.data[0] if len(request.data) == 1 and not Path(request.data[0]).exists() else None
-        trainer.push_to_hub(dataset_name=named)
+        try:
+            trainer.push_to_hub(dataset_name=named)
+        except (KeyboardInterrupt, Terminated) as stop:
+            again = push_again(folder, str(trainer.hub_model_id))
+            print(f"\nStopped. The model is in {folder}; the push did not end. Push it again: {again}", file=sys.stderr)
+            return _code(stop)
     if trainer.sample_answers is not None:
         print(f"\nAll answers to sample_prompts: {folder / TABLE_NAME}")
     print(f"\nThe model is in {folder}\nTalk to it:  sartor chat {shlex.quote(str(folder))}")
+    return 0
 
 
 def _write_figures(trainer: Any) -> None:

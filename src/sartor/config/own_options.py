@@ -166,7 +166,7 @@ class OwnOptions:
     hub_timeout_s: float = field(
         default=300.0,
         metadata={
-            "help": "Seconds after which a request to the Hub is given up that neither takes nor gives a byte. One that "
+            "help": "Seconds without a byte in either direction after which a request to the Hub is given up. One that "
             "makes progress is never cut."
         },
     )
