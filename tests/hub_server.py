@@ -2,8 +2,8 @@
 
 It serves models and data sets: creating repositories, commits with regular and LFS files, branches, listing, downloads
 with ranges.  It keeps what it was sent (`requests`, `uploaded_bytes`), and where it is told to it answers with an error
-(`fail`), never, slowly, or by cutting the connection (`misbehave`).  The client must run with HF_HUB_DISABLE_XET=1.  Start it in a thread with `HubServer()` as a context manager,
-or alone with `python -m tests.hub_server [PORT]`.
+(`fail`), never, slowly, or by cutting the connection (`misbehave`).  The client must run with HF_HUB_DISABLE_XET=1.
+Start it in a thread with `HubServer()` as a context manager, or alone with `python -m tests.hub_server [PORT]`.
 """
 
 from __future__ import annotations

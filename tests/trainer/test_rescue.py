@@ -109,7 +109,7 @@ def test_a_model_that_became_unsavable_in_training_leaves_its_weights(
     trainer = tiny.trainer(tmp_path, max_steps=2)
     trainer.train()
     spoil(trainer)
-    with pytest.raises(Exception, match=".") as caught:
+    with pytest.raises((ValueError, TypeError, RuntimeError)) as caught:
         trainer.save_model()
     assert not isinstance(caught.value, ConfigurationError)
     folder = tmp_path / "rescued-2"
@@ -118,8 +118,9 @@ def test_a_model_that_became_unsavable_in_training_leaves_its_weights(
 
 
 def test_rescued_weights_without_generation_settings_load_as_a_model(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", logger="sartor")
     trainer = tiny.trainer(tmp_path, max_steps=2)
     trainer.train()
     _greedy_with_temperature(trainer)
@@ -128,9 +129,8 @@ def test_rescued_weights_without_generation_settings_load_as_a_model(
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "rescued-2")
     for name, parameter in trainer.model.named_parameters():
         assert torch.equal(loaded.get_parameter(name), parameter), name
-    told = "".join(capfd.readouterr())
-    assert str(tmp_path / "rescued-2") in told
-    assert "generation_config" in told
+    assert str(tmp_path / "rescued-2") in caplog.text
+    assert "generation_config" in caplog.text
 
 
 def test_an_adapter_whose_configuration_became_unsavable_leaves_what_was_trained(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ AFTER_THE_LAST_STEP: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("options", AFTER_THE_LAST_STEP.values(), ids=AFTER_THE_LAST_STEP)
-@pytest.mark.parametrize("strategy", ["no", "steps", "epoch"])
+@pytest.mark.parametrize("strategy", ["no", "steps"])
 def test_whatever_fails_after_the_last_step_leaves_its_weights_and_is_raised(
     options: dict[str, Any], strategy: str, tmp_path: Path
 ) -> None:

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 from accelerate.utils.memory import clear_device_cache
 from transformers.trainer_utils import SaveStrategy, TrainOutput, speed_metrics
 
-from sartor.errors import DiskFullError, OutOfMemoryError, RunFolderError
+from sartor.errors import DiskFullError, RunFolderError
 from sartor.records import StepResult
 from sartor.run import loop
-from sartor.run.interrupt import Interrupts, Terminated
+from sartor.run.interrupt import Interrupts
 from sartor.run.loop import Reply
 from sartor.run.spikes import Spikes
 from sartor.run.state import generator_states, restore_generators
