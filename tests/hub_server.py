@@ -162,6 +162,8 @@ class HubServer:
                     {name.lower(): value for name, value in self.headers.items()},
                     self.read_body(),
                 )
+                if how in ("cut", "silent"):
+                    hub.requests.append(request)
                 if how == "cut":
                     self.close_connection = True
                     return

@@ -9,7 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +84,14 @@ def test_a_slow_hub_is_not_cut(hub: HubServer, run_folder: Path, monkeypatch: py
 
 
 def test_a_connection_that_is_cut_is_tried_again(hub: HubServer, run_folder: Path) -> None:
-    hub.misbehave("POST", "/commit/", "cut", times=1)
-    pushing.push_folder(run_folder, REPOSITORY, token=TOKEN, timeout_s=5)
+    hub.misbehave("POST", "/preupload/", "cut", times=1)
+    hub.misbehave("PUT", "/_lfs/", "cut", times=1)
+    pushing.push_folder(run_folder, REPOSITORY, token=TOKEN)
     assert hub.messages(REPOSITORY) == ["initial", "End of training"]
+    hub.misbehave("POST", "/commit/", "cut")  # it may have been taken: huggingface_hub does not try it again
+    (run_folder / "metrics.jsonl").write_text('{"loss": 1.0, "step": 11}\n')
+    with pytest.raises(HubError, match="connection broke"):
+        pushing.push_folder(run_folder, REPOSITORY, token=TOKEN)
 
 
 def test_a_hub_that_is_gone_for_a_moment_is_tried_again(hub: HubServer, run_folder: Path) -> None:
@@ -145,7 +151,7 @@ def test_a_push_that_was_given_up_holds_up_neither_the_next_nor_the_end(hub: Hub
     future = pushing.push_folder(run_folder, repo_id, token=TOKEN, commit_message="next", blocking=False)
     future.result(timeout=30)  # type: ignore[union-attr]
     assert hub.messages(repo_id) == ["initial", "next"]
-    assert not LINE._open
+    wait_until(lambda: not LINE._open)
 
 
 @pytest.mark.parametrize("strategy", pushing.STRATEGIES)
@@ -215,15 +221,21 @@ print("trained", flush=True)
 """
 
 
+@contextmanager
 def started(
     folder: Path, environment: dict[str, str], options: str, then: str = "trainer.push_to_hub()"
-) -> subprocess.Popen[str]:
+) -> Iterator[subprocess.Popen[str]]:
     root = str(Path(__file__).parents[2])
     script = SCRIPT.format(root=root, folder=str(folder), options=options, then=then)
     environment |= {"PYTHONPATH": os.pathsep.join([f"{root}/src", root])}
-    return subprocess.Popen(
-        [sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
