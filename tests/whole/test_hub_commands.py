@@ -89,7 +89,7 @@ def test_a_signal_in_the_last_push_ends_the_command(
 
     options = ("--hub_strategy", "end", "--output_dir", folder)
     done: Done = online("train", "--model", model, "--data", rows, *QUICK, *options, until=is_pushing, interrupt=number)
-    assert time.monotonic() - sent[-1] < 2
+    assert time.monotonic() - sent[-1] < 15  # the time-out is 300 s
     assert done.code == code, done
     assert "Traceback" not in done.stderr
     assert f"The model is in {folder}" in done.stderr
