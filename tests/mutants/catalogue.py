@@ -543,6 +543,30 @@ STATE = (
         "        pass\n",
         ("tests/report/test_hub.py::test_each_refusal_says_what_to_do_and_never_the_token",),
     ),
+    Mutant(
+        "requests to the Hub without a time-out",
+        "src/sartor/report/transfer.py",
+        '        request.extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"), timeout_s)\n',
+        '        request.extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"), 60 * timeout_s)\n',
+        ("tests/report/test_hub_standstill.py::test_opening_the_repository_at_construction_ends",),
+    ),
+    Mutant(
+        "the Hub asked before the model is saved",
+        f"{TRAINER}/hub.py",
+        "    trainer.save_model(_internal_call=True)\n    trainer.callback_handler.on_push_begin(args, trainer.state, "
+        "trainer.control)\n    if trainer.hub_model_id is None:\n"
+        "        trainer.init_hf_repo(token=token, private=private)\n",
+        "    if trainer.hub_model_id is None:\n        trainer.init_hf_repo(token=token, private=private)\n"
+        "    trainer.save_model(_internal_call=True)\n",
+        ("tests/report/test_hub_standstill.py::test_a_model_is_on_the_disk_before_its_repository_is_opened",),
+    ),
+    Mutant(
+        "what fails after the last step takes the weights with it",
+        f"{TRAINER}/training.py",
+        "        except BaseException as error:\n            _keep_weights(trainer, drive, error)\n",
+        "        except BaseException:\n",
+        ("tests/trainer/test_rescue.py::test_whatever_fails_after_the_last_step_leaves_its_weights_and_is_raised",),
+    ),
 )
 
 BEGINNINGS = (
@@ -1349,8 +1373,8 @@ CHECKPOINTS = (
     Mutant(
         "an evaluation that memory ended is not done anew",
         f"{TRAINER}/driving.py",
-        "        except (KeyboardInterrupt, Terminated, OutOfMemoryError):",
-        "        except (KeyboardInterrupt, Terminated):",
+        "        except BaseException:  # whatever",
+        "        except KeyboardInterrupt:  # whatever",
         ("tests/run/test_out_of_memory.py::test_an_evaluation_that_memory_ended_is_done_anew_and_logged_once",),
     ),
     Mutant(
