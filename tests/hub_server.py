@@ -1,9 +1,9 @@
 """A Hugging Face Hub on 127.0.0.1 for tests: real HTTP, everything in memory, nothing but the standard library.
 
 It serves models and data sets: creating repositories, commits with regular and LFS files, branches, listing, downloads
-with ranges.  It keeps what it was sent (`requests`, `uploaded_bytes`), and answers with an error where it is told to
-(`fail`).  The client must run with HF_HUB_DISABLE_XET=1.  Start it in a thread with `HubServer()` as a context manager,
-or alone with `python -m tests.hub_server [PORT]`.
+with ranges.  It keeps what it was sent (`requests`, `uploaded_bytes`), and where it is told to it answers with an error
+(`fail`), never, slowly, or by cutting the connection (`misbehave`).  The client must run with HF_HUB_DISABLE_XET=1.
+Start it in a thread with `HubServer()` as a context manager, or alone with `python -m tests.hub_server [PORT]`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import re
 import sys
 import threading
+import time
 import urllib.parse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from typing import Any
 TOKEN = "alice-42-no-token-s-usual-shape"
 USER = "alice"
 LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".gguf", ".parquet")
+SECONDS_PER_BYTE = 0.01
 DATE = "2026-01-01T00:00:00.000Z"
 PREFIXES = {"models": "", "datasets": "datasets/", "spaces": "spaces/"}
 
@@ -72,6 +74,15 @@ class Failure:
     message: str
 
 
+@dataclass
+class Misbehaviour:
+    method: str
+    path: re.Pattern[str]
+    how: str
+    times: int
+    """How many requests are still treated so."""
+
+
 @dataclass(frozen=True)
 class Request:
     method: str
@@ -79,6 +90,23 @@ class Request:
     query: dict[str, str]
     headers: dict[str, str]
     body: bytes
+
+
+class Dripping:
+    """A file that is written to a byte at a time."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+
+    def write(self, data: bytes) -> int:
+        for place in range(len(data)):
+            self.file.write(data[place : place + 1])
+            self.file.flush()
+            time.sleep(SECONDS_PER_BYTE)
+        return len(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
 
 
 @dataclass(frozen=True)
@@ -105,6 +133,10 @@ class HubServer:
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.lfs_objects: dict[str, bytes] = {}
         self.failures: list[Failure] = []
+        self.misbehaviours: list[Misbehaviour] = []
+        self.witnesses: list[Callable[[str, str], None]] = []
+        """Called with method and path of a request before its body is read."""
+        self.is_stopped = threading.Event()
         self.requests: list[Request] = []
         self.lock = threading.RLock()
         hub = self
@@ -117,6 +149,12 @@ class HubServer:
 
             def handle_request(self) -> None:
                 parts = urllib.parse.urlsplit(self.path)
+                for witness in hub.witnesses:
+                    witness(self.command, parts.path)
+                how = hub.misbehaviour(self.command, parts.path)
+                if how == "deaf":
+                    self.wait_for_the_end()
+                    return
                 request = Request(
                     self.command,
                     urllib.parse.unquote(parts.path),
@@ -124,13 +162,27 @@ class HubServer:
                     {name.lower(): value for name, value in self.headers.items()},
                     self.read_body(),
                 )
+                if how in ("cut", "silent"):
+                    hub.requests.append(request)
+                if how == "cut":
+                    self.close_connection = True
+                    return
+                if how == "silent":
+                    self.wait_for_the_end()
+                    return
                 answer = hub.answer(request)
+                if how == "slow":
+                    self.wfile = Dripping(self.wfile)
                 self.send_response(answer.status)
                 for name, value in {"Content-Length": str(len(answer.body)), **answer.headers}.items():
                     self.send_header(name, value)
                 self.end_headers()
                 if self.command != "HEAD":
                     self.wfile.write(answer.body)
+
+            def wait_for_the_end(self) -> None:
+                hub.is_stopped.wait()
+                self.close_connection = True
 
             def read_body(self) -> bytes:
                 if self.headers.get("Transfer-Encoding") != "chunked":
@@ -157,6 +209,7 @@ class HubServer:
 
     def stop(self) -> None:
         """Be gone: later requests find nobody."""
+        self.is_stopped.set()
         self.server.shutdown()
         self.server.server_close()
 
@@ -165,6 +218,26 @@ class HubServer:
     def fail(self, method: str, path: str, status: int, message: str = "") -> None:
         """Answer requests of `method` whose path matches the regular expression `path` with `status` from now on."""
         self.failures.append(Failure(method, re.compile(path), status, message))
+
+    def misbehave(self, method: str, path: str, how: str, times: int = 1 << 30) -> None:
+        """Treat the next `times` requests of `method` whose path matches the regular expression `path` badly.
+
+        Args:
+            method: of HTTP.
+            path: searched for in the request's.
+            how: "silent" takes the request and never answers, "deaf" does not even read its body, "slow" answers a
+                byte at a time, "cut" closes the connection in place of an answer.
+            times: of requests.
+        """
+        self.misbehaviours.append(Misbehaviour(method, re.compile(path), how, times))
+
+    def misbehaviour(self, method: str, path: str) -> str | None:
+        with self.lock:
+            for bad in self.misbehaviours:
+                if bad.method == method and bad.path.search(path) and bad.times > 0:
+                    bad.times -= 1
+                    return bad.how
+        return None
 
     def files(self, repo_id: str, revision: str = "main", kind: str = "models") -> dict[str, bytes]:
         commit = self.repositories[kind, repo_id].commit(revision)

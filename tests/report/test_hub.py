@@ -14,6 +14,7 @@ import pytest
 
 from sartor.errors import ConfigurationError, HubError, RunFolderError, SartorWarning
 from sartor.report import hub as pushing
+from sartor.report.transfer import LINE
 from tests.hub_server import TOKEN, USER, HubServer
 from tests.report.models import make_checkpoint, make_model, make_run
 
@@ -399,11 +400,9 @@ class TestPushesDuringTraining:
 
 
 def block_background_jobs() -> threading.Event:
-    """Hold the one thread that pushes in the background until the event is set."""
-    from huggingface_hub import run_as_future
-
+    """Hold the pushes in the background until the event is set."""
     gate = threading.Event()
-    run_as_future(gate.wait, 30)
+    LINE.add(lambda is_given_up: gate.wait(30))
     return gate
 
 

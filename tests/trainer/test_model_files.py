@@ -144,13 +144,13 @@ def experts(dtype: torch.dtype) -> Any:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("way", ["experts", "own"])
+@pytest.mark.parametrize("how", ["experts", "own"])
 def test_a_checkpoint_that_only_transformers_can_write_is_gone_on_from(
-    execution: str, dtype: torch.dtype, tmp_path: Path
+    how: str, dtype: torch.dtype, tmp_path: Path
 ) -> None:
     def trainer(folder: Path) -> SFTTrainer:
-        model = experts(dtype) if execution == "experts" else tiny.make_model(dtype=dtype)
-        kind = Own if execution == "own" else SFTTrainer
+        model = experts(dtype) if how == "experts" else tiny.make_model(dtype=dtype)
+        kind = Own if how == "own" else SFTTrainer
         return tiny.trainer(folder, model=model, kind=kind, max_steps=5, save_strategy="steps", save_steps=3)
 
     whole = trainer(tmp_path / "whole")

@@ -224,7 +224,7 @@ class Interrupted(BaseException):
 
 @pytest.mark.parametrize("error", [Interrupted(), RunFolderError("full"), ValueError("a defect")])
 def test_whatever_stops_a_save_leaves_no_part_of_it(error: BaseException, tmp_path: Path) -> None:
-    trainer = tiny.trainer(tmp_path, **STEPS, max_steps=2)
+    trainer = tiny.trainer(tmp_path, **STEPS, max_steps=3)
     save = trainer.save_model
 
     def fails_later(folder: str, _internal_call: bool = False) -> None:

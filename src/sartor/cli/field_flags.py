@@ -129,6 +129,7 @@ FIELD_FLAGS = (
     Flag('hub_private_repo', 'bool', None, 'Make the repository private.', 'Hub', optional=True),
     Flag('hub_always_push', 'bool', False, 'Upload even while the last upload is still going on.', 'Hub'),
     Flag('hub_revision', 'str', None, 'Branch to upload to.', 'Hub', optional=True),
+    Flag('hub_timeout_s', 'float', 300.0, 'Seconds without a byte in either direction after which a request to the Hub is given up. One that makes progress is never cut.', 'Hub'),
     Flag('optim_target_modules', 'list', None, '', '', optional=True, refused='optimizers that act on some modules alone (GaLore, APOLLO) are not supported: use `adamw_torch_fused`, or `peft_config` to train few parameters'),
     Flag('average_tokens_across_devices', 'bool', True, '', ''),
     Flag('use_liger_kernel', 'bool', False, '', '', refused="Sartor's own chunked loss saves the same memory, and the model's layers stay transformers' own: leave it out"),

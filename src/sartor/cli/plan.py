@@ -89,7 +89,7 @@ def _decide(
     from sartor.memory.optimizers import options_of
     from sartor.memory.plan import with_optimizer
     from sartor.memory.proposals import with_proposals
-    from sartor.memory.simulate import Training, meta_model_of
+    from sartor.memory.simulate import Training
     from sartor.memory.speed import sizes_of
     from sartor.run.transaction import simulated_rehearsal, simulated_update
     from sartor.trainer.device_batch import parts
@@ -109,7 +109,7 @@ def _decide(
         lora=peft_config(request.own),
         settings=engine,
     )
-    model = meta(config, compute, training)
+    model = meta_model_of(config, compute, training)
     traits = read_traits(model)
     available, reserve = _memory(card, stated, device, PROCESS_BYTES)
     base = _base_plan(traits, engine, device, compute, compute_reason, shape, available)

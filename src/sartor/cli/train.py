@@ -20,7 +20,7 @@ from sartor.cli.train_flags import Request, read, usage
 from sartor.cli.typed import typed
 from sartor.errors import ConfigurationError, RunFolderError, SartorError, SartorWarning
 from sartor.run.folder_lock import refuse_running
-from sartor.run.interrupt import Terminated
+from sartor.run.interrupt import Terminated, sigterm_raises
 from sartor.run.output import lines_may_be_lost
 
 if TYPE_CHECKING:
@@ -56,14 +56,18 @@ def run(argv: Sequence[str]) -> int:
     refuse_running(folder)
     if resume is False:
         refuse_used_folder(folder)
-    with lines_may_be_lost(), short_warnings(), disk_errors(folder):
+    with lines_may_be_lost(), short_warnings(), disk_errors(folder), sigterm_raises():
         try:
-            _train(request, folder, resume)
+            return _train(request, folder, resume)
         except (KeyboardInterrupt, Terminated) as stop:
             how = f"Go on with the same command and {_how_to_go_on(folder)}."
             print(f"\nStopped. {_what_is_left(folder)} {how}", file=sys.stderr)
-            return 130 if isinstance(stop, KeyboardInterrupt) else int(stop.code or 0)
-    return 0
+            return _code(stop)
+
+
+def _code(stop: BaseException) -> int:
+    """What a shell expects of a program that a signal ended."""
+    return int(stop.code or 0) if isinstance(stop, Terminated) else 130
 
 
 def resume_of(request: Request) -> str | bool:
@@ -151,10 +155,11 @@ def short_warnings() -> Iterator[None]:
         warnings.showwarning = usual
 
 
-def _train(request: Request, folder: Path, resume: str | bool) -> None:
+def _train(request: Request, folder: Path, resume: str | bool) -> int:
     args, train_rows, eval_rows = check(request, folder)
     from transformers.utils.logging import disable_progress_bar
 
+    from sartor.report.hub import push_again
     from sartor.report.progress import TrainingProgress
     from sartor.trainer import SFTTrainer
     from sartor.trainer.sampling import TABLE_NAME
@@ -174,15 +179,21 @@ def _train(request: Request, folder: Path, resume: str | bool) -> None:
         trainer.train(resume_from_checkpoint=resume)
     finally:
         progress.close()
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # it is pushed when all else is there
     trainer.save_state()
     _write_figures(trainer)
     if args.push_to_hub:
         named = request.data[0] if len(request.data) == 1 and not Path(request.data[0]).exists() else None
-        trainer.push_to_hub(dataset_name=named)
+        try:
+            trainer.push_to_hub(dataset_name=named)
+        except (KeyboardInterrupt, Terminated) as stop:
+            again = push_again(folder, str(trainer.hub_model_id))
+            print(f"\nStopped. The model is in {folder}; the push did not end. Push it again: {again}", file=sys.stderr)
+            return _code(stop)
     if trainer.sample_answers is not None:
         print(f"\nAll answers to sample_prompts: {folder / TABLE_NAME}")
     print(f"\nThe model is in {folder}\nTalk to it:  {typed('chat', str(folder))}")
+    return 0
 
 
 def _write_figures(trainer: Any) -> None:

@@ -66,6 +66,7 @@ _MINIMUM: dict[str, float] = {
     "router_aux_loss_coef": 0,
     "warmup_steps": 0,
     "eval_delay": 0,
+    "hub_timeout_s": 1,
     "seed": 0,
     "data_seed": 0,
 }

@@ -148,7 +148,7 @@ class OwnOptions:
         default=False, metadata={"help": "Compute in bf16 or fp16 as asked, also where the hardware makes it slow."}
     )
 
-    # --- checkpoints ---
+    # --- checkpoints and the Hub ---
     on_full_disk: str = field(
         default="stop",
         metadata={
@@ -161,6 +161,13 @@ class OwnOptions:
         metadata={
             "help": "Write checkpoints while training goes on. What is not written when the next optimizer step comes "
             "is copied, or waited for where memory has no room."
+        },
+    )
+    hub_timeout_s: float = field(
+        default=300.0,
+        metadata={
+            "help": "Seconds without a byte in either direction after which a request to the Hub is given up. One that "
+            "makes progress is never cut."
         },
     )
     accept_changes: list[str] | None = field(

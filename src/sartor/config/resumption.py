@@ -40,6 +40,7 @@ RECORDS_ONLY = frozenset(
         "hub_strategy",
         "hub_always_push",
         "hub_revision",
+        "hub_timeout_s",
         "load_best_model_at_end",
         "metric_for_best_model",
         "greater_is_better",

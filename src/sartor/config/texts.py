@@ -144,6 +144,7 @@ _HUB = {
     "hub_private_repo": "Make the repository private.",
     "hub_always_push": "Upload even while the last upload is still going on.",
     "hub_revision": "Branch to upload to.",
+    "hub_timeout_s": "",
 }
 
 GROUPS: MappingProxyType[str, dict[str, str]] = MappingProxyType(

@@ -1,21 +1,33 @@
 """The copy on the Hub: repositories, pushes at the end and during training, and errors that say what to do.
 
 What comes in is a run folder and a repository's name; what goes out is a commit with what `staging` lets leave.  Kept
-true: no message, cause or warning carries the token, and a push that fails leaves the run folder as it was.
+true: no message, cause or warning carries the token, a push that fails leaves the run folder as it was, and none waits
+for ever.
 """
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from json import JSONDecodeError
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sartor.errors import ConfigurationError, HubError, RunFolderError, SartorError, SartorWarning
 from sartor.masking import MASK
 from sartor.report import staging
+from sartor.report.transfer import (
+    LINE,
+    TIMEOUT_S,
+    GivenUpError,
+    StandstillError,
+    UnreachableError,
+    commit_folder,
+    limited,
+    wait_for,
+)
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi
@@ -36,6 +48,8 @@ _ANSWERS = {
     413: "A file is larger than the Hub takes. Save with a smaller max_shard_size.",
     429: "The Hub limits how often it may be asked. Wait some minutes, then push again.",
 }
+_RECONNECT_S = (1, 2, 4)
+"""Before an upload tries again to connect."""
 STRATEGIES = ("end", "every_save", "checkpoint", "all_checkpoints")
 """transformers' values of `hub_strategy`."""
 
@@ -59,7 +73,12 @@ def repository_name(output_dir: Path | str, hub_model_id: str | None = None) -> 
 
 
 def open_repository(
-    output_dir: Path | str, hub_model_id: str | None = None, *, token: str | None = None, private: bool | None = None
+    output_dir: Path | str,
+    hub_model_id: str | None = None,
+    *,
+    token: str | None = None,
+    private: bool | None = None,
+    timeout_s: float = TIMEOUT_S,
 ) -> str:
     """Create the repository of a run if there is none yet, and return its full id, `user/name`.
 
@@ -69,7 +88,7 @@ def open_repository(
         HubError: the name is not valid, the Hub refused, or it cannot be reached.
     """
     name = repository_name(output_dir, hub_model_id)
-    return _create(name, token, private, None)
+    return _create(name, token, private, None, timeout_s)
 
 
 def push_folder(
@@ -85,13 +104,15 @@ def push_folder(
     ignore_patterns: Iterable[str] = (),
     made: Collection[str] | None = None,
     create: bool = True,
+    timeout_s: float = TIMEOUT_S,
 ) -> CommitInfo | Future[CommitInfo]:
     """Upload a run folder's model, tokenizer, card and metrics as one commit; nothing else leaves.
 
     With `blocking=False` the files are chosen and checked now, uploaded in the background in the order of the calls,
     and a Future is returned; its `result()` raises what a blocking push would have raised.  What is saved into
-    `folder` meanwhile does not change the push: safetensors writes a new file and renames it.  `token=None` uses the
-    one of this machine (`hf auth login`, HF_TOKEN).
+    `folder` meanwhile does not change the push: safetensors writes a new file and renames it.  The end of the program
+    waits for such a push; Ctrl-C gives it up.  `token=None` uses the one of this machine (`hf auth login`, HF_TOKEN).
+    A push ends with an error where the Hub neither takes nor sends a byte for `timeout_s` seconds.
 
     Only regular files in `folder` leave, and of them only those that `made` names: the files that the run has written.
     Without it, those of the model that `from_pretrained` would load (see `staging.files_to_upload`).
@@ -106,9 +127,14 @@ def push_folder(
     if not any(path.suffix == ".safetensors" for path in files.values()):
         raise RunFolderError(f"{folder} holds no weights (*.safetensors): save the model there before it is pushed.")
     if create:
-        repo_id = _create(repo_id, token, private, folder)
-    upload = _Upload(files, folder, repo_id, commit_message, token=token, revision=revision)
+        repo_id = _create(repo_id, token, private, folder, timeout_s)
+    upload = _Upload(files, folder, repo_id, commit_message, token=token, revision=revision, timeout_s=timeout_s)
     return upload.run() if blocking else upload.start()
+
+
+def push_again(folder: Path | str, repo_id: str) -> str:
+    """How a user pushes a folder that is there already."""
+    return f"""python -c "from sartor.report.hub import push_folder; push_folder('{folder}', '{repo_id}')\""""
 
 
 class _Upload:
@@ -123,6 +149,7 @@ class _Upload:
         *,
         token: str | None,
         revision: str | None,
+        timeout_s: float,
         path_in_repo: str | None = None,
     ) -> None:
         self._folder = folder
@@ -131,29 +158,45 @@ class _Upload:
         self._token = token
         self._revision = revision
         self._path_in_repo = path_in_repo
+        self._timeout_s = timeout_s
         _require_online(f"push to {repo_id}", folder)
         self._stage = staging.stage(files, folder, _secrets(token))
 
-    def run(self) -> CommitInfo:
+    def run(self, is_given_up: Callable[[], bool] = lambda: False) -> CommitInfo:
         where = self._repo_id + (f", branch {self._revision}" if self._revision else "")
         try:
-            return _explained(self._send, f"push to {where}", self._token, self._folder)
+            return _explained(
+                lambda: self._send(is_given_up), f"push to {where}", self._token, self._folder, repo_id=self._repo_id
+            )
         finally:
-            staging.discard(self._stage)
+            self.discard()
 
-    def _send(self) -> CommitInfo:
-        return _api(self._token).upload_folder(
-            repo_id=self._repo_id,
-            folder_path=self._stage,
-            path_in_repo=self._path_in_repo,
-            commit_message=self._commit_message,
-            revision=self._revision,
-        )
+    def _send(self, is_given_up: Callable[[], bool]) -> CommitInfo:
+        for pause_s in (*_RECONNECT_S, None):
+            try:
+                with limited(self._timeout_s, is_given_up):
+                    return commit_folder(
+                        _api(self._token),
+                        self._stage,
+                        self._repo_id,
+                        path_in_repo=self._path_in_repo,
+                        message=self._commit_message,
+                        revision=self._revision,
+                    )
+            except UnreachableError:
+                if pause_s is None:
+                    raise
+                time.sleep(pause_s)
+        raise AssertionError
 
     def start(self) -> Future[CommitInfo]:
-        from huggingface_hub import run_as_future
+        job = LINE.add(self.run)
+        job.add_done_callback(lambda _: self.discard())  # one that was given up before it began never runs
+        return job
 
-        return run_as_future(self.run)
+    def discard(self) -> None:
+        """The files that were laid out are needed no more."""
+        staging.discard(self._stage)
 
 
 class BackgroundPushes:
@@ -162,8 +205,12 @@ class BackgroundPushes:
     A push that fails does not stop the training: it is told as a warning, once, at the next push or at the end.
     """
 
-    def __init__(self) -> None:
-        self._jobs: list[Future[CommitInfo]] = []
+    def __init__(self, timeout_s: float = TIMEOUT_S) -> None:
+        """Args:
+        timeout_s: without a byte in either direction, after which a push has failed.
+        """
+        self._timeout_s = timeout_s
+        self._jobs: dict[Future[CommitInfo], _Upload] = {}
 
     def is_done(self) -> bool:
         """Whether nothing is under way; tells of pushes that have failed meanwhile."""
@@ -171,9 +218,22 @@ class BackgroundPushes:
         return not self._jobs
 
     def wait_until_done(self) -> None:
-        """Wait for all pushes; tells of those that failed."""
-        wait(self._jobs)
+        """Wait for all pushes; tells of those that failed.  What ends the waiting, a signal say, gives them up."""
+        try:
+            wait_for(self._jobs)
+        except BaseException:
+            self.give_up()
+            raise
         self._tell_failures()
+
+    def give_up(self) -> bool:
+        """Wait for no push any more, also not at the end of the program; whether one was under way."""
+        self._tell_failures()
+        jobs, self._jobs = self._jobs, {}
+        LINE.give_up(jobs)
+        for upload in jobs.values():
+            upload.discard()
+        return bool(jobs)
 
     def push_checkpoint(
         self,
@@ -206,7 +266,8 @@ class BackgroundPushes:
         made = staging.names_in(checkpoint)  # whole or not at all, and by one run
         model = staging.files_to_upload(checkpoint, staging.MODEL_FILES, made=made)
         about = staging.files_to_upload(output_dir, made=(staging.CARD, staging.METRICS))
-        uploads = [_Upload(model | about, output_dir, repo_id, commit_message, token=token, revision=revision)]
+        where: dict[str, Any] = {"token": token, "revision": revision, "timeout_s": self._timeout_s}
+        uploads = [_Upload(model | about, output_dir, repo_id, commit_message, **where)]
         if strategy != "every_save":
             whole = staging.files_to_upload(checkpoint, (*staging.MODEL_FILES, staging.TRAINER_STATE), made=made)
             uploads.append(
@@ -215,17 +276,17 @@ class BackgroundPushes:
                     output_dir,
                     repo_id,
                     f"{commit_message}, checkpoint",
-                    token=token,
-                    revision=revision,
+                    **where,
                     path_in_repo="last-checkpoint" if strategy == "checkpoint" else checkpoint.name,
                 )
             )
-        self._jobs.extend(upload.start() for upload in uploads)
+        self._jobs.update({upload.start(): upload for upload in uploads})
         return True
 
     def _tell_failures(self) -> None:
         finished = [job for job in self._jobs if job.done()]
-        self._jobs = [job for job in self._jobs if job not in finished]
+        for job in finished:
+            del self._jobs[job]
         for job in finished:
             error = job.exception()
             if isinstance(error, SartorError):
@@ -270,19 +331,28 @@ def _require_online(action: str, folder: Path | None) -> None:
         )
 
 
-def _what_is_safe(folder: Path | None) -> str:
-    return "" if folder is None else f" What was to be pushed is in {folder}, unchanged."
+def _what_is_safe(folder: Path | None, repo_id: str | None = None) -> str:
+    if folder is None:
+        return ""
+    again = "" if repo_id is None else f" Push it again: {push_again(folder, repo_id)}"
+    return f" What was to be pushed is in {folder}, unchanged.{again}"
 
 
-def _create(name: str, token: str | None, private: bool | None, folder: Path | None) -> str:
+def _create(name: str, token: str | None, private: bool | None, folder: Path | None, timeout_s: float) -> str:
     def create() -> str:
-        return _api(token).create_repo(name, private=private, exist_ok=True).repo_id
+        with limited(timeout_s):
+            return _api(token).create_repo(name, private=private, exist_ok=True).repo_id
 
-    return _explained(create, f"create the repository {name}", token, folder)
+    return _explained(create, f"create the repository {name}", token, folder, repo_id=name)
 
 
 def _explained(
-    call: Callable[[], T], action: str, token: str | None, folder: Path | None = None, needs_token: bool = True
+    call: Callable[[], T],
+    action: str,
+    token: str | None,
+    folder: Path | None = None,
+    needs_token: bool = True,
+    repo_id: str | None = None,
 ) -> T:
     """What `call` returns; whatever the Hub's client raises becomes a HubError that says what to do.
 
@@ -298,7 +368,7 @@ def _explained(
     except (SartorError, *_DEFECTS):
         raise
     except Exception as error:  # what the client's transports raise is no part of its interface
-        message = f"cannot {action}: {_explain(error)}{_what_is_safe(folder)}"
+        message = f"cannot {action}: {_explain(error)}{_what_is_safe(folder, repo_id)}"
     for secret in secrets:
         message = message.replace(secret, MASK)
     raise HubError(message)
@@ -308,6 +378,15 @@ def _explain(error: Exception) -> str:
     from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RevisionNotFoundError
 
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):  # of one file's upload
+        error = error.__cause__
+    if isinstance(error, GivenUpError):
+        return "it was given up."
+    if isinstance(error, StandstillError):
+        return (
+            f"the Hub at {constants.ENDPOINT} does not answer: {error} (hub_timeout_s). Check the network, and "
+            "status.huggingface.co."
+        )
     if isinstance(error, HFValidationError):
         return f"{_one_line(error)} Set hub_model_id to a name such as 'your-name/my-model'."
     if isinstance(error, RevisionNotFoundError):

@@ -67,6 +67,8 @@ class Checkpoints:
         self._identity: dict[str, dict[str, str]] | None = None
         """What the run is, in digests, which are taken once."""
         self._has_said_room = False
+        self.pushes = True
+        """Whether a checkpoint is pushed, where the user wants that."""
         self.num_failed = 0
         """Checkpoints that did not fit on the disk, where the run goes on without them."""
         self.num_saved = 0
@@ -154,7 +156,7 @@ class Checkpoints:
             finish()
         if args.push_to_hub or _somebody_listens(trainer):
             self._writer.wait()
-        if args.push_to_hub:
+        if args.push_to_hub and self.pushes:
             trainer._push_from_checkpoint(str(target))
         return str(target)
 

@@ -81,8 +81,9 @@ def open_repository(trainer: SFTTrainer, token: str | None, private: bool | None
         args.hub_model_id,
         token=token if token is not None else args.hub_token,
         private=private if private is not None else args.hub_private_repo,
+        timeout_s=args.hub_timeout_s,
     )
-    trainer.push_in_progress = BackgroundPushes()
+    trainer.push_in_progress = BackgroundPushes(args.hub_timeout_s)
 
 
 def push(
@@ -95,13 +96,16 @@ def push(
     private: bool | None,
     about: dict[str, Any],
 ) -> Any:
-    """Save, write the card, upload; returns what transformers returns: a `CommitInfo`, or a `Future` of one."""
-    trainer.callback_handler.on_push_begin(trainer.args, trainer.state, trainer.control)
+    """Save, write the card, upload; returns what transformers returns: a `CommitInfo`, or a `Future` of one.
+
+    The model is on the disk before the Hub is asked anything.
+    """
     args = trainer.args
     token = token if token is not None else args.hub_token
+    made = saving.save_anew(trainer)
+    trainer.callback_handler.on_push_begin(args, trainer.state, trainer.control)
     if trainer.hub_model_id is None:
         trainer.init_hf_repo(token=token, private=private)
-    made = saving.save_anew(trainer)
     _draw(trainer)
     trainer.create_model_card(**about)
     made |= {staging.CARD, *trainer.figures, *([staging.METRICS] if trainer.state.global_step else [])}
@@ -116,7 +120,15 @@ def push(
         blocking=blocking,
         made=made,
         create=False,
+        timeout_s=args.hub_timeout_s,
     )
+
+
+def give_up_pushes(trainer: SFTTrainer) -> None:
+    """The run ends here: what is being pushed in the background holds it up no more."""
+    pushes = getattr(trainer, "push_in_progress", None)
+    if isinstance(pushes, BackgroundPushes) and pushes.give_up():
+        trainer.say(f"a push to {trainer.hub_model_id} was under way and is given up; what it took is in checkpoints.")
 
 
 def _draw(trainer: SFTTrainer) -> None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _SHARD_SIZE = "50GB"
 """Of transformers' own default."""
-_METADATA = {"format": "pt"}
+METADATA = {"format": "pt"}
 """transformers refuses a file without it."""
 
 
@@ -84,7 +84,7 @@ class ModelFiles:
                 Entry(written, keys[name], self.dtypes[name], is_last=not stays(name))
                 for written, name in names.items()
             ]
-            checksums[file] = tensor_file.write(folder / file, snapshot, entries, _METADATA)
+            checksums[file] = tensor_file.write(folder / file, snapshot, entries, METADATA)
         if self.index is not None:
             text = json.dumps(self.index, indent=2, sort_keys=True) + "\n"
             (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")

@@ -22,7 +22,7 @@ from sartor.masking import masked_errors
 from sartor.records import Plan
 from sartor.report import figures, memory_figures
 from sartor.run.recover import Recovery
-from sartor.trainer import evaluating, hub, profiling, saving, training, voice
+from sartor.trainer import evaluating, hub, profiling, rescue, saving, training, voice
 from sartor.trainer.arguments import as_sft_config, take_old_arguments
 from sartor.trainer.checkpoints import Checkpoints
 from sartor.trainer.checks import Given
@@ -326,9 +326,16 @@ class SFTTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save model and tokenizer to a folder that `from_pretrained` loads, in the dtype the model arrived in.
 
-        No pickle.
+        No pickle.  Where a trained model cannot be saved so, its weights are left in a subfolder `rescued-STEP`, which
+        the error names.
         """
-        saving.save_weights(self, output_dir or self.args.output_dir)
+        folder = output_dir or self.args.output_dir
+        try:
+            saving.save_weights(self, folder)
+        except Exception as error:
+            if not self.is_in_train and self.state.global_step > 0:
+                rescue.keep_weights(self, folder, error)
+            raise
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 from accelerate.utils.memory import clear_device_cache
 from transformers.trainer_utils import SaveStrategy, TrainOutput, speed_metrics
 
-from sartor.errors import DiskFullError, OutOfMemoryError, RunFolderError
+from sartor.errors import DiskFullError, RunFolderError
 from sartor.records import StepResult
 from sartor.run import loop
-from sartor.run.interrupt import Interrupts, Terminated
+from sartor.run.interrupt import Interrupts
 from sartor.run.loop import Reply
 from sartor.run.spikes import Spikes
 from sartor.run.state import generator_states, restore_generators
@@ -80,6 +80,9 @@ class TrainLoop:
         self.last_saved = 0
         self.evaluated_last = False
         """Whether an evaluation came after the last step."""
+        self.is_loop_over = False
+        self.takes_best = False
+        """Whether the best checkpoint's weights have replaced the last ones, or are about to."""
         self.checkpoints: Checkpoints | None = None
         """Set when there is something to save."""
         self.is_whole = True
@@ -112,10 +115,17 @@ class TrainLoop:
                     event = events.send(self._react(event))
                 except StopIteration:
                     break
+            self.is_loop_over = True
             if trainer.args.eval_on_end and not self.evaluated_last:
                 trainer.control.should_evaluate = True
                 self._log_evaluate_save()
             return self._finalize_training()
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the last step is done."""
+        state = self.trainer.state
+        return state.global_step > 0 and (self.is_loop_over or state.global_step >= state.max_steps)
 
     def _react(self, event: loop.Event) -> Reply:
         trainer = self.trainer
@@ -370,7 +380,7 @@ class TrainLoop:
         )
         try:
             metrics: dict[str, float] = trainer._evaluate(None, self.ignore_keys, skip_scheduler=not steps_schedule)
-        except (KeyboardInterrupt, Terminated, OutOfMemoryError):  # it is done anew when the run goes on
+        except BaseException:  # whatever ended it: it is done anew when the run goes on
             del trainer.state.log_history[self._mark.num_logs :]
             restore_callbacks(trainer, self._mark.callbacks)
             raise
@@ -404,9 +414,11 @@ class TrainLoop:
         trainer.pending_metrics = {} if self.evaluated_last else self._pending()
         trainer.log(metrics)
         if trainer.args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            self.takes_best = True
             trainer._load_best_model()
         saving.drop_all_but_best(trainer)
         self._call("on_train_end")
+        self.interrupts.release()
         trainer._finish_current_push()
         return TrainOutput(state.global_step, train_loss, metrics)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.trainer_callback import ExportableState, TrainerState
-from transformers.trainer_utils import SaveStrategy, TrainOutput, align_special_tokens
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, TrainOutput, align_special_tokens
 
 from sartor.config import resolved_configuration
 from sartor.engine.step import Engine
@@ -21,7 +21,7 @@ from sartor.run.implementation import set_implementation
 from sartor.run.interrupt import Terminated
 from sartor.run.output import lines_may_be_lost
 from sartor.run.stepper import EngineStepper, Updater
-from sartor.trainer import resuming, saving
+from sartor.trainer import hub, rescue, resuming, saving
 from sartor.trainer.checkpoints import Checkpoints, interrupted_save
 from sartor.trainer.data_loader import TrainDataLoader
 from sartor.trainer.evaluating import lazy_loader
@@ -60,6 +60,7 @@ def _train(
 ) -> TrainOutput:
     resumption = resuming.find(trainer, resume)
     align_special_tokens(trainer.model, trainer.processing_class)
+    rescue.check_savable(trainer)
     data_loader = TrainDataLoader(trainer)
     trainer.figures = ()
     with ExitStack() as stack:
@@ -91,10 +92,17 @@ def _train(
             _save_interrupted(trainer, train_loop, "memory ran out")
             folder = last_checkpoint(trainer, came_from)
             where = f"The run can go on from {folder}, where there is more memory." if folder else _NONE_SAVED
+            _keep_weights(trainer, train_loop, error)
             raise OutOfMemoryError(f"{error} {where}") from error
         except (KeyboardInterrupt, Terminated):
+            hub.give_up_pushes(trainer)
+            if train_loop.checkpoints is not None:
+                train_loop.checkpoints.pushes = False  # the program would wait for it
             _save_interrupted(trainer, train_loop, "interrupted")
             count_streams(trainer)
+            raise
+        except BaseException as error:
+            _keep_weights(trainer, train_loop, error)
             raise
 
 
@@ -225,12 +233,33 @@ def _save_interrupted(trainer: SFTTrainer, train_loop: TrainLoop, why: str) -> N
         interrupted_save(trainer, save, why)
 
 
+def _keep_weights(trainer: SFTTrainer, train_loop: TrainLoop, error: BaseException) -> None:
+    """See that the weights of the last step are on the disk, whatever has failed after it, and say where."""
+    if not train_loop.is_trained:
+        return
+    if trainer.state.global_step > train_loop.last_saved:
+        with suppress(Exception):  # what follows needs less
+            _save_interrupted(trainer, train_loop, f"{type(error).__name__} after the last step")
+    folder = Path(trainer.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}"
+    with suppress(Exception):
+        if train_loop.checkpoints is not None:
+            train_loop.checkpoints.wait()
+    if train_loop.takes_best:
+        rescue.tell(trainer, error, f"the best weights are in {trainer.state.best_model_checkpoint}")
+    elif folder.is_dir() and trainer.state.global_step == train_loop.last_saved:
+        rescue.tell(trainer, error, f"the weights of step {trainer.state.global_step} are in {folder}")
+    else:
+        rescue.keep_weights(trainer, trainer.args.output_dir, error)
+
+
 def _end(trainer: SFTTrainer) -> None:
     """Whatever happened: files closed, no gradients left."""
     if trainer.metrics_writer is not None:
         trainer.metrics_writer.close()
         if trainer.metrics_writer.num_waiting:
-            trainer.say(f"{trainer.journal.num_waiting} lines of {saving.METRICS_NAME} never had room on the disk.")
+            trainer.say(
+                f"{trainer.metrics_writer.num_waiting} lines of {saving.METRICS_NAME} never had room on the disk."
+            )
         trainer.metrics_writer = None
     if trainer.checkpoints is not None:
         trainer.checkpoints.settle()
