@@ -557,7 +557,7 @@ STATE = (
         "trainer.control)\n    if trainer.hub_model_id is None:\n"
         "        trainer.init_hf_repo(token=token, private=private)\n",
         "    if trainer.hub_model_id is None:\n        trainer.init_hf_repo(token=token, private=private)\n"
-        "    trainer.save_model(_internal_call=True)\n",
+        "    made = saving.save_anew(trainer)\n",
         ("tests/report/test_hub_standstill.py::test_a_model_is_on_the_disk_before_its_repository_is_opened",),
     ),
     Mutant(
@@ -1475,7 +1475,7 @@ FORESIGHT = (
     Mutant(
         "states that are there from the beginning count twice",
         f"{MEMORY_ROOM}/simulated_step.py",
-        "        stage.optimizer.state.clear()  # some have states from the beginning\n",
+        "        simulated_step.optimizer.state.clear()  # some have states from the beginning\n",
         "",
         (f"{FORESEEN}::test_the_peak_is_what_the_allocator_counts",),
     ),

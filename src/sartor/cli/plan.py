@@ -89,7 +89,7 @@ def _decide(
     from sartor.memory.optimizers import options_of
     from sartor.memory.plan import with_optimizer
     from sartor.memory.proposals import with_proposals
-    from sartor.memory.simulate import Training
+    from sartor.memory.simulate import Training, meta_model_of
     from sartor.memory.speed import sizes_of
     from sartor.run.transaction import simulated_rehearsal, simulated_update
     from sartor.trainer.device_batch import parts
