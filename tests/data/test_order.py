@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from sartor.data.targets.prompts import Prompts
 from sartor.data.targets.provenance.render import Renderer
 from sartor.data.targets.prover import Prover
 
@@ -44,6 +43,22 @@ LOOKING = {
     "as a sum": "{% for m in messages + [{'role': 'x', 'content': 'y'}] %}{{ m.content }}{% endfor %}",
 }
 """What templates may look at that lies behind a message."""
+TOLD = {
+    "as a sum": [],
+    "at a part of them": [1, 2, 3],
+    "at all of them backwards": [],
+    "at the last message": [1],
+    "at the number of messages": [1],
+    "at the prompt before the loop": [],
+    "at the prompt within the loop": [],
+    "at the third message": [1, 3, 4, 5],
+    "at what the loop has left": [],
+    "at what the loop has left, in its own part": [],
+    "how many are left": [1],
+    "in a block": [],
+    "whether they are others": [1],
+}
+"""Of these what is told of six messages; of the others, which only the last turn's text depends on, all is."""
 KNOWN = {
     "plain": chatml("{{ message.role }} {{ message.content }}"),
     "the first by its number": "{{ messages[0].role }}" + chatml("{{ message.content }}"),
@@ -80,65 +95,74 @@ def conversation(chance: random.Random, num_turns: int) -> list[dict[str, Any]]:
     return messages
 
 
-def known(source: str, messages: list[dict[str, Any]]) -> int:
-    """How many beginnings are told from the whole; each must be transformers' own, with and without the prompt."""
+def told(source: str, messages: list[dict[str, Any]], tools: Any = None) -> list[int]:
+    """The numbers of messages whose text is told from the whole: it must be transformers', with and without prompt."""
     renderer = Renderer(source, SPECIAL)
-    prepared = renderer.conversation(messages, None, {})
+    prepared = renderer.conversation(messages, tools, {})
     try:
         whole = renderer.traced(prepared, len(messages))
     except Exception:
-        return 0
-    end = Prompts(renderer, source).probe(prepared).prompt_end
-    count = 0
-    for number, start in enumerate(whole.starts or ()):
-        if start >= 0 and number:
-            count += 1
-            assert renderer.text(prepared, number) == whole.text[:start]
-            if end is not None:
-                prompt = renderer.text(prepared, number, add_generation_prompt=True)
-                assert prompt == whole.text[:start] + end
-    return count
+        return []
+    found = []
+    for number in range(1, len(messages)):
+        for prompt in (False, True):
+            text = renderer.beginning(whole, prepared, number, prompt=prompt)
+            if text is not None:
+                assert text == renderer.text(prepared, number, add_generation_prompt=prompt)
+                found += [number] * prompt
+    return found
 
 
 @pytest.mark.parametrize("name", sorted(ALL))
 def test_what_is_told_of_a_beginning_is_what_transformers_writes(name: str) -> None:
     chance = random.Random(name)
     for number in range(12):
-        known(ALL[name], conversation(chance, 1 + number % 4))
+        told(ALL[name], conversation(chance, 1 + number % 4))
+
+
+def six() -> list[dict[str, Any]]:
+    return [{"role": "user" if n % 2 else "assistant", "content": f"m{n}"} for n in range(6)]
 
 
 @pytest.mark.parametrize("name", sorted(LOOKING))
-def test_nothing_is_told_where_a_template_may_look_ahead(name: str) -> None:
-    messages = [{"role": "user" if n % 2 else "assistant", "content": f"m{n}"} for n in range(6)]
-    renderer = Renderer(LOOKING[name], SPECIAL)
-    starts = renderer.traced(renderer.conversation(messages, None, {}), 6).starts
-    told = {"at the third message": 3, "at whether there are two": 4}  # of beginnings that hold what was looked at
-    assert (starts is None) == (name not in told)
-    assert known(LOOKING[name], messages) == told.get(name, 0)
+def test_nothing_is_told_where_an_earlier_turn_may_have_looked_ahead(name: str) -> None:
+    assert told(LOOKING[name], six()) == TOLD.get(name, [1, 2, 3, 4, 5])
 
 
 @pytest.mark.parametrize("name", sorted(KNOWN))
 def test_beginnings_are_told_where_a_template_goes_front_to_back(name: str) -> None:
-    messages = [{"role": "user" if n % 2 else "assistant", "content": f"m{n}"} for n in range(6)]
-    assert known(KNOWN[name], messages) == 5
+    assert told(KNOWN[name], six()) == [1, 2, 3, 4, 5]
 
 
-def test_a_long_conversation_takes_time_by_its_length_not_by_its_square() -> None:
-    """Of a template that goes front to back: four times the turns take less than eight times as long."""
-    prover = Prover(PUBLISHED["chatml"].source, SPECIAL, ("<|im_end|>",))
+def steps(count: int) -> list[dict[str, Any]]:
+    """A question, and many calls of a tool."""
+    messages: list[dict[str, Any]] = [{"role": "user", "content": "Find all."}]
+    for number in range(count):
+        call = {"name": "find", "arguments": {"what": f"thing {number}"}}
+        calls = [{"id": "call00001", "type": "function", "function": call}]
+        messages.append({"role": "assistant", "content": f"I look for {number}.", "tool_calls": calls})
+        messages.append({"role": "tool", "tool_call_id": "call00001", "name": "find", "content": "it " * 20})
+    return [*messages, {"role": "assistant", "content": "done"}]
 
-    def seconds(num_turns: int) -> float:
-        messages = [
-            {"role": role, "content": f"{role} {number} " * 20}
-            for number in range(num_turns)
-            for role in ("user", "assistant")
-        ]
+
+@pytest.mark.parametrize("name", ["qwen2_5.jinja", "qwen3.jinja", "lfm2.jinja"])
+def test_each_step_of_a_long_conversation_is_told(name: str) -> None:
+    tools = [{"type": "function", "function": {"name": "find", "description": "d", "parameters": {}}}]
+    assert told(ALL[name], steps(8), tools) == list(range(1, 18))
+
+
+@pytest.mark.parametrize("name", ["qwen2_5.jinja", "llama3_1.jinja"])
+def test_a_long_conversation_takes_time_by_its_length_not_by_its_square(name: str) -> None:
+    """Four times the steps take less than nine times as long; sixteen times where each prompt is rendered."""
+    prover = Prover(ALL[name], SPECIAL, ("<|im_end|>", "<|eot_id|>"))
+
+    def seconds(count: int) -> float:
         taken = []
         for _ in range(3):
             start = time.process_time()
-            assert len(prover.prove(messages).turns) == num_turns
+            assert len(prover.prove(steps(count)).turns) == count + 1
             taken.append(time.process_time() - start)
         return min(taken)
 
     seconds(10)
-    assert seconds(400) < 8 * seconds(100)
+    assert seconds(160) < 9 * seconds(40)

@@ -571,25 +571,25 @@ STATE = (
 
 BEGINNINGS = (
     Mutant(
-        "a loop that is still at a message taken for one that is done",
+        "a turn that has looked ahead taken as it is",
         f"{DATA}/targets/provenance/order.py",
-        "            if progress.current is not None:\n                progress.looked_ahead = True  # the loop",
-        "            if False:\n                progress.looked_ahead = True  # the loop",
-        ("tests/data/test_order.py::test_nothing_is_told_where_a_template_may_look_ahead",),
+        "    if any(progress.reach[number] >= count for number in skipped):\n        return None\n",
+        "",
+        ("tests/data/test_order.py::test_nothing_is_told_where_an_earlier_turn_may_have_looked_ahead",),
     ),
     Mutant(
-        "what follows the loop taken for constant",
+        "a loop that begins with other values taken as it is",
         f"{DATA}/targets/provenance/order.py",
-        "    if read_after & (names_set | _NOT_CONSTANT) or",
-        "    if",
-        ("tests/data/test_order.py::test_nothing_is_told_where_a_template_may_look_ahead",),
+        "of_part.values != progress.values or",
+        "",
+        ("tests/data/test_order.py::test_what_is_told_of_a_beginning_is_what_transformers_writes",),
     ),
     Mutant(
-        "messages asked for by number not minded",
+        "a loop whose turns leave something behind skips them",
         f"{DATA}/targets/provenance/order.py",
-        "        num_unknown = max(self.first, self.num_asked)",
-        "        num_unknown = self.first",
-        ("tests/data/test_order.py::test_nothing_is_told_where_a_template_may_look_ahead",),
+        " or _leaves_something(loop)",
+        "",
+        ("tests/data/test_order.py::test_nothing_is_told_where_an_earlier_turn_may_have_looked_ahead",),
     ),
     Mutant(
         "tokens that take spaces told by their lengths",

@@ -17,6 +17,8 @@ from sartor.data.targets.provenance.shadow import MIX, OUTSIDE, Kind, kind_of, m
 from sartor.data.targets.provenance.spans import Span, kinds_of, spans_of
 
 NOT_IN_TEXT, NO_PROMPT_FOR_TURN = "prompt not in the text", "no prompt for a turn"
+FEW_MESSAGES = 4
+"""So many are rendered as fast as what they give is told from the whole."""
 _HEADER = re.compile(r".*(?:[>\]]|:\s?|\n)", re.DOTALL)
 """Where the part that two headers have in common may be cut: behind a mark or a line, not within a word."""
 
@@ -99,7 +101,8 @@ class Attempt:
         self._prompts = prompts
         self._conversation = conversation
         self._rules = rules
-        self._text, self._tags, self._starts = traced.text, traced.tags, traced.starts
+        self._text, self._tags = traced.text, traced.tags
+        self._traced = traced
         self._spans = spans_of(traced.tags)
 
     def refuse_special_text(self) -> None:
@@ -156,16 +159,16 @@ class Attempt:
         """The prompt for a message; None where there is none, as before the first."""
         if not number:
             return None
-        if self._starts is not None and self._starts[number] >= 0 and conversation is self._conversation:
-            end_of_prompt = self._prompts.probe(conversation).prompt_end
-            if end_of_prompt is not None:
-                return self._text[: self._starts[number]] + end_of_prompt
+        if conversation is self._conversation:
+            return self._beginning(number, prompt=True)
         return self._prompts.render(conversation, number, prompt=True)
 
-    def _beginning(self, num_messages: int) -> str | None:
-        """What the template writes of the first messages alone; None where it raises."""
-        start = -1 if self._starts is None else self._starts[num_messages]
-        return self._text[:start] if start >= 0 else self._prompts.render(self._conversation, num_messages)
+    def _beginning(self, num_messages: int, *, prompt: bool = False) -> str | None:
+        """What the template writes of the first messages, perhaps with the generation prompt; None where it raises."""
+        told = None
+        if num_messages > FEW_MESSAGES:
+            told = self._prompts.told(self._traced, self._conversation, num_messages, prompt=prompt)
+        return told if told is not None else self._prompts.render(self._conversation, num_messages, prompt=prompt)
 
     def _start(self, number: int, span: Span, prompt: str | None, until: str | None) -> tuple[Rule, int, int]:
         """How a turn's start is proven, where it is, and where the turn ends at the latest."""

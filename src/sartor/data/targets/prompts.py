@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from sartor.data.targets.provenance.render import Conversation, Renderer, TraceError
+from sartor.data.targets.provenance.render import Conversation, Renderer, TracedText, TraceError
 from sartor.data.targets.provenance.shadow import OUTSIDE
 from sartor.data.targets.provenance.spans import Span, spans_of
 
@@ -46,6 +46,10 @@ class Prompts:
             return self._renderer.text(conversation, num_messages, add_generation_prompt=prompt)
         except Exception:
             return None  # a template may refuse a part of a conversation that it takes as a whole
+
+    def told(self, whole: TracedText, conversation: Conversation, num_messages: int, *, prompt: bool) -> str | None:
+        """The same as `render`, told from the whole conversation's text; None where that cannot be."""
+        return self._renderer.beginning(whole, conversation, num_messages, prompt=prompt)
 
     def end_of(self, conversation: Conversation, number: int, prompt: str) -> str:
         """What stands at the end of a prompt because a message of the assistant is to come.

@@ -7,7 +7,7 @@ What is changed in the code that Jinja generates from a template:
 - so does `{% set message = messages[i] %}` in a loop over numbers;
 - what is assigned to a name while at a message is tagged as that message's (text that a template collects to write it
   later);
-- the end of the body of the last loop tells the environment that it is done with a message (see `order`).
+- the loop that writes the messages tells when it begins, and may skip turns (see `order`).
 
 Nothing else: which branch is taken, and which text is written, stay the template's.
 """
@@ -20,7 +20,7 @@ from typing import Any
 from jinja2 import nodes
 from jinja2.compiler import CodeGenerator, Frame
 
-from sartor.data.targets.provenance.order import last_loops
+from sartor.data.targets.provenance.order import writing_loops
 
 
 class ShadowCodeGenerator(CodeGenerator):
@@ -32,17 +32,24 @@ class ShadowCodeGenerator(CodeGenerator):
         """Of each loop that is being compiled, by the identity of its body: its variable, and where the message before
         it is kept."""
         self._variables: list[nodes.Node] = []
-        self._last_loops: set[int] = set()
+        self._writing_loops: dict[int, int] = {}
+        self._names: list[str] = []
+        """That the template sets."""
 
     def visit_Template(self, node: nodes.Template, frame: Frame | None = None) -> None:
-        """The whole: find its last loop first."""
-        self._last_loops = last_loops(node)
+        """The whole: find the loop that writes the messages first."""
+        self._writing_loops = writing_loops(node)
+        self._names = sorted({name.name for name in node.find_all(nodes.Name) if name.ctx == "store"})
         super().visit_Template(node, frame)
 
     def visit_For(self, node: nodes.For, frame: Frame) -> None:
         """A loop: remember the message before it, and put it back afterwards."""
         before = self.temporary_identifier()
         self.writeline(f"{before} = environment.at")
+        if id(node.body) in self._writing_loops:
+            found = [reference for name in self._names if (reference := frame.symbols.find_ref(name)) is not None]
+            values = "".join(f"{reference}, " for reference in found)
+            self.writeline(f"environment.begin({self._writing_loops[id(node.body)]}, lambda: ({values}))")
         self._bodies[id(node.body)] = (node.target, before)
         self._variables.append(node.target)
         super().visit_For(node, frame)
@@ -57,11 +64,11 @@ class ShadowCodeGenerator(CodeGenerator):
             variable, before = loop
             if isinstance(variable, nodes.Name):
                 self.writeline(f"environment.enter({frame.symbols.ref(variable.name)}, {before})")
+                if id(nodes_) in self._writing_loops:
+                    self.writeline(f"if environment.skips({frame.symbols.ref(variable.name)}): continue")
             else:
                 self.writeline(f"environment.at = {before}")
         super().blockvisit(nodes_, frame)
-        if loop is not None and id(nodes_) in self._last_loops and isinstance(variable, nodes.Name):
-            self.writeline(f"environment.leave({frame.symbols.ref(variable.name)})")
 
     def visit_Assign(self, node: nodes.Assign, frame: Frame) -> None:
         """An assignment: tag what is collected; in a loop over numbers it may say which message is next."""

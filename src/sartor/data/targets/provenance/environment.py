@@ -7,7 +7,7 @@ with `MIX`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from types import BuiltinMethodType
 from typing import Any
@@ -17,7 +17,9 @@ from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.filters import make_attrgetter
 from jinja2.parser import Parser
+from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 
 from sartor.data.targets.provenance.compiler import ShadowCodeGenerator
 from sartor.data.targets.provenance.order import Progress
@@ -66,6 +68,9 @@ KEEPS_TAGS = frozenset(
 )
 """Filters that hand on what they get, or call methods of it that keep tags.  `indent`, `title` and others build their
 result from plain strings in between, which would pass for text of the template's own: they must not stand here."""
+
+
+_OF_DICTIONARIES = frozenset(dir(dict))
 
 
 class Message(dict[str, Any]):
@@ -127,10 +132,13 @@ class ShadowEnvironment(ImmutableSandboxedEnvironment):
             if message is not None:
                 self.at = tag_of(message, Kind.LITERAL)
 
-    def leave(self, value: Any) -> None:
-        """The last loop has come to the end of its body with this value."""
-        if isinstance(value, Message):
-            self.progress.leave(value._number)
+    def begin(self, loop: int, values: Callable[[], Sequence[Any]]) -> None:
+        """The loop that writes the messages begins."""
+        self.progress.begin(loop, values)
+
+    def skips(self, value: Any) -> bool:
+        """A turn of that loop begins with this value: whether it is skipped."""
+        return self.progress.enter(value._number if isinstance(value, Message) else None)
 
     def shown(self, value: Any) -> Shadow:
         """What is written for a value: text of nobody else's is the template's own, at the current message."""
@@ -156,6 +164,18 @@ class ShadowEnvironment(ImmutableSandboxedEnvironment):
         return value if isinstance(value, str) else tagged(str(value), value)
 
     # --- called by Jinja
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """`a.b`.  Of what templates ask most the sandbox's look at each value is spared: it is always the same."""
+        if type(obj) is Message:
+            if attribute in obj and attribute not in _OF_DICTIONARIES:
+                return obj[attribute]
+        elif isinstance(obj, Namespace | LoopContext) and not attribute.startswith("_"):
+            try:
+                return getattr(obj, attribute)
+            except AttributeError:
+                pass
+        return super().getattr(obj, attribute)
 
     def call(self, context: Any, obj: Any, /, *arguments: Any, **keywords: Any) -> Any:
         """A function or method: those of plain strings (`', '.join`) are replaced by those that keep tags."""

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from sartor.data.targets.provenance.environment import Message, ShadowEnvironment
-from sartor.data.targets.provenance.order import Progress, WatchedMessages
+from sartor.data.targets.provenance.order import Progress, WatchedMessages, spliced
 from sartor.data.targets.provenance.shadow import OUTSIDE, Kind, Shadow, joined, tag_of, tags_of
 
 IDENTIFIERS = frozenset(["role", "name", "id", "type", "tool_call_id", "channel", "recipient"])
@@ -30,9 +30,9 @@ class TracedText:
 
     text: str
     tags: str
-    starts: Sequence[int] | None = None
-    """For each message the character up to which the text is what the template writes of the messages before it; -1
-    where that is not known, and None where it is not known of any (see `order`)."""
+    messages: Sequence[Message] = ()
+    progress: Progress | None = None
+    """How the template went through these messages; None where that could not be watched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,25 +116,43 @@ class Renderer:
         expected = self.text(conversation, num_messages, add_generation_prompt=add_generation_prompt)
         messages = [traced_message(message, i) for i, message in enumerate(conversation.messages[:num_messages])]
         variables = self.variables(conversation, num_messages, add_generation_prompt)
-        progress = Progress(num_messages)
-        watched = WatchedMessages(messages, progress)
+        progress: Progress | None = Progress(num_messages)
         try:
-            rendered, starts = self._rendered({**variables, "messages": watched}, progress), progress.starts()
+            rendered = self._watched(variables, messages, progress)
         except Exception:  # it does something with the messages that cannot be watched
             rendered = ""
         if rendered != expected:
-            rendered, starts = self._rendered({**variables, "messages": messages}, Progress(0)), None
+            rendered, progress = self._rendered({**variables, "messages": messages}, Progress(num_messages)), None
         if rendered != expected:
             raise TraceError
-        return TracedText(expected, tags_of(rendered), starts)
+        return TracedText(expected, tags_of(rendered), messages, progress)
+
+    def beginning(
+        self, whole: TracedText, conversation: Conversation, num_messages: int, *, prompt: bool
+    ) -> str | None:
+        """What the template writes of the first messages, perhaps with the generation prompt, told from the whole.
+
+        None where that cannot be told; see `order`.
+        """
+        if whole.progress is None or whole.progress.loop is None:
+            return None
+        progress = Progress(num_messages, skips_below=num_messages - 1)
+        variables = self.variables(conversation, num_messages, prompt)
+        try:
+            part = self._watched(variables, whole.messages[:num_messages], progress)
+        except Exception:  # it refuses them, or cannot be watched
+            return None
+        return spliced(whole.text, whole.progress, str.__str__(part), progress)
+
+    def _watched(self, variables: Mapping[str, Any], messages: Sequence[Message], progress: Progress) -> str:
+        return self._rendered({**variables, "messages": WatchedMessages(messages, progress)}, progress)
 
     def _rendered(self, variables: Mapping[str, Any], progress: Progress) -> str:
         """The text with tags; `progress` counts its characters while they are written."""
         self._environment.at, self._environment.progress = OUTSIDE, progress
+        context = self._traced.new_context({**self._traced_globals, **variables}, shared=True)
         pieces = []
-        for piece in self._traced.root_render_func(
-            self._traced.new_context({**self._traced_globals, **variables}, shared=True)
-        ):
+        for piece in self._traced.root_render_func(context):
             progress.num_written += len(piece)
             pieces.append(piece)
         return joined(pieces)
