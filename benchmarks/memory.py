@@ -35,8 +35,8 @@ from sartor.engine.traits import read_traits
 from sartor.memory import optimizers
 from sartor.memory.prediction import Component, Prediction
 from sartor.memory.simulate import Known, Training, Work, meta_model_of, simulate, simulate_model
+from sartor.optim.transaction import simulated_update
 from sartor.records import EngineSettings, Example, Layout, Plan
-from sartor.run.transaction import simulated_update
 
 CSV = Path(__file__).parent / "memory.csv"
 MALLOC_CSV = Path(__file__).parent / "memory_malloc.csv"

@@ -20,9 +20,9 @@ from sartor.memory.search import ExecutionOptions, SearchSpace, Setting, search,
 from sartor.memory.simulate import meta_model_of, simulate, simulate_model
 from sartor.memory.speed import Batch, Sizes, step_seconds
 from sartor.memory.training import Training, Work
+from sartor.optim import transaction
+from sartor.optim.transaction import simulated_update
 from sartor.records import EngineSettings, Plan
-from sartor.run import transaction
-from sartor.run.transaction import simulated_update
 from sartor.trainer.planning import execution_options_of
 from tests.memory.lines import between_corners
 

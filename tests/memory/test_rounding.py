@@ -19,9 +19,9 @@ from sartor.memory.search import ExecutionOptions, Setting
 from sartor.memory.simulate import meta_model_of, simulate
 from sartor.memory.speed import Batch, Sizes, sizes_of
 from sartor.memory.training import Training, Work
+from sartor.optim import rounded_update, transaction
+from sartor.optim.transaction import planned_update, simulated_update
 from sartor.records import EngineSettings, Plan
-from sartor.run import rounded_update, transaction
-from sartor.run.transaction import planned_update, simulated_update
 
 ROUNDS = EngineSettings(stochastic_rounding=True)
 WORK = Work((100, 60, 40), 150)

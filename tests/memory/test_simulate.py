@@ -20,8 +20,8 @@ from sartor.memory import layer_subsets, optimizers, simulated_step
 from sartor.memory.prediction import Component, Prediction, Stretch
 from sartor.memory.simulate import Training, Work, meta_model_of, simulate, simulate_model
 from sartor.memory.training import Asked
+from sartor.optim.transaction import Update
 from sartor.records import EngineSettings, Plan
-from sartor.run.transaction import Update
 
 WORK = Work(document_lengths=(100, 60, 40), num_targets=150)
 ONE = Work(document_lengths=(200,), num_targets=150)

@@ -91,7 +91,7 @@ def _decide(
     from sartor.memory.proposals import with_proposals
     from sartor.memory.simulate import Training, meta_model_of
     from sartor.memory.speed import sizes_of
-    from sartor.run.transaction import simulated_rehearsal, simulated_update
+    from sartor.optim.transaction import simulated_rehearsal, simulated_update
     from sartor.trainer.device_batch import parts
     from sartor.trainer.planning import execution_options_of, search_space_of, with_unasked
 

@@ -29,8 +29,8 @@ from sartor.memory.proposals import with_proposals
 from sartor.memory.search import ExecutionOptions, SearchSpace, search_space
 from sartor.memory.simulate import Training
 from sartor.memory.speed import Batch, sizes_of
+from sartor.optim.transaction import simulated_rehearsal, simulated_update
 from sartor.records import PLAN_CHOICES, DataSummary, EngineSettings, Plan
-from sartor.run.transaction import simulated_rehearsal, simulated_update
 from sartor.trainer.device_batch import parts
 from sartor.trainer.sampling import asked
 

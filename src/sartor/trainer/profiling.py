@@ -22,10 +22,10 @@ from sartor.memory.allocator import retaining
 from sartor.memory.consumers import what_consumes
 from sartor.memory.failure import reason_of
 from sartor.memory.simulate import Training, Work, simulate_model
+from sartor.optim.implementation import set_implementation
+from sartor.optim.transaction import simulated_update
 from sartor.records import Plan
-from sartor.run.implementation import set_implementation
 from sartor.run.stepper import Updater
-from sartor.run.transaction import simulated_update
 from sartor.trainer import rehearsal, saving
 from sartor.trainer.data_loader import TrainDataLoader
 from sartor.trainer.evaluating import lazy_loader

@@ -33,11 +33,11 @@ from sartor.memory.prediction import Prediction
 from sartor.memory.simulate import CPU_MARGIN, Training, Work, simulate_model
 from sartor.memory.trace import Measured, Trace
 from sartor.memory.tracker import Phase
+from sartor.optim.transaction import simulated_rehearsal, simulated_update
 from sartor.records import Example, Layout, MicroBatch, Plan
 from sartor.run.cutting import keyed_micro_batches
 from sartor.run.state import generator_states, restore_generators
 from sartor.run.stepper import Updater
-from sartor.run.transaction import simulated_rehearsal, simulated_update
 from sartor.trainer import saving
 from sartor.trainer.data_loader import TrainDataLoader
 from sartor.trainer.recovering import freeze

@@ -23,11 +23,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from sartor.errors import ConfigurationError, OutOfMemoryError
+from sartor.errors import ConfigurationError, OutOfMemoryError, is_out_of_memory
+from sartor.optim.host_states import HOST, HostStates, settle_on_device
+from sartor.optim.rounded_update import RoundedUpdate
 from sartor.records import UPDATE_PIECE_BYTES, Plan
-from sartor.run.host_states import HOST, HostStates, settle_on_device
-from sartor.run.recover import is_out_of_memory
-from sartor.run.rounded_update import RoundedUpdate
 
 PIECE_BYTES = UPDATE_PIECE_BYTES
 """Parameters that are stepped on at a time, together; a larger one goes alone."""

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from sartor.engine.rounding import round_stochastically_
-from sartor.run.host_states import HostStates, settle_on_device
+from sartor.optim.host_states import HostStates, settle_on_device
 
 BLOCK_VALUES = 1 << 22
 """That are stepped on as one tensor, with random bits of their own."""
