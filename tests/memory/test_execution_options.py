@@ -21,7 +21,6 @@ from sartor.memory.simulate import meta_model_of, simulate, simulate_model
 from sartor.memory.speed import Batch, Sizes, step_seconds
 from sartor.memory.training import Training, Work
 from sartor.optim import transaction
-from sartor.optim.transaction import simulated_update
 from sartor.records import EngineSettings, Plan
 from sartor.trainer.planning import execution_options_of
 from tests.memory.lines import between_corners
@@ -62,7 +61,7 @@ def test_states_that_are_streamed_are_foreseen_as_the_allocator_counts_them(
         engine, stepper = memory_measure.stepper(model, taken, EngineSettings(), optimizer)
         batch = memory_measure.examples(WORK.document_lengths, WORK.num_targets, config.vocab_size)
         memory_measure.take_steps(engine, stepper, batch)
-    training = Training(optimizer="adamw_torch", update=simulated_update)
+    training = Training(optimizer="adamw_torch")
     foreseen = simulate(config, taken, WORK, training)
     assert foreseen.peak_bytes == pytest.approx(held_bytes + peak.num_bytes, rel=0.005)
     on_device = simulate(config, dataclasses.replace(taken, optimizer_states="device"), WORK, training)
@@ -72,7 +71,7 @@ def test_states_that_are_streamed_are_foreseen_as_the_allocator_counts_them(
 
 def cuda(**changes: Any) -> Any:
     config = memory_models.small("llama, tied")
-    training = Training(optimizer="adamw_torch", update=simulated_update)
+    training = Training(optimizer="adamw_torch")
     return simulate(config, plan(device="cuda", **changes), WORK, training)
 
 
@@ -208,7 +207,7 @@ def test_what_was_asked_for_is_the_only_way() -> None:
 def test_a_way_becomes_a_plan_and_whole_layers_leave_nothing_cheap() -> None:
     model = meta_model_of(memory_models.small("llama, tied"), "float32", Training())
     shape = Shape(100, 200, 0.7, Batch(200, 150, 80))
-    estimates = MemoryEstimates(model, plan(), shape, Training(update=simulated_update), Memory(0))
+    estimates = MemoryEstimates(model, plan(), shape, Training(), Memory(0))
     some = estimates.plan_of(Setting(200, 2, 256, ExecutionOptions(True, "fused", "host")), 4)
     assert (some.gradient_checkpointing, some.recomputed_layers, some.recomputes_cheap) == (True, 2, True)
     assert (some.optimizer_implementation, some.optimizer_states) == ("fused", "host")

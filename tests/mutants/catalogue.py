@@ -1866,7 +1866,7 @@ ROUNDING: tuple[Mutant, ...] = (
     ),
     Mutant(
         "states of what a simulation leaves out are forgotten",
-        f"{OPTIM}/rounded_update.py",
+        f"{MEMORY_ROOM}/simulated_update.py",
         "            if not states.get(parameter):",
         "            if False:",
         ("tests/memory/test_rounding.py::test_leaving_out_what_repeats_in_an_update_leaves_out_no_byte",),

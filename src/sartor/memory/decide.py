@@ -15,7 +15,7 @@ from sartor.memory.prediction import Prediction
 from sartor.memory.rates import Rates
 from sartor.memory.search import SMALLEST_CHUNK_ROWS, ExecutionOptions, SearchSpace, Setting, search
 from sartor.memory.speed import Sizes, step_seconds
-from sartor.records import UPDATE_PIECE_BYTES
+from sartor.optim.transaction import PIECE_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ class Decider:
         """What the optimizer's part of a way spares, at most: its states, and temporaries of a piece of the update."""
         spared = self._state_bytes() if execution.states == "host" else 0
         if execution.implementation == "for-loop":  # foreach has two temporaries as large as a piece
-            spared += min(4 * self._sizes.trained_weights, 2 * UPDATE_PIECE_BYTES)
+            spared += min(4 * self._sizes.trained_weights, 2 * PIECE_BYTES)
         return spared
 
     def needed(self, setting: Setting) -> int:

@@ -29,7 +29,6 @@ from sartor.memory.proposals import with_proposals
 from sartor.memory.search import ExecutionOptions, SearchSpace, search_space
 from sartor.memory.simulate import Training
 from sartor.memory.speed import Batch, sizes_of
-from sartor.optim.transaction import simulated_rehearsal, simulated_update
 from sartor.records import PLAN_CHOICES, DataSummary, EngineSettings, Plan
 from sartor.trainer.device_batch import parts
 from sartor.trainer.sampling import asked
@@ -218,9 +217,8 @@ def training_of(trainer: SFTTrainer) -> Training:
     return Training(
         arrival_dtype=arrival[0] if arrival else "float32",
         optimizer=OptimizerNames(trainer.args.optim).value,
-        update=simulated_update,
         optimizer_options=optimizers.options_of(OptimizerNames(trainer.args.optim).value, trainer.args.optim_args),
-        rehearse=None if trainer.args.rehearse is False else simulated_rehearsal,
+        rehearses=trainer.args.rehearse is not False,
         lora=model.peft_config[model.active_adapter] if is_adapter(model) else None,
         settings=trainer.settings.engine,
         saves=trainer.args.save_strategy != SaveStrategy.NO,

@@ -33,7 +33,6 @@ from sartor.memory.prediction import Prediction
 from sartor.memory.simulate import CPU_MARGIN, Training, Work, simulate_model
 from sartor.memory.trace import Measured, Trace
 from sartor.memory.tracker import Phase
-from sartor.optim.transaction import simulated_rehearsal, simulated_update
 from sartor.records import Example, Layout, MicroBatch, Plan
 from sartor.run.cutting import keyed_micro_batches
 from sartor.run.state import generator_states, restore_generators
@@ -355,8 +354,8 @@ def estimate_peak(
             module._forward_pre_hooks.clear()
         training = Training(
             make_optimizer=maker_of(trainer),
-            update=simulated_update,
-            rehearse=simulated_rehearsal if updates else lambda optimizer, plan: False,
+            rehearses=True,
+            rehearses_update=updates,
             settings=trainer.settings.engine,
             balance_coefficient=engine.balance_coefficient,
         )
