@@ -20,7 +20,7 @@ from sartor.memory.search import ExecutionOptions, SearchSpace, Setting, search,
 from sartor.memory.simulate import meta_model_of, simulate, simulate_model
 from sartor.memory.speed import Batch, Sizes, step_seconds
 from sartor.memory.training import Training, Work
-from sartor.optim import transaction
+from sartor.optim import registry, transaction
 from sartor.records import EngineSettings, Plan
 from sartor.trainer.planning import execution_options_of
 from tests.memory.lines import between_corners
@@ -259,7 +259,7 @@ def test_streamed_states_cost_their_way_to_the_device_and_back() -> None:
 
 
 def test_an_implementation_that_there_is_not_is_an_error() -> None:
-    assert optimizers.implementations("adagrad", "cuda") == ("foreach", "for-loop")
-    assert optimizers.implementations("lion_8bit", "cuda") == ()
+    assert registry.implementations("adagrad", "cuda") == ("foreach", "for-loop")
+    assert registry.implementations("lion_8bit", "cuda") == ()
     with pytest.raises(ConfigurationError, match="optim='madgrad'"):
         optimizers.maker("madgrad", is_cuda=False, implementation="fused")

@@ -1488,9 +1488,9 @@ FORESIGHT = (
     ),
     Mutant(
         "momentum that optim_args names is not foreseen",
-        f"{MEMORY_ROOM}/optimizers.py",
-        '        found["momentum"] = float(said["momentum"])\n',
-        "        pass\n",
+        f"{OPTIM}/registry.py",
+        "for option, parse in read.items() if option in said",
+        'for option, parse in read.items() if option in said and option != "momentum"',
         (f"{FORESEEN}::test_what_optim_args_says_of_states_is_counted",),
     ),
     Mutant(
@@ -1870,6 +1870,20 @@ ROUNDING: tuple[Mutant, ...] = (
         "            if not states.get(parameter):",
         "            if False:",
         ("tests/memory/test_rounding.py::test_leaving_out_what_repeats_in_an_update_leaves_out_no_byte",),
+    ),
+    Mutant(
+        "an optimizer of whole matrices taken in blocks of values",
+        f"{OPTIM}/registry.py",
+        '    _torchs(lambda: torch.optim.Adafactor, 0, "parameter"',
+        "    _torchs(lambda: torch.optim.Adafactor, 0",
+        ("tests/optim/test_registry.py::test_a_step_on_a_part_of_the_values_is_the_step_on_them",),
+    ),
+    Mutant(
+        "a subclass taken in pieces as its class is",
+        f"{OPTIM}/registry.py",
+        "    return of_class(type(optimizer))",
+        "    return of_base(type(optimizer))",
+        ("tests/optim/test_registry.py::test_an_own_subclass_is_stepped_on_at_once",),
     ),
     Mutant(
         "stochastic rounding proposed for an adapter",

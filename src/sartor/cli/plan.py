@@ -86,11 +86,11 @@ def _decide(
     from sartor.engine.traits import read_traits
     from sartor.memory.decide import Decider
     from sartor.memory.estimates import PROCESS_BYTES, Memory, MemoryEstimates
-    from sartor.memory.optimizers import options_of
     from sartor.memory.plan import with_optimizer
     from sartor.memory.proposals import with_proposals
     from sartor.memory.simulate import Training, meta_model_of
     from sartor.memory.speed import sizes_of
+    from sartor.optim.registry import options_of
     from sartor.trainer.device_batch import parts
     from sartor.trainer.planning import execution_options_of, search_space_of, with_unasked
 

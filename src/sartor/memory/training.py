@@ -38,7 +38,7 @@ class Training:
     """That the model was loaded in; what is trained becomes float32."""
     optimizer: str = "adamw_torch_fused"
     optimizer_options: Mapping[str, Any] = field(default_factory=dict)
-    """That change its states; see `optimizers.options_of`."""
+    """That change its states; see `registry.options_of`."""
     make_optimizer: MakeOptimizer | None = None
     """Takes the place of `optimizer`'s own maker."""
     rehearses: bool = False

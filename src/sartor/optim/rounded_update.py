@@ -26,21 +26,10 @@ from torch import nn
 
 from sartor.engine.rounding import round_stochastically_
 from sartor.optim.host_states import HostStates, settle_on_device
+from sartor.optim.registry import facts_of
 
 BLOCK_VALUES = 1 << 22
 """That are stepped on as one tensor, with random bits of their own."""
-_VALUE_BY_VALUE = (
-    torch.optim.SGD,
-    torch.optim.Adam,
-    torch.optim.AdamW,
-    torch.optim.NAdam,
-    torch.optim.RAdam,
-    torch.optim.Adagrad,
-    torch.optim.RMSprop,
-    torch.optim.Adadelta,
-    torch.optim.Adamax,
-)
-"""Optimizers whose step on a value needs nothing of its neighbours."""
 _WIDE_BYTES = 4
 _ROUNDING_BYTES = 12
 """For each value of a block, while it is rounded."""
@@ -95,7 +84,8 @@ class RoundedUpdate:
         self._optimizer = optimizer
         self._seed = seed
         self._host = host
-        self._goes_in_blocks = isinstance(optimizer, _VALUE_BY_VALUE)
+        facts = facts_of(optimizer)
+        self._goes_in_blocks = facts is not None and facts.step_unit == "value"
         self._progress: dict[nn.Parameter, _Progress] = {}
         self._done: set[nn.Parameter] = set()
 

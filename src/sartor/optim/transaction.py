@@ -25,6 +25,7 @@ from torch import nn
 
 from sartor.errors import ConfigurationError, OutOfMemoryError, is_out_of_memory
 from sartor.optim.host_states import HostStates, settle_on_device
+from sartor.optim.registry import facts_of
 from sartor.optim.rounded_update import RoundedUpdate
 from sartor.records import Plan
 
@@ -238,23 +239,15 @@ def goes_in_pieces(optimizer: torch.optim.Optimizer) -> bool:
 
     Hooks of a user's own would be called once per piece, which they do not expect.
     """
-    kind = type(optimizer)
+    facts = facts_of(optimizer)
     hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
-    is_torchs = f"{kind.__module__}.".startswith("torch.optim.")
-    return is_torchs and kind is not torch.optim.LBFGS and not hooks
+    return facts is not None and facts.goes_in_pieces and not hooks
 
 
 def state_bytes_per_value(optimizer: torch.optim.Optimizer) -> int:
     """What the first step of an optimizer keeps for each value of a parameter; 0 where that is not known, or little."""
-    group = optimizer.param_groups[0]
-    match type(optimizer).__name__:
-        case "Adam" | "AdamW" | "NAdam" | "RAdam":
-            return 12 if group.get("amsgrad") else 8
-        case "SGD":
-            return 4 if group.get("momentum") else 0
-        case "RMSprop":
-            return 4 * (1 + bool(group.get("momentum")) + bool(group.get("centered")))
-    return 0
+    facts = facts_of(optimizer)
+    return 0 if facts is None else facts.bytes_per_value(optimizer.param_groups[0])
 
 
 @dataclass(frozen=True, slots=True)
