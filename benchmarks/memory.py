@@ -36,7 +36,6 @@ from sartor.memory import optimizers
 from sartor.memory.prediction import Component, Prediction
 from sartor.memory.simulate import Known, Training, Work, meta_model_of, simulate, simulate_model
 from sartor.records import EngineSettings, Example, Layout, Plan
-from sartor.run.transaction import simulated_update
 
 CSV = Path(__file__).parent / "memory.csv"
 MALLOC_CSV = Path(__file__).parent / "memory_malloc.csv"
@@ -128,7 +127,6 @@ def training(cell: Cell, options: Options | None = None) -> Training:
         arrival_dtype=PRECISIONS[cell.precision][0],
         optimizer=cell.optim[0],
         lora=lora(cell.architecture) if cell.is_lora else None,
-        update=simulated_update,
         settings=options.settings,
         balance_coefficient=options.balance_coefficient,
     )

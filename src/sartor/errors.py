@@ -69,6 +69,27 @@ class ForeseenMemoryError(MemoryError):
     """Memory would run out; nothing was tried.  Raised and caught within a run, and taken as any other MemoryError."""
 
 
+_SIGNS = (
+    "can't allocate memory",  # torch's CPU allocator
+    "not enough memory",
+    "out of memory",
+    "std::bad_alloc",
+    "cannot allocate memory",
+    "could not create a memory",  # oneDNN
+    "cublas_status_alloc_failed",
+    "cudnn_status_alloc_failed",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, whoever raised it."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _SIGNS)
+
+
 class SartorWarning(UserWarning):
     """Category of every warning that Sartor itself raises.  Secrets in their messages are masked."""
 

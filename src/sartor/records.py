@@ -310,10 +310,6 @@ class EngineSettings:
     compile_mode: str | None = None
 
 
-UPDATE_PIECE_BYTES = 32 << 20
-"""Of parameters that an optimizer updates at a time: what is put aside meanwhile, and what temporaries are of."""
-
-
 PLAN_CHOICES = (
     "gradient_checkpointing",
     "micro_batch_tokens",

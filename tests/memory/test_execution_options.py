@@ -20,9 +20,8 @@ from sartor.memory.search import ExecutionOptions, SearchSpace, Setting, search,
 from sartor.memory.simulate import meta_model_of, simulate, simulate_model
 from sartor.memory.speed import Batch, Sizes, step_seconds
 from sartor.memory.training import Training, Work
+from sartor.optim import registry, transaction
 from sartor.records import EngineSettings, Plan
-from sartor.run import transaction
-from sartor.run.transaction import simulated_update
 from sartor.trainer.planning import execution_options_of
 from tests.memory.lines import between_corners
 
@@ -62,7 +61,7 @@ def test_states_that_are_streamed_are_foreseen_as_the_allocator_counts_them(
         engine, stepper = memory_measure.stepper(model, taken, EngineSettings(), optimizer)
         batch = memory_measure.examples(WORK.document_lengths, WORK.num_targets, config.vocab_size)
         memory_measure.take_steps(engine, stepper, batch)
-    training = Training(optimizer="adamw_torch", update=simulated_update)
+    training = Training(optimizer="adamw_torch")
     foreseen = simulate(config, taken, WORK, training)
     assert foreseen.peak_bytes == pytest.approx(held_bytes + peak.num_bytes, rel=0.005)
     on_device = simulate(config, dataclasses.replace(taken, optimizer_states="device"), WORK, training)
@@ -72,7 +71,7 @@ def test_states_that_are_streamed_are_foreseen_as_the_allocator_counts_them(
 
 def cuda(**changes: Any) -> Any:
     config = memory_models.small("llama, tied")
-    training = Training(optimizer="adamw_torch", update=simulated_update)
+    training = Training(optimizer="adamw_torch")
     return simulate(config, plan(device="cuda", **changes), WORK, training)
 
 
@@ -208,7 +207,7 @@ def test_what_was_asked_for_is_the_only_way() -> None:
 def test_a_way_becomes_a_plan_and_whole_layers_leave_nothing_cheap() -> None:
     model = meta_model_of(memory_models.small("llama, tied"), "float32", Training())
     shape = Shape(100, 200, 0.7, Batch(200, 150, 80))
-    estimates = MemoryEstimates(model, plan(), shape, Training(update=simulated_update), Memory(0))
+    estimates = MemoryEstimates(model, plan(), shape, Training(), Memory(0))
     some = estimates.plan_of(Setting(200, 2, 256, ExecutionOptions(True, "fused", "host")), 4)
     assert (some.gradient_checkpointing, some.recomputed_layers, some.recomputes_cheap) == (True, 2, True)
     assert (some.optimizer_implementation, some.optimizer_states) == ("fused", "host")
@@ -260,7 +259,7 @@ def test_streamed_states_cost_their_way_to_the_device_and_back() -> None:
 
 
 def test_an_implementation_that_there_is_not_is_an_error() -> None:
-    assert optimizers.implementations("adagrad", "cuda") == ("foreach", "for-loop")
-    assert optimizers.implementations("lion_8bit", "cuda") == ()
+    assert registry.implementations("adagrad", "cuda") == ("foreach", "for-loop")
+    assert registry.implementations("lion_8bit", "cuda") == ()
     with pytest.raises(ConfigurationError, match="optim='madgrad'"):
         optimizers.maker("madgrad", is_cuda=False, implementation="fused")

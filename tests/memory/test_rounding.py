@@ -10,7 +10,7 @@ import torch
 from benchmarks import memory_measure, memory_models
 from benchmarks.memory import Cell, Options, compare, plan_of
 
-from sartor.memory import optimizers, proposals
+from sartor.memory import optimizers, proposals, simulated_step
 from sartor.memory.consumers import what_consumes
 from sartor.memory.estimates import Memory, Shape
 from sartor.memory.prediction import Component
@@ -19,9 +19,9 @@ from sartor.memory.search import ExecutionOptions, Setting
 from sartor.memory.simulate import meta_model_of, simulate
 from sartor.memory.speed import Batch, Sizes, sizes_of
 from sartor.memory.training import Training, Work
+from sartor.optim import rounded_update, transaction
+from sartor.optim.transaction import planned_update
 from sartor.records import EngineSettings, Plan
-from sartor.run import rounded_update, transaction
-from sartor.run.transaction import planned_update, simulated_update
 
 ROUNDS = EngineSettings(stochastic_rounding=True)
 WORK = Work((100, 60, 40), 150)
@@ -59,9 +59,9 @@ def test_the_peak_is_what_the_allocator_counts(cell: Cell, states: str) -> None:
 
 def test_parameters_and_gradients_take_half_the_bytes_and_states_as_many() -> None:
     config = memory_models.small("llama, tied")
-    rounded = simulate(config, plan(), WORK, Training(settings=ROUNDS, update=simulated_update))
+    rounded = simulate(config, plan(), WORK, Training(settings=ROUNDS))
     plain = dataclasses.replace(plan(), stochastic_rounding=False, parameter_dtype="float32")
-    masters = simulate(config, plain, WORK, Training(update=simulated_update))
+    masters = simulate(config, plain, WORK, Training())
     one, other = (next(s for s in found.timeline if s.phase == "clip").components for found in (rounded, masters))
     assert one[Component.GRADIENTS] * 2 == other[Component.GRADIENTS]
     assert one[Component.OPTIMIZER] == other[Component.OPTIMIZER]
@@ -69,16 +69,12 @@ def test_parameters_and_gradients_take_half_the_bytes_and_states_as_many() -> No
     assert other[Component.PARAMETERS] - one[Component.PARAMETERS] == 2 * values
 
 
-def test_leaving_out_what_repeats_in_an_update_leaves_out_no_byte() -> None:
+def test_leaving_out_what_repeats_in_an_update_leaves_out_no_byte(monkeypatch: pytest.MonkeyPatch) -> None:
     config = memory_models.small("llama, tied")
-
-    def whole(optimizer: torch.optim.Optimizer, taken: Plan) -> None:
-        planned_update(optimizer, taken).step()
-
-    quick, full = (
-        simulate(config, plan(optimizer_states="host"), WORK, Training(settings=ROUNDS, update=update))
-        for update in (simulated_update, whole)
-    )
+    taken = config, plan(optimizer_states="host"), WORK, Training(settings=ROUNDS)
+    quick = simulate(*taken)
+    monkeypatch.setattr(simulated_step, "simulated_update", planned_update)
+    full = simulate(*taken)
     for one, other in zip(quick.timeline, full.timeline, strict=True):
         assert one.label == other.label
         if one.phase != "first update":
@@ -107,7 +103,7 @@ def test_saving_makes_float32_of_what_arrived_in_it() -> None:
     config = memory_models.small("llama, tied")
     peaks = {}
     for arrival in ("float32", "bfloat16"):
-        training = Training(arrival_dtype=arrival, settings=ROUNDS, update=simulated_update, saves=True)
+        training = Training(arrival_dtype=arrival, settings=ROUNDS, saves=True)
         found = simulate(config, plan(), WORK, training)
         peaks[arrival] = next(s for s in found.timeline if s.phase == "saving").num_bytes
         weights = next(s for s in found.timeline if s.phase == "clip").components[Component.GRADIENTS] // 2
@@ -121,7 +117,7 @@ def case(available: int, *, states: str = "host", compute: str = "bfloat16", **t
     """Two layers on a GPU; the leanest setting has its states at `states`."""
     config = memory_models.small("llama, tied")
     config.num_hidden_layers = 2
-    taken = Training(update=simulated_update, **training)
+    taken = Training(**training)
     base = dataclasses.replace(plan_of(config, tokens=256, compute=compute, recomputes=True), device="cuda")
     model = meta_model_of(config, compute, taken)
     from sartor.engine.traits import read_traits
@@ -179,11 +175,11 @@ def test_it_is_not_proposed_where_it_is_there_or_cannot_be_or_spares_nothing(opt
 def test_masters_and_rounded_weights_are_compared_with_each_other() -> None:
     config = memory_models.small("llama, tied")
     config.num_hidden_layers = 1
-    rounded = Training(settings=ROUNDS, update=simulated_update)
+    rounded = Training(settings=ROUNDS)
     masters = dataclasses.replace(plan(), stochastic_rounding=False, parameter_dtype="float32")
     found = [
         {entry["label"]: entry["components"] for entry in what_consumes(config, taken, WORK, training)}
-        for taken, training in ((plan(), rounded), (masters, Training(update=simulated_update)))
+        for taken, training in ((plan(), rounded), (masters, Training()))
     ]
     assert found[0]["float32 masters"] == found[1]["as it is"]
     assert found[1]["bf16 weights with stochastic rounding"] == found[0]["as it is"]

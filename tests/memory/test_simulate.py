@@ -16,12 +16,13 @@ from transformers import AutoModelForCausalLM
 
 from sartor.engine.precision import Masters, autocast
 from sartor.errors import ConfigurationError
-from sartor.memory import layer_subsets, optimizers, simulated_step
+from sartor.memory import layer_subsets, simulated_step
 from sartor.memory.prediction import Component, Prediction, Stretch
 from sartor.memory.simulate import Training, Work, meta_model_of, simulate, simulate_model
 from sartor.memory.training import Asked
+from sartor.optim import registry
+from sartor.optim.transaction import Update
 from sartor.records import EngineSettings, Plan
-from sartor.run.transaction import Update
 
 WORK = Work(document_lengths=(100, 60, 40), num_targets=150)
 ONE = Work(document_lengths=(200,), num_targets=150)
@@ -206,13 +207,13 @@ def test_components_are_what_they_are_called() -> None:
 )
 def test_what_optim_args_says_of_states_is_counted(optim: str, optim_args: str | None, states: int) -> None:
     config = memory_models.small("llama, tied")
-    options = optimizers.options_of(optim, optim_args)
+    options = registry.options_of(optim, optim_args)
     plan = plan_of(config, tokens=200, compute="float32", recomputes=False)
     update = simulate(config, plan, WORK, Training(optimizer=optim, optimizer_options=options)).timeline[-1]
     counts_bytes = 4 * 50  # of steps
     expected = states * update.components[Component.GRADIENTS]
     assert expected <= update.components[Component.OPTIMIZER] <= expected + counts_bytes
-    assert optimizers.state_bytes(optim, options) == 4 * states
+    assert registry.state_bytes(optim, options) == 4 * states
 
 
 def test_recomputation_saves_activations_and_a_second_micro_batch_needs_gradients() -> None:

@@ -27,7 +27,7 @@ def plain_loop(case: str) -> str:
 
 WEIGHTED_TRAINING = "tests/trainer/test_weights.py::test_a_weighted_training_is_a_plain_loop_with_weighted_means"
 
-ENGINE, DATA, RUN, TRAINER = (f"src/sartor/{room}" for room in ("engine", "data", "run", "trainer"))
+ENGINE, DATA, OPTIM, RUN, TRAINER = (f"src/sartor/{room}" for room in ("engine", "data", "optim", "run", "trainer"))
 
 WEIGHTING = (
     Mutant(
@@ -1115,14 +1115,14 @@ RECOVERY = (
     ),
     Mutant(
         "a piece of a failed step is not put back",
-        f"{RUN}/transaction.py",
+        f"{OPTIM}/transaction.py",
         "                copy.put_back({} if host is not None else self.optimizer.state)",
         "                pass",
         ("tests/run/test_out_of_memory.py::test_a_step_that_fails_halfway_reaches_each_parameter_once",),
     ),
     Mutant(
         "a failed step begins anew with pieces that are done",
-        f"{RUN}/transaction.py",
+        f"{OPTIM}/transaction.py",
         "            self._done.update(piece)",
         "            pass",
         ("tests/run/test_out_of_memory.py::test_a_step_that_fails_halfway_reaches_each_parameter_once",),
@@ -1488,9 +1488,9 @@ FORESIGHT = (
     ),
     Mutant(
         "momentum that optim_args names is not foreseen",
-        f"{MEMORY_ROOM}/optimizers.py",
-        '        found["momentum"] = float(said["momentum"])\n',
-        "        pass\n",
+        f"{OPTIM}/registry.py",
+        "for option, parse in read.items() if option in said",
+        'for option, parse in read.items() if option in said and option != "momentum"',
         (f"{FORESEEN}::test_what_optim_args_says_of_states_is_counted",),
     ),
     Mutant(
@@ -1542,14 +1542,14 @@ REHEARSAL = (
     ),
     Mutant(
         "rehearsal keeps moments",
-        f"{RUN}/transaction.py",
+        f"{OPTIM}/transaction.py",
         "        self.optimizer.state.clear()\n",
         "        pass\n",
         (REHEARSED,),
     ),
     Mutant(
         "rehearsal updates weights",
-        f"{RUN}/transaction.py",
+        f"{OPTIM}/transaction.py",
         "                copy.parameter.copy_(copy.data)\n        return True",
         "                pass\n        return True",
         (REHEARSED,),
@@ -1655,7 +1655,7 @@ PLANNING = (
 
 RECOMPUTED = "tests/engine/test_recompute.py"
 WAYS_TESTED = "tests/memory/test_execution_options.py"
-STREAMED = "tests/run/test_host_states.py"
+STREAMED = "tests/optim/test_host_states.py"
 
 WAYS = (
     Mutant(
@@ -1722,21 +1722,21 @@ WAYS = (
     ),
     Mutant(
         "a failed piece keeps the states of the device",
-        f"{RUN}/host_states.py",
+        f"{OPTIM}/host_states.py",
         "self._optimizer.state[parameter] = home",
         "pass",
         (STREAMED,),
     ),
     Mutant(
         "new states do not reach the host",
-        f"{RUN}/host_states.py",
+        f"{OPTIM}/host_states.py",
         "home.copy_(state[name], non_blocking=True)",
         "pass",
         (STREAMED,),
     ),
     Mutant(
         "an update steps on the host's own memory",
-        f"{RUN}/host_states.py",
+        f"{OPTIM}/host_states.py",
         "return torch.empty_like(value, device=device, pin_memory=False).copy_(value, non_blocking=True)",
         "return value.to(device)",
         (STREAMED,),
@@ -1804,13 +1804,13 @@ SPLITTING = (
     ),
 )
 
-ROUNDED = "tests/run/test_rounded_update.py"
+ROUNDED = "tests/optim/test_rounded_update.py"
 ROUNDED_RUN = "tests/trainer/test_stochastic_rounding.py"
 ROUNDED_NUMBERS = "tests/engine/test_rounding.py"
 ROUNDING: tuple[Mutant, ...] = (
     Mutant(
         "random bits seeded without the update's number",
-        f"{RUN}/rounded_update.py",
+        f"{OPTIM}/rounded_update.py",
         "(self._seed, number, part.number, start // BLOCK_VALUES)",
         "(self._seed, part.number, start // BLOCK_VALUES)",
         (f"{ROUNDED}::test_update_parameter_block_and_seed_all_have_bits_of_their_own",),
@@ -1838,7 +1838,7 @@ ROUNDING: tuple[Mutant, ...] = (
     ),
     Mutant(
         "a stand-in's state left in the optimizer",
-        f"{RUN}/rounded_update.py",
+        f"{OPTIM}/rounded_update.py",
         "                states.pop(stand_in, None)",
         "                pass",
         (f"{ROUNDED}::test_memory_that_ends_within_a_slice_leaves_it_as_it_was_and_changes_no_bit",),
@@ -1866,10 +1866,24 @@ ROUNDING: tuple[Mutant, ...] = (
     ),
     Mutant(
         "states of what a simulation leaves out are forgotten",
-        f"{RUN}/rounded_update.py",
+        f"{MEMORY_ROOM}/simulated_update.py",
         "            if not states.get(parameter):",
         "            if False:",
         ("tests/memory/test_rounding.py::test_leaving_out_what_repeats_in_an_update_leaves_out_no_byte",),
+    ),
+    Mutant(
+        "an optimizer of whole matrices taken in blocks of values",
+        f"{OPTIM}/registry.py",
+        '    _torchs(lambda: torch.optim.Adafactor, 0, "parameter"',
+        "    _torchs(lambda: torch.optim.Adafactor, 0",
+        ("tests/optim/test_registry.py::test_a_step_on_a_part_of_the_values_is_the_step_on_them",),
+    ),
+    Mutant(
+        "a subclass taken in pieces as its class is",
+        f"{OPTIM}/registry.py",
+        "    return of_class(type(optimizer))",
+        "    return of_base(type(optimizer))",
+        ("tests/optim/test_registry.py::test_an_own_subclass_is_stepped_on_at_once",),
     ),
     Mutant(
         "stochastic rounding proposed for an adapter",

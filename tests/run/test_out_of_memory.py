@@ -15,13 +15,13 @@ import torch
 from transformers import TrainerCallback
 
 from sartor.engine.step import Engine
-from sartor.errors import ForeseenMemoryError, OutOfMemoryError
+from sartor.errors import ForeseenMemoryError, OutOfMemoryError, is_out_of_memory
+from sartor.optim.transaction import Update
 from sartor.records import Example
 from sartor.run.evaluate import evaluate
 from sartor.run.loop import OptimizerBatch
-from sartor.run.recover import AGAIN_EVERY, NoGuard, Recovery, is_out_of_memory
+from sartor.run.recover import AGAIN_EVERY, NoGuard, Recovery
 from sartor.run.stepper import EngineStepper, Updater
-from sartor.run.transaction import Update
 from sartor.trainer.sampling import NO_ANSWER
 from tests.run.test_stepper import batch_of, engine_of
 from tests.trainer import tiny

@@ -11,7 +11,7 @@ import torch
 from transformers import TrainerCallback
 
 from sartor.errors import ConfigurationError
-from sartor.run import host_states, transaction
+from sartor.optim import host_states, transaction
 from tests.trainer import tiny
 
 

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from sartor import SFTTrainer
 from sartor.errors import ConfigurationError
-from sartor.run import rounded_update, transaction
+from sartor.optim import rounded_update, transaction
 from tests.trainer import tiny
 
 BF16 = torch.bfloat16

@@ -86,12 +86,11 @@ def _decide(
     from sartor.engine.traits import read_traits
     from sartor.memory.decide import Decider
     from sartor.memory.estimates import PROCESS_BYTES, Memory, MemoryEstimates
-    from sartor.memory.optimizers import options_of
     from sartor.memory.plan import with_optimizer
     from sartor.memory.proposals import with_proposals
     from sartor.memory.simulate import Training, meta_model_of
     from sartor.memory.speed import sizes_of
-    from sartor.run.transaction import simulated_rehearsal, simulated_update
+    from sartor.optim.registry import options_of
     from sartor.trainer.device_batch import parts
     from sartor.trainer.planning import execution_options_of, search_space_of, with_unasked
 
@@ -103,9 +102,8 @@ def _decide(
     training = Training(
         arrival_dtype=_arrival_dtype(config, request),
         optimizer=_optimizer(args),
-        update=simulated_update,
         optimizer_options=options_of(_optimizer(args), args.optim_args),
-        rehearse=None if args.rehearse is False else simulated_rehearsal,
+        rehearses=args.rehearse is not False,
         lora=peft_config(request.own),
         settings=engine,
     )

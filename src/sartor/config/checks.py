@@ -16,6 +16,7 @@ from typing import Any
 
 from sartor.config.table import OPTIONS, Status
 from sartor.masking import masked
+from sartor.optim import registry
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "truncation_mode": ("keep_start", "keep_end"),
@@ -27,7 +28,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "no_targets": ("drop", "error"),
     "on_non_finite": ("stop", "skip"),
     "recomputed_operations": ("all", "cheap"),
-    "optimizer_implementation": ("fused", "foreach", "for-loop"),
+    "optimizer_implementation": registry.IMPLEMENTATIONS,
     "optimizer_states": ("device", "host"),
     "torch_compile_mode": ("default", "max-autotune-no-cudagraphs"),
     "loss_type": ("nll", "dft"),
@@ -36,9 +37,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "log_level": ("passive", "detail", "debug", "info", "warning", "error", "critical"),
 }
 """Options whose type is str but whose values are few."""
-
-_TORCH_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
-"""Whose step has several implementations, and takes each parameter by itself."""
 
 _OPEN = frozenset({"recomputed_operations", "optimizer_implementation", "optimizer_states", "torch_compile_mode"})
 """Of these, those that may be None: the plan chooses, or torch does."""
@@ -72,27 +70,6 @@ _MINIMUM: dict[str, float] = {
 }
 _BELOW: dict[str, float] = {"adam_beta1": 1, "adam_beta2": 1, "label_smoothing_factor": 1}
 _POSITIVE_INTERVALS = {"logging_strategy": "logging_steps", "save_strategy": "save_steps"}
-
-_NO_OPTIMIZER = {
-    "galore": OPTIONS["optim_target_modules"].remark,
-    "apollo": OPTIONS["optim_target_modules"].remark,
-    "lomo": "it takes its step inside the backward pass, before a whole optimizer batch has been seen: use "
-    "`adamw_torch_fused`",
-    "schedule_free": "its weights differ between training and evaluation, which is not supported yet: use "
-    "`adamw_torch_fused`",
-    "adamw_torch_xla": "XLA devices are not supported: use `adamw_torch_fused`",
-    "adamw_torch_npu": "NPUs are not supported: use `adamw_torch_fused`",
-    "adamw_anyprecision": "it needs torchdistx, which is no longer maintained: use `adamw_torch_fused`",
-}
-"""Start of a name of transformers' optimizers to the reason why it is refused."""
-
-_OPTIMIZER_PACKAGES = {
-    "adamw_torch_4bit": ("torchao", "torchao"),
-    "adamw_torch_8bit": ("torchao", "torchao"),
-    "grokadamw": ("grokadamw", "grokadamw"),
-    "stable_adamw": ("optimi", "torch-optimi"),
-}
-_BITSANDBYTES = ("8bit", "lion_", "paged_", "ademamix", "rmsprop_bnb")
 
 
 def refused(args: Any, defaults: Mapping[str, Any]) -> dict[str, str]:
@@ -192,13 +169,11 @@ def unknown_names(args: Any, enumerations: Mapping[str, type[Enum]]) -> dict[str
 def unusable_optimizer(args: Any) -> dict[str, str]:
     """An optimizer whose package is missing, or that cannot work here."""
     optim = str(_name(args.optim))
-    for start, reason in _NO_OPTIMIZER.items():
-        if optim.startswith(start) or (start == "lomo" and optim == "adalomo"):
-            return {"optim": f"optim={optim!r} is not supported: {reason}"}
-    module, package = _OPTIMIZER_PACKAGES.get(optim, ("", ""))
-    if not module and any(part in optim for part in _BITSANDBYTES):
-        module, package = "bitsandbytes", "bitsandbytes"
-    if module and importlib.util.find_spec(module) is None:
+    facts = registry.named(optim)
+    if facts.refusal:
+        return {"optim": f"optim={optim!r} is not supported: {facts.refusal}"}
+    package = facts.package
+    if package and importlib.util.find_spec(facts.module or package) is None:
         return {
             "optim": f"optim={optim!r} needs the package {package}: pip install {package}, or use 'adamw_torch_fused'"
         }
@@ -280,16 +255,19 @@ def _plan_contradictions(args: Any) -> dict[str, str]:
     optim = str(_name(args.optim))
     for name in ("optimizer_implementation", "optimizer_states"):
         value = getattr(args, name)
-        if value not in (None, "device") and optim not in _TORCH_OPTIMIZERS:
+        if value not in (None, "device") and optim not in registry.TORCH_NAMES:
             problems[name] = (
-                f"{name}={value!r} is for torch's own optimizers ({', '.join(_TORCH_OPTIMIZERS)}), and "
+                f"{name}={value!r} is for torch's own optimizers ({', '.join(registry.TORCH_NAMES)}), and "
                 f"optim={optim!r} is none: leave it out"
             )
     if args.stochastic_rounding:
         problems |= _rounding_contradictions(args, optim)
-    if args.optimizer_implementation == "fused" and optim == "rmsprop":
-        problems["optimizer_implementation"] = (
-            "optimizer_implementation='fused': torch has no fused RMSprop; use 'foreach' or 'for-loop'"
+    facts = registry.named(optim)
+    if args.optimizer_implementation == "fused" and facts.constructor is not None and not facts.fused_on:
+        problems.setdefault(
+            "optimizer_implementation",
+            f"optimizer_implementation='fused': torch has no fused {facts.constructor().__name__}; use 'foreach' or "
+            "'for-loop'",
         )
     return problems
 
@@ -302,10 +280,10 @@ def _rounding_contradictions(args: Any, optim: str) -> dict[str, str]:
             name: f"{name}=True trains in bfloat16, and {'fp16=True' if args.fp16 else 'bf16=False'} asks for another "
             "dtype: set bf16=True, or leave it out"
         }
-    if optim not in _TORCH_OPTIMIZERS:
+    if optim not in registry.TORCH_NAMES:
         return {
             name: f"{name}=True takes an update in pieces, as torch's own optimizers can "
-            f"({', '.join(_TORCH_OPTIMIZERS)}), and optim={optim!r} is none: choose one of them, or leave it out"
+            f"({', '.join(registry.TORCH_NAMES)}), and optim={optim!r} is none: choose one of them, or leave it out"
         }
     return {}
 

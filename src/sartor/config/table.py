@@ -9,6 +9,7 @@ from enum import StrEnum
 from types import MappingProxyType
 
 from sartor.config.own_options import OWN_FIELDS
+from sartor.optim.registry import SOME_MODULES_ONLY
 
 
 class Status(StrEnum):
@@ -96,8 +97,7 @@ _REFUSED = {
     "accelerator_config": "accelerate neither loads nor splits batches here: leave it out (its defaults are accepted)",
     "use_liger_kernel": _LIGER,
     "liger_kernel_config": _LIGER,
-    "optim_target_modules": "optimizers that act on some modules alone (GaLore, APOLLO) are not supported: use "
-    "`adamw_torch_fused`, or `peft_config` to train few parameters",
+    "optim_target_modules": SOME_MODULES_ONLY,
     "enable_jit_checkpoint": "a checkpoint is saved on SIGTERM without it, unless `save_strategy` is 'no': leave "
     "it out",
     "debug": "its hooks are not installed here: use `torch.autograd.set_detect_anomaly(True)`",

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from sartor.memory import optimizers
 from sartor.memory.estimates import MemoryEstimates, scaled_peak
 from sartor.memory.prediction import Prediction
 from sartor.memory.rates import Rates
 from sartor.memory.search import SMALLEST_CHUNK_ROWS, ExecutionOptions, SearchSpace, Setting, search
 from sartor.memory.speed import Sizes, step_seconds
-from sartor.records import UPDATE_PIECE_BYTES
+from sartor.optim import registry
+from sartor.optim.transaction import PIECE_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,14 +109,14 @@ class Decider:
     def _state_bytes(self) -> int:
         """Of the optimizer's states, all together; 0 for optimizers whose states have one place only."""
         training = self._estimates.training
-        each = optimizers.state_bytes(training.optimizer, training.optimizer_options) or 0
+        each = registry.state_bytes(training.optimizer, training.optimizer_options) or 0
         return each * self._sizes.trained_weights
 
     def saved(self, execution: ExecutionOptions) -> int:
         """What the optimizer's part of a way spares, at most: its states, and temporaries of a piece of the update."""
         spared = self._state_bytes() if execution.states == "host" else 0
         if execution.implementation == "for-loop":  # foreach has two temporaries as large as a piece
-            spared += min(4 * self._sizes.trained_weights, 2 * UPDATE_PIECE_BYTES)
+            spared += min(4 * self._sizes.trained_weights, 2 * PIECE_BYTES)
         return spared
 
     def needed(self, setting: Setting) -> int:
@@ -215,15 +215,15 @@ class Decider:
     def _other_optimizers(self, chosen: Setting) -> Sequence[Option]:
         """The same update by another implementation, up to rounding; and with its states at the other place."""
         estimates, execution = self._estimates, chosen.execution
-        name = estimates.training.optimizer
-        if optimizers.state_bytes(name) is None or estimates.training.make_optimizer is not None:
+        name, device = estimates.training.optimizer, estimates.plan.device.partition(":")[0]
+        if registry.state_bytes(name) is None or estimates.training.make_optimizer is not None:
             return []
         changed = [
             (f"--optimizer_implementation {other}", replace(execution, implementation=other))
-            for other in optimizers.IMPLEMENTATIONS
+            for other in registry.IMPLEMENTATIONS
             if execution.implementation is not None
             and other != execution.implementation
-            and (name, other) != ("rmsprop", "fused")
+            and (other != "fused" or device in registry.named(name).fused_on)
         ]
         if self._is_cuda:
             other = "host" if execution.states == "device" else "device"

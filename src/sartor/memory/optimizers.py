@@ -1,18 +1,22 @@
 """Optimizers on fake tensors, by transformers' names.
 
 torch's own run as they are.  Those of packages that need a GPU or that are not installed are stood in for by a rule
-for their states' bytes; `RULED` names them, and a prediction that used one says so.
+for their states' bytes, which `optim/registry.py` has; a prediction that used one says so.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from sartor.errors import ConfigurationError
+from sartor.optim import registry
+from sartor.optim.implementation import flags
 
 MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 """From parameter groups to an optimizer."""
@@ -56,91 +60,6 @@ class StatesByRule(torch.optim.Optimizer):
         state[f"absmax{number}"] = parameter.new_zeros(-(-parameter.numel() // _BLOCK), dtype=torch.float32)
 
 
-IMPLEMENTATIONS = ("fused", "foreach", "for-loop")
-"""Of the same update, equal up to rounding: one kernel per parameter; one list of kernels for all of them, with
-temporaries as large; one parameter after the other."""
-
-_FUSED = {
-    "adamw_torch_fused": ("cpu", "cuda"),
-    "sgd": ("cpu", "cuda"),
-    "adagrad": ("cpu",),
-}
-"""Devices for which torch has a fused kernel; optim="adamw_torch" is the name of AdamW without it."""
-_STATE_BYTES = {"adamw_torch": 8, "adamw_torch_fused": 8, "sgd": 0, "adagrad": 4, "rmsprop": 4}
-"""For each trained value, in float32.  torch's optimizers, whose updates take each parameter by itself."""
-
-
-def implementations(name: str, device_type: str) -> tuple[str, ...]:
-    """Those of an optimizer on a device, the fastest first; empty where it has no others.
-
-    On a CPU torch's `foreach` goes over parameters one by one too, and is left out.
-
-    Args:
-        name: `SFTConfig.optim`.
-        device_type: "cpu" or "cuda".
-    """
-    if name not in _STATE_BYTES:
-        return ()
-    if device_type in _FUSED.get(name, ()):
-        return ("fused",)
-    return ("for-loop",) if device_type == "cpu" else ("foreach", "for-loop")
-
-
-def options_of(name: str, optim_args: str | None) -> dict[str, Any]:
-    """What `optim_args` says that changes an optimizer's states, as transformers reads it.
-
-    Example: "momentum=0.9" of sgd is {"momentum": 0.9}; of adamw_torch it says nothing.
-    """
-    said = dict(one.partition("=")[::2] for one in (optim_args or "").replace(" ", "").split(",") if one)
-    found: dict[str, Any] = {}
-    if name in ("sgd", "rmsprop") and "momentum" in said:
-        found["momentum"] = float(said["momentum"])
-    if name == "rmsprop" and "centered" in said:
-        found["centered"] = said["centered"].lower() in ("true", "1", "yes")
-    return found
-
-
-def state_bytes(name: str, options: Mapping[str, Any] | None = None) -> int | None:
-    """What torch's own optimizers keep for each trained value; None for others, whose states stay on the device.
-
-    Args:
-        name: `SFTConfig.optim`.
-        options: see `options_of`.
-    """
-    if name not in _STATE_BYTES:
-        return None
-    return _STATE_BYTES[name] + 4 * sum(bool(value) for value in (options or {}).values())
-
-
-def flags(implementation: str) -> dict[str, bool]:
-    """torch's arguments for an implementation."""
-    return {"fused": implementation == "fused", "foreach": implementation == "foreach"}
-
-
-def _adafactor(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    from transformers.optimization import Adafactor
-
-    return Adafactor(groups, lr=1e-5, scale_parameter=False, relative_step=False)
-
-
-def _ruled(num_states: int, is_eight_bit: bool) -> MakeOptimizer:
-    return lambda groups: StatesByRule(groups, num_states=num_states, is_eight_bit=is_eight_bit)
-
-
-RULED: dict[str, tuple[int, bool]] = {
-    "adamw_bnb_8bit": (2, True),
-    "adamw_8bit": (2, True),
-    "ademamix": (3, False),
-    "ademamix_8bit": (3, True),
-    "lion_8bit": (1, True),
-    "lion_32bit": (1, False),
-    "rmsprop_bnb": (1, False),
-    "rmsprop_bnb_8bit": (1, True),
-    "rmsprop_bnb_32bit": (1, False),
-}
-"""bitsandbytes' optimizers: (states per parameter, whether they are 8-bit).  By rule, unmeasured."""
-
-
 def maker(
     name: str, *, is_cuda: bool, implementation: str | None = None, options: Mapping[str, Any] | None = None
 ) -> MakeOptimizer:
@@ -149,31 +68,41 @@ def maker(
     Args:
         name: `SFTConfig.optim`.
         is_cuda: torch takes its `foreach` implementations by itself there, and one parameter at a time on a CPU.
-        implementation: one of `IMPLEMENTATIONS`; None: what the name says, else torch's own choice.
-        options: see `options_of`.
+        implementation: one of `registry.IMPLEMENTATIONS`; None: what the name says, else torch's own choice.
+        options: see `registry.options_of`.
 
     Raises:
         ConfigurationError: no rule for this name.
     """
-    if name in RULED:
-        return _ruled(*RULED[name])
-    how: dict[str, Any] = {"foreach": is_cuda} if implementation is None else flags(implementation)
-    fused = {"fused": True} if implementation is None else how
-    more = dict(options or {})
-    makers: dict[str, MakeOptimizer] = {
-        "adamw_torch": lambda groups: torch.optim.AdamW(groups, lr=1e-5, **how),
-        "adamw_torch_fused": lambda groups: torch.optim.AdamW(groups, lr=1e-5, **fused),
-        "sgd": lambda groups: torch.optim.SGD(groups, lr=1e-5, **how, **more),
-        "adagrad": lambda groups: torch.optim.Adagrad(groups, lr=1e-5, **how),
-        "rmsprop": lambda groups: torch.optim.RMSprop(groups, lr=1e-5, foreach=how["foreach"], **more),
-        "adafactor": _adafactor,
-    }
-    if name not in makers:
-        known = ", ".join(sorted({*makers, *RULED}))
+    facts = registry.named(name)
+    if facts.num_states is None:
+        known = ", ".join(sorted(row.name for row in registry.ROWS if row.name and row.num_states is not None))
         raise ConfigurationError(
             f"optim={name!r}: what its states need is not known here; known are {known}. Pass its maker instead."
         )
-    return makers[name]
+    if is_by_rule(name):
+        return partial(StatesByRule, num_states=facts.num_states, is_eight_bit=facts.is_eight_bit)
+    assert facts.constructor is not None
+    kind: Any = facts.constructor()
+    how: dict[str, Any] = {}
+    if facts.goes_in_pieces and implementation is None:
+        how = {"fused": True} if facts.implementation == "fused" else {"foreach": is_cuda}
+    elif facts.goes_in_pieces and implementation is not None:
+        how = {name: value for name, value in flags(implementation).items() if name != "fused" or facts.fused_on}
+    return partial(kind, lr=1e-5, **facts.arguments, **how, **(options or {}))
+
+
+def is_by_rule(name: str) -> bool:
+    """Whether an optimizer is stood in for by a rule for its states' bytes."""
+    facts = registry.named(name)
+    return facts.constructor is None and facts.num_states is not None
+
+
+def maker_like(optimizer: torch.optim.Optimizer) -> MakeOptimizer:
+    """How to make an optimizer of the kind and with the options that this one has."""
+    kind = type(optimizer)
+    taken = inspect.signature(kind).parameters  # AdamW's defaults name one that only Adam's constructor takes
+    return partial(kind, **{name: value for name, value in optimizer.defaults.items() if name in taken})
 
 
 def groups_of(model: nn.Module, embedding: nn.Module) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sartor.masking import masked
-from sartor.memory import optimizers
+from sartor.optim import registry
 from sartor.records import EngineSettings, Layout, Plan
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def with_optimizer(plan: Plan, settings: EngineSettings, name: str | None) -> Pl
         settings: what was asked for.
         name: `SFTConfig.optim`; None: an optimizer of the user's own, which is left as it is.
     """
-    possible = () if name is None else optimizers.implementations(name, plan.device.partition(":")[0])
+    possible = () if name is None else registry.implementations(name, plan.device.partition(":")[0])
     reasons = dict(plan.reasons)
     implementation = settings.optimizer_implementation
     if implementation is not None:

@@ -13,10 +13,10 @@ from typing import Any
 from sartor.memory.decide import Decider, Decision, Proposal
 from sartor.memory.estimates import Memory, MemoryEstimates, Shape
 from sartor.memory.failure import reason_of
-from sartor.memory.optimizers import state_bytes
 from sartor.memory.search import SearchSpace, Setting
 from sartor.memory.simulate import Training, meta_model_of
 from sartor.memory.speed import Batch, Sizes
+from sartor.optim.registry import state_bytes
 from sartor.records import Plan
 
 LORA_RANK = 16
@@ -130,8 +130,8 @@ def _rounding(case: Case) -> Iterator[Proposal]:
 
 
 def _optimizer(case: Case) -> Iterator[Proposal]:
-    """8-bit states in place of AdamW's; of an adapter they are next to nothing."""
-    if case.training.lora is None and case.training.optimizer.startswith("adamw_torch"):
+    """Fewer or smaller states in place of AdamW's; of an adapter they are next to nothing."""
+    if case.training.lora is None and state_bytes(case.training.optimizer) == 8:
         if case.plan.device.startswith("cuda"):
             yield from _changed(
                 case,

@@ -229,7 +229,7 @@ def _is_recomputed(kind: int) -> bool:
 
 
 def _prediction(timeline: Sequence[Stretch], notes: list[str], plan: Plan, training: Training) -> Prediction:
-    if training.make_optimizer is None and training.optimizer in optimizers.RULED:
+    if training.make_optimizer is None and optimizers.is_by_rule(training.optimizer):
         notes.append(f"states of {training.optimizer} by rule, unmeasured")
     if training.quantization is not None:
         notes.append(f"{training.quantization} weights by rule, unmeasured")

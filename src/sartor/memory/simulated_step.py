@@ -24,6 +24,7 @@ from sartor.engine.traits import ModelTraits, base_model, evaluating, is_adapter
 from sartor.memory import answers, cuda_rules, meta_model, optimizers, scratch
 from sartor.memory.marks import marking_layers
 from sartor.memory.prediction import Component, Stretch
+from sartor.memory.simulated_update import simulated_update
 from sartor.memory.tracker import LiveSet, Phase
 from sartor.memory.training import Asked, Training, Work
 from sartor.records import MicroBatch, Plan
@@ -46,17 +47,16 @@ class SimulatedStep:
 
     def update(self) -> None:
         """The optimizer's step, as the run takes it; states that it makes are known as such."""
-        self.training.update(self.optimizer, self.engine.plan)
+        simulated_update(self.optimizer, self.engine.plan).step()
         self.live.own(Component.OPTIMIZER, optimizers.states(self.optimizer))
 
     def rehearse(self) -> None:
         """The first step as a rehearsal takes it, beside copies of the model's buffers; nothing stays."""
-        assert self.training.rehearse is not None
         self.live.enter(Phase.REHEARSAL)
         copies = [buffer.clone() for buffer in self.engine.model.buffers()]
         is_done = False
-        if self.engine.compute_dtype != torch.float16:  # whose loss scale follows every update
-            is_done = self.training.rehearse(self.optimizer, self.engine.plan)
+        if self.training.rehearses_update and self.engine.compute_dtype != torch.float16:  # its loss scale would move
+            is_done = simulated_update(self.optimizer, self.engine.plan).rehearse()
         self.live.own(Component.OPTIMIZER, optimizers.states(self.optimizer))
         if is_done:
             self.optimizer.state.clear()
@@ -209,7 +209,7 @@ def updates(model: nn.Module, traits: ModelTraits, plan: Plan, work: Work, train
         live = simulated_step.live
         simulated_step.make_gradients()
         first = live.num_marks()
-        if training.rehearse is not None:
+        if training.rehearses:
             simulated_step.rehearse()
         live.enter(Phase.FIRST_UPDATE)
         simulated_step.update()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from sartor.memory.optimizers import MakeOptimizer
-from sartor.records import EngineSettings, Plan
+from sartor.records import EngineSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +18,6 @@ class Work:
     num_targets: int
     num_micro_batches: int = 1
     """Of the optimizer batch: from the second one on, gradients are there before the pass begins."""
-
-
-def _plain_update(optimizer: torch.optim.Optimizer, plan: Plan) -> None:
-    optimizer.step()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +38,13 @@ class Training:
     """That the model was loaded in; what is trained becomes float32."""
     optimizer: str = "adamw_torch_fused"
     optimizer_options: Mapping[str, Any] = field(default_factory=dict)
-    """That change its states; see `optimizers.options_of`."""
+    """That change its states; see `registry.options_of`."""
     make_optimizer: MakeOptimizer | None = None
     """Takes the place of `optimizer`'s own maker."""
-    update: Callable[[torch.optim.Optimizer, Plan], None] = _plain_update
-    """How the run takes the optimizer's step under a plan."""
-    rehearse: Callable[[torch.optim.Optimizer, Plan], bool] | None = None
-    """How a rehearsal takes the first step, weights put back; it says whether it did.  None: there is no rehearsal, and
-    no stretch of it."""
+    rehearses: bool = False
+    """Add the stretches of a rehearsal before the first step."""
+    rehearses_update: bool = True
+    """Whether a rehearsal takes the first update, too."""
     lora: Any = None
     """A peft configuration."""
     quantization: str | None = None

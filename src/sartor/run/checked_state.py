@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sartor.optim.registry import IMPLEMENTATIONS, facts_of
 from sartor.records import Layout
 from sartor.run.plain_files import DamagedError
 
@@ -238,7 +239,7 @@ _PLAN: dict[str, Check] = {
     "gradient_accumulation_steps": optional(whole(1)),
     "recomputed_layers": optional(whole()),
     "recomputes_cheap": flag,
-    "optimizer_implementation": one_of(None, "fused", "foreach", "for-loop"),
+    "optimizer_implementation": one_of(None, *IMPLEMENTATIONS),
     "optimizer_states": one_of("device", "host"),
     "stochastic_rounding": flag,
     "predicted_bytes": mapping_of(number),
@@ -488,7 +489,7 @@ def _expected_states(
     """The states of each parameter after a first step; None: they are not known."""
     if all(optimizer.state.get(parameter) for parameter in parameters):  # made with the optimizer
         return [dict(optimizer.state[parameter]) for parameter in parameters]
-    if not type(optimizer).__module__.startswith(("torch.optim.", "transformers.")):
+    if facts_of(optimizer) is None:
         return None  # a step of the user's own may do more than step
     twin = copy.copy(optimizer)
     hollow = [torch.nn.Parameter(torch.empty_like(parameter, device="meta")) for parameter in parameters]

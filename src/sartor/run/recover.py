@@ -25,7 +25,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from sartor.engine.step import Engine
-from sartor.errors import ForeseenMemoryError, OutOfMemoryError
+from sartor.errors import ForeseenMemoryError, OutOfMemoryError, is_out_of_memory
 from sartor.records import Incident, Plan
 
 T = TypeVar("T")
@@ -37,24 +37,6 @@ ADVICE = (
     "one document goes through at a time, and what can be recomputed is. Set a smaller max_length, train an adapter "
     "(peft_config), or use a machine with more memory."
 )
-
-_SIGNS = (
-    "can't allocate memory",  # torch's CPU allocator
-    "not enough memory",
-    "out of memory",
-    "std::bad_alloc",
-    "cannot allocate memory",
-    "could not create a memory",  # oneDNN
-    "cublas_status_alloc_failed",
-    "cudnn_status_alloc_failed",
-)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, whoever raised it."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _SIGNS)
 
 
 class Guard(Protocol):

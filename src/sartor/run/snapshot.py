@@ -21,8 +21,7 @@ from contextlib import contextmanager
 
 import torch
 
-from sartor.errors import RunFolderError
-from sartor.run.recover import is_out_of_memory
+from sartor.errors import RunFolderError, is_out_of_memory
 
 SMALL_BYTES = 1 << 16
 """Tensors up to this size are copied when they are lent: counts of steps, buffers, generators."""

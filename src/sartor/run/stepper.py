@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from sartor.engine.step import Engine
 from sartor.errors import DataError, NonFiniteError
+from sartor.optim.transaction import planned_update
 from sartor.records import IGNORE_INDEX, Example, LossSums, StepResult
 from sartor.run.cutting import keyed_micro_batches
 from sartor.run.loop import OptimizerBatch
 from sartor.run.recover import Recovery
 from sartor.run.state import generator_states, restore_generators
-from sartor.run.transaction import planned_update
 
 _OPTIMIZER_ADVICE = (
     "its states go with the parameters. Choose an optimizer that keeps less (optim='adafactor'), train an adapter "

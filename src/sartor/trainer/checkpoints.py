@@ -23,10 +23,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
 from sartor.config import resolved_configuration
 from sartor.engine.step import Engine
-from sartor.errors import DiskFullError, RunFolderError
+from sartor.errors import DiskFullError, RunFolderError, is_out_of_memory
 from sartor.memory.device import available_bytes
 from sartor.run import checked_state, checkpoint, state
-from sartor.run.recover import is_out_of_memory
 from sartor.run.snapshot import Snapshot, Writer
 from sartor.run.stepper import Updater
 from sartor.trainer import checkpoint_writer, disk, saving

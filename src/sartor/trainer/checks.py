@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from sartor.config import SFTConfig
 from sartor.engine.compiled import check_compiler
 from sartor.errors import ConfigurationError
+from sartor.optim import registry
 
 EVALUATION_KEYS = (
     "loss",
@@ -110,11 +110,9 @@ def _model_problems(args: SFTConfig, given: Given) -> list[str]:
     if given.optimizer_cls_and_kwargs is not None and given.optimizers[0] is not None:
         problems.append("optimizers and optimizer_cls_and_kwargs both name an optimizer: leave one of them out.")
     chosen = given.optimizer_cls_and_kwargs[0] if given.optimizer_cls_and_kwargs else type(given.optimizers[0])
-    if isinstance(chosen, type) and issubclass(chosen, torch.optim.LBFGS):
-        problems.append(
-            "LBFGS computes the loss several times within its step, which no trainer's step does: choose another "
-            "optimizer (optim='adamw_torch_fused')."
-        )
+    facts = registry.of_base(chosen) if isinstance(chosen, type) else None
+    if facts is not None and facts.refusal:
+        problems.append(facts.refusal)
     if given.compute_loss_func is not None and args.loss_type == "dft":
         problems.append("loss_type='dft' and compute_loss_func are two losses: leave one of them out.")
     if not isinstance(given.model, str):

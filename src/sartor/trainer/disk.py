@@ -12,14 +12,15 @@ import torch
 from transformers.trainer_utils import SaveStrategy
 
 from sartor.errors import DiskFullError
+from sartor.optim import registry
 from sartor.run import checkpoint
 from sartor.trainer import saving
 
 if TYPE_CHECKING:
     from sartor.trainer.sft_trainer import SFTTrainer
 
-_ADAM_BYTES = 8
-"""Of optimizer state for each trained parameter, where it is not known yet: two float32 moments."""
+_ASSUMED = registry.named("adamw_torch")
+"""What an optimizer keeps of whose states nothing is known: two float32 moments."""
 
 
 def require_room_for_run(trainer: SFTTrainer) -> None:
@@ -79,8 +80,9 @@ def _foreseen_bytes(trainer: SFTTrainer) -> int:
     trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
     masters = sum(p.nbytes for p in trained if trainer.masters.arrival_dtype(p) != p.dtype)
     known = checkpoint.num_bytes(trainer.optimizer.state_dict())
-    moments = 0 if isinstance(trainer.optimizer, torch.optim.SGD) else _ADAM_BYTES
-    return weights + masters + (known or moments * sum(parameter.numel() for parameter in trained))
+    facts = registry.of_base(type(trainer.optimizer)) or _ASSUMED
+    options = trainer.optimizer.defaults
+    return weights + masters + (known or sum(facts.parameter_bytes(parameter, options) for parameter in trained))
 
 
 def _weights_bytes(trainer: SFTTrainer) -> int:

@@ -20,7 +20,7 @@ from transformers.trainer_utils import SaveStrategy
 from transformers.training_args import OptimizerNames
 
 from sartor.engine.traits import ModelTraits, base_model, is_adapter
-from sartor.memory import meta_model, optimizers, plan_text, rates
+from sartor.memory import meta_model, plan_text, rates
 from sartor.memory.decide import Decider, Decision, recomputation
 from sartor.memory.estimates import Memory, MemoryEstimates, Shape, pass_bytes
 from sartor.memory.failure import reason_of
@@ -29,8 +29,8 @@ from sartor.memory.proposals import with_proposals
 from sartor.memory.search import ExecutionOptions, SearchSpace, search_space
 from sartor.memory.simulate import Training
 from sartor.memory.speed import Batch, sizes_of
+from sartor.optim import registry
 from sartor.records import PLAN_CHOICES, DataSummary, EngineSettings, Plan
-from sartor.run.transaction import simulated_rehearsal, simulated_update
 from sartor.trainer.device_batch import parts
 from sartor.trainer.sampling import asked
 
@@ -218,9 +218,8 @@ def training_of(trainer: SFTTrainer) -> Training:
     return Training(
         arrival_dtype=arrival[0] if arrival else "float32",
         optimizer=OptimizerNames(trainer.args.optim).value,
-        update=simulated_update,
-        optimizer_options=optimizers.options_of(OptimizerNames(trainer.args.optim).value, trainer.args.optim_args),
-        rehearse=None if trainer.args.rehearse is False else simulated_rehearsal,
+        optimizer_options=registry.options_of(OptimizerNames(trainer.args.optim).value, trainer.args.optim_args),
+        rehearses=trainer.args.rehearse is not False,
         lora=model.peft_config[model.active_adapter] if is_adapter(model) else None,
         settings=trainer.settings.engine,
         saves=trainer.args.save_strategy != SaveStrategy.NO,
@@ -299,9 +298,9 @@ def execution_options_of(
     name, device = training.optimizer, base.device.partition(":")[0]
     implementations: tuple[str | None, ...] = (base.optimizer_implementation,)
     if settings.optimizer_implementation is None:
-        implementations = optimizers.implementations(name, device) or implementations
+        implementations = registry.implementations(name, device) or implementations
     places: tuple[str, ...] = (base.optimizer_states,)
-    each = optimizers.state_bytes(name, training.optimizer_options)
+    each = registry.state_bytes(name, training.optimizer_options)
     if settings.optimizer_states is None and device != "cpu" and each:
         needed = each * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         if memory.host_bytes is None or needed <= HOST_SHARE * memory.host_bytes:

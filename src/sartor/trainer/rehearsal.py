@@ -10,7 +10,6 @@ documents come together, perhaps in the ninth hour; here it is before the first 
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +27,7 @@ from sartor.errors import ConfigurationError
 from sartor.memory import meta_model, trace, worst_batch
 from sartor.memory.failure import reason_of
 from sartor.memory.marks import marking_layers
-from sartor.memory.optimizers import MakeOptimizer
+from sartor.memory.optimizers import MakeOptimizer, maker_like
 from sartor.memory.prediction import Prediction
 from sartor.memory.simulate import CPU_MARGIN, Training, Work, simulate_model
 from sartor.memory.trace import Measured, Trace
@@ -37,7 +36,6 @@ from sartor.records import Example, Layout, MicroBatch, Plan
 from sartor.run.cutting import keyed_micro_batches
 from sartor.run.state import generator_states, restore_generators
 from sartor.run.stepper import Updater
-from sartor.run.transaction import simulated_rehearsal, simulated_update
 from sartor.trainer import saving
 from sartor.trainer.data_loader import TrainDataLoader
 from sartor.trainer.recovering import freeze
@@ -355,8 +353,8 @@ def estimate_peak(
             module._forward_pre_hooks.clear()
         training = Training(
             make_optimizer=maker_of(trainer),
-            update=simulated_update,
-            rehearse=simulated_rehearsal if updates else lambda optimizer, plan: False,
+            rehearses=True,
+            rehearses_update=updates,
             settings=trainer.settings.engine,
             balance_coefficient=engine.balance_coefficient,
         )
@@ -370,10 +368,7 @@ def maker_of(trainer: SFTTrainer) -> MakeOptimizer:
     if trainer.optimizer is None:  # after a profile
         kind, options = trainer.get_optimizer_cls_and_kwargs(trainer.args, trainer.model)
         return lambda groups: kind(groups, **options)
-    kind = type(trainer.optimizer)
-    taken = inspect.signature(kind).parameters  # AdamW's defaults name one that only Adam's constructor takes
-    options = {name: value for name, value in trainer.optimizer.defaults.items() if name in taken}
-    return lambda groups: kind(groups, **options)
+    return maker_like(trainer.optimizer)
 
 
 def about(model: nn.Module, traits: ModelTraits, plan: Plan, work: Work) -> dict[str, Any]:

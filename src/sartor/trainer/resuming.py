@@ -24,10 +24,10 @@ from sartor.config.resumption import OPTIMIZER, changed_memory, changed_settings
 from sartor.config.table import OPTIONS
 from sartor.errors import ConfigurationError, ModelError, RunFolderError
 from sartor.memory.plan import plan_of
+from sartor.optim.host_states import HostStates
+from sartor.optim.implementation import set_implementation
 from sartor.records import Plan
 from sartor.run import checked_state, checkpoint, plain_files
-from sartor.run.host_states import HostStates
-from sartor.run.implementation import set_implementation
 from sartor.trainer import device_batch, sampling, saving
 from sartor.trainer.checkpoint_writer import saved_tensors
 from sartor.trainer.checkpoints import check_callbacks, restore_callbacks

@@ -16,8 +16,8 @@ from sartor.config import resolved_configuration
 from sartor.engine.step import Engine
 from sartor.errors import NonFiniteError, OutOfMemoryError
 from sartor.memory.allocator import retaining
+from sartor.optim.implementation import set_implementation
 from sartor.run import checkpoint, folder_lock, loop
-from sartor.run.implementation import set_implementation
 from sartor.run.interrupt import Terminated
 from sartor.run.output import lines_may_be_lost
 from sartor.run.stepper import EngineStepper, Updater

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from sartor.errors import ConfigurationError
-from sartor.run import transaction
-from sartor.run.host_states import HostStates, settle_on_device
-from sartor.run.implementation import set_implementation
-from sartor.run.transaction import Update
-from tests.run.stepped import assert_equal, values
+from sartor.optim import transaction
+from sartor.optim.host_states import HostStates, settle_on_device
+from sartor.optim.implementation import set_implementation
+from sartor.optim.transaction import Update
+from tests.optim.stepped import assert_equal, values
 
 Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 OPTIMIZERS: dict[str, Make] = {
@@ -117,9 +117,9 @@ def test_memory_that_ends_within_a_piece_leaves_it_as_it_was(
         monkeypatch.setattr(streamed, "step", failing(streamed.step))
     else:
         name = {"fetch": "_copied", "put away": "_home"}[fails_at]
-        target = "sartor.run.host_states._copied" if fails_at == "fetch" else HostStates
+        target = "sartor.optim.host_states._copied" if fails_at == "fetch" else HostStates
         if fails_at == "fetch":
-            monkeypatch.setattr(target, failing(__import__("sartor.run.host_states", fromlist=[name])._copied))
+            monkeypatch.setattr(target, failing(__import__("sartor.optim.host_states", fromlist=[name])._copied))
         else:
             monkeypatch.setattr(host, name, failing(host._home))
     if fails_at == "fetch" and num_before == 0:

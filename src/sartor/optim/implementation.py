@@ -7,6 +7,11 @@ import torch
 from sartor.errors import ConfigurationError
 
 
+def flags(implementation: str) -> dict[str, bool]:
+    """torch's arguments for an implementation."""
+    return {"fused": implementation == "fused", "foreach": implementation == "foreach"}
+
+
 def set_implementation(optimizer: torch.optim.Optimizer, implementation: str | None) -> None:
     """From here on the optimizer's step is of this kind.
 
@@ -19,7 +24,7 @@ def set_implementation(optimizer: torch.optim.Optimizer, implementation: str | N
     """
     if implementation is None:
         return
-    wanted = {"fused": implementation == "fused", "foreach": implementation == "foreach"}
+    wanted = flags(implementation)
     for group in optimizer.param_groups:
         for flag, value in wanted.items():
             if flag in group:

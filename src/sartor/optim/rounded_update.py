@@ -17,7 +17,7 @@ A parameter goes in blocks where each value's step depends on that value alone, 
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,29 +25,18 @@ import torch
 from torch import nn
 
 from sartor.engine.rounding import round_stochastically_
-from sartor.run.host_states import HostStates, settle_on_device
+from sartor.optim.host_states import HostStates, settle_on_device
+from sartor.optim.registry import facts_of
 
 BLOCK_VALUES = 1 << 22
 """That are stepped on as one tensor, with random bits of their own."""
-_VALUE_BY_VALUE = (
-    torch.optim.SGD,
-    torch.optim.Adam,
-    torch.optim.AdamW,
-    torch.optim.NAdam,
-    torch.optim.RAdam,
-    torch.optim.Adagrad,
-    torch.optim.RMSprop,
-    torch.optim.Adadelta,
-    torch.optim.Adamax,
-)
-"""Optimizers whose step on a value needs nothing of its neighbours."""
 _WIDE_BYTES = 4
 _ROUNDING_BYTES = 12
 """For each value of a block, while it is rounded."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Slice:
+class Slice:
     """Values `start` to `stop` of one parameter, counted in the order in which they lie in memory."""
 
     parameter: nn.Parameter
@@ -86,20 +75,17 @@ class RoundedUpdate:
         optimizer: torch.optim.Optimizer,
         seed: int,
         host: HostStates | None = None,
-        *,
-        leaves_out_repetitions: bool = False,
     ) -> None:
         """Args:
         optimizer: one of torch's own, whose step takes each parameter by itself.
         seed: of the run.
         host: where its states live; None: on the device.
-        leaves_out_repetitions: for a simulation of memory, to which blocks of one size are alike.
         """
         self._optimizer = optimizer
         self._seed = seed
         self._host = host
-        self._goes_in_blocks = isinstance(optimizer, _VALUE_BY_VALUE)
-        self._leaves_out_repetitions = leaves_out_repetitions
+        facts = facts_of(optimizer)
+        self._goes_in_blocks = facts is not None and facts.step_unit == "value"
         self._progress: dict[nn.Parameter, _Progress] = {}
         self._done: set[nn.Parameter] = set()
 
@@ -121,22 +107,18 @@ class RoundedUpdate:
             number: of the update in its run.
             piece_bytes: parameters in float32 that are stepped on together; at least one block goes.
         """
-        repetitions = self._repetitions()
-        for piece in self._pieces(piece_bytes, repetitions):
+        for piece in self._pieces(piece_bytes):
             self._step(piece, number)
-        self._make_states(repetitions)
         self._done.clear()
 
     @torch.no_grad()
     def rehearse(self, number: int, piece_bytes: int) -> None:
         """The step as it will be, its states made and kept; weights are put back from copies, bit for bit."""
-        repetitions = self._repetitions()
-        for piece in self._pieces(piece_bytes, repetitions):
+        for piece in self._pieces(piece_bytes):
             before = [part.of(part.parameter.detach()).clone() for part in piece]
             self._step(piece, number)
             for part, values in zip(piece, before, strict=True):
                 part.of(part.parameter.detach()).copy_(values)
-        self._make_states(repetitions)
         self._done.clear()
 
     def needed_bytes(self, piece_bytes: int, state_bytes: int) -> int:
@@ -163,11 +145,11 @@ class RoundedUpdate:
             if parameter.grad is not None and parameter not in self._done
         ]
 
-    def _pieces(self, piece_bytes: int, left_out: Container[nn.Parameter] = ()) -> Iterator[list[_Slice]]:
-        piece: list[_Slice] = []
+    def _pieces(self, piece_bytes: int) -> Iterator[list[Slice]]:
+        piece: list[Slice] = []
         size = 0
         for parameter, number in self._waiting():
-            for part in self._blocks(parameter, number) if parameter not in left_out else ():
+            for part in self._blocks(parameter, number):
                 num_bytes = _WIDE_BYTES * (part.stop - part.start)
                 if piece and size + num_bytes > piece_bytes:
                     yield piece
@@ -177,47 +159,21 @@ class RoundedUpdate:
         if piece:
             yield piece
 
-    def _blocks(self, parameter: nn.Parameter, number: int) -> Iterator[_Slice]:
+    def _blocks(self, parameter: nn.Parameter, number: int) -> Iterator[Slice]:
         """What is left of a parameter."""
         num_values = parameter.numel()
         begun = self._progress.get(parameter)
-        start = 0 if begun is None else begun.stop
+        first = 0 if begun is None else begun.stop
         lies_in_order = parameter.is_contiguous() and parameter.grad is not None and parameter.grad.is_contiguous()
         length = BLOCK_VALUES if self._goes_in_blocks and lies_in_order else num_values
-        starts = range(start, num_values, max(1, length))
-        for start in starts if not self._leaves_out_repetitions else sorted({*starts[:3], *starts[-1:]}):
-            yield _Slice(parameter, number, start, min(num_values, start + length))
-
-    def _repetitions(self) -> dict[nn.Parameter, nn.Parameter]:
-        """Where they are left out: parameters that fill pieces by themselves, as one before them and one after do.
-
-        Each with the one before.
-        """
-        if not self._leaves_out_repetitions:
-            return {}
-        alike: dict[Any, list[nn.Parameter]] = {}
-        for parameter, number in self._waiting():
-            if len(list(self._blocks(parameter, number))) > 3:
-                alike.setdefault((parameter.shape, parameter.dtype), []).append(parameter)
-        return {parameter: some[0] for some in alike.values() for parameter in some[1:-1]}
-
-    def _make_states(self, repetitions: Mapping[nn.Parameter, nn.Parameter]) -> None:
-        """Of parameters that were left out, as those that they are like have them."""
-        states = self._optimizer.state
-        for parameter, other in repetitions.items():
-            if not states.get(parameter):
-                states[parameter] = {
-                    name: self._memory(parameter, value.dtype)
-                    if _is_array(value, other)
-                    else _copied(value, parameter.device, moves=False)
-                    for name, value in states[other].items()
-                }
+        for start in range(first, num_values, max(1, length)):
+            yield Slice(parameter, number, start, min(num_values, start + length))
 
     @torch.no_grad()
-    def _step(self, piece: list[_Slice], number: int) -> None:
+    def _step(self, piece: list[Slice], number: int) -> None:
         """Step on these slices; a failure leaves them as they were."""
         states = self._optimizer.state
-        pairs: list[tuple[_Slice, nn.Parameter]] = []
+        pairs: list[tuple[Slice, nn.Parameter]] = []
         groups = [(group, group["params"]) for group in self._optimizer.param_groups]
         try:
             stand_ins: dict[nn.Parameter, list[nn.Parameter]] = {}
@@ -242,35 +198,35 @@ class RoundedUpdate:
         if self._host is not None:
             self._host.await_copies()
 
-    def _stand_in(self, part: _Slice) -> nn.Parameter:
+    def _stand_in(self, part: Slice) -> nn.Parameter:
         """The slice in float32, with its gradient, and its state in the optimizer, all of them copies."""
         parameter = part.parameter
         assert parameter.grad is not None
         if parameter not in self._progress:
             state = self._optimizer.state.get(parameter)
             before = dict(state) if state else None
-            homes = {name: value for name, value in (before or {}).items() if _is_array(value, parameter)}
+            homes = {name: value for name, value in (before or {}).items() if is_array(value, parameter)}
             self._progress[parameter] = _Progress(before, homes)
         begun = self._progress[parameter]
         stand_in = nn.Parameter(_wide(part.of(parameter.detach())))
         stand_in.grad = _wide(part.of(parameter.grad))
         if begun.before is not None:
             self._optimizer.state[stand_in] = {
-                name: _copied(
+                name: copied(
                     part.of(value) if name in begun.homes else value, stand_in.device, moves=name in begun.homes
                 )
                 for name, value in begun.before.items()
             }
         return stand_in
 
-    def _round(self, part: _Slice, stand_in: nn.Parameter, number: int) -> None:
+    def _round(self, part: Slice, stand_in: nn.Parameter, number: int) -> None:
         """In place, block by block: what comes out has room in bfloat16."""
         values = stand_in.detach().view(-1)
         for start in range(part.start, part.stop, BLOCK_VALUES):
             block = values[start - part.start : start - part.start + BLOCK_VALUES]
             round_stochastically_(block, (self._seed, number, part.number, start // BLOCK_VALUES))
 
-    def _homes(self, part: _Slice, state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    def _homes(self, part: Slice, state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """Memory for all of the parameter's state, of which this slice's is the first that is made."""
         parameter, known = part.parameter, self._progress[part.parameter].homes
         num_values = part.stop - part.start
@@ -284,7 +240,7 @@ class RoundedUpdate:
             return self._host.memory_like(parameter, dtype)
         return torch.empty_like(parameter, dtype=dtype, requires_grad=False, memory_format=torch.contiguous_format)
 
-    def _put_away(self, part: _Slice, stand_in: nn.Parameter, homes: dict[str, torch.Tensor]) -> None:
+    def _put_away(self, part: Slice, stand_in: nn.Parameter, homes: dict[str, torch.Tensor]) -> None:
         """The slice into its parameter, and its state to where it lives; the last one ends the parameter's step."""
         parameter, state = part.parameter, self._optimizer.state[stand_in]
         part.of(parameter.detach()).copy_(stand_in)
@@ -303,11 +259,12 @@ def _wide(values: torch.Tensor) -> torch.Tensor:
     return values.to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
-def _is_array(value: Any, parameter: nn.Parameter) -> bool:
+def is_array(value: Any, parameter: nn.Parameter) -> bool:
+    """Whether a state is of its parameter's shape."""
     return isinstance(value, torch.Tensor) and value.dim() > 0 and value.shape == parameter.shape
 
 
-def _copied(value: Any, device: torch.device, *, moves: bool) -> Any:
+def copied(value: Any, device: torch.device, *, moves: bool) -> Any:
     """A copy; of an array on the device of the parameters, of a count where it is."""
     if not isinstance(value, torch.Tensor):
         return value

@@ -23,14 +23,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from sartor.errors import ConfigurationError, OutOfMemoryError
-from sartor.records import UPDATE_PIECE_BYTES, Plan
-from sartor.run.host_states import HOST, HostStates, settle_on_device
-from sartor.run.recover import is_out_of_memory
-from sartor.run.rounded_update import RoundedUpdate
+from sartor.errors import ConfigurationError, OutOfMemoryError, is_out_of_memory
+from sartor.optim.host_states import HostStates, settle_on_device
+from sartor.optim.registry import facts_of
+from sartor.optim.rounded_update import RoundedUpdate
+from sartor.records import Plan
 
-PIECE_BYTES = UPDATE_PIECE_BYTES
-"""Parameters that are stepped on at a time, together; a larger one goes alone."""
+PIECE_BYTES = 32 << 20
+"""Of parameters that are stepped on at a time, together: what is put aside meanwhile, and what temporaries are of.  A
+larger one goes alone."""
 
 
 class Update:
@@ -220,38 +221,17 @@ class Update:
         return sum(tensor._version for tensor in tensors) + sum(parameter._version for parameter in self._waiting())
 
 
-def planned_update(
-    optimizer: torch.optim.Optimizer, plan: Plan, *, seed: int = 0, place: str = HOST, is_simulated: bool = False
-) -> Update:
+def planned_update(optimizer: torch.optim.Optimizer, plan: Plan, *, seed: int = 0) -> Update:
     """The update as a plan wants it.
 
     Args:
         optimizer: whose step it is.
         plan: says where its states live, and whether parameters are rounded.
         seed: of the run; for rounding.
-        place: what the host's memory is called.
-        is_simulated: on tensors without content, whose repetitions may be left out.
     """
-    host = HostStates(optimizer, place) if plan.optimizer_states == "host" else None
-    rounded = None
-    if plan.stochastic_rounding:
-        rounded = RoundedUpdate(optimizer, seed, host, leaves_out_repetitions=is_simulated)
+    host = HostStates(optimizer) if plan.optimizer_states == "host" else None
+    rounded = RoundedUpdate(optimizer, seed, host) if plan.stochastic_rounding else None
     return Update(optimizer, host, rounded)
-
-
-def simulated_update(optimizer: torch.optim.Optimizer, plan: Plan) -> None:
-    """A planned step on fake tensors; where the device is none of the host's memory, what lives there is on "meta"."""
-    _simulated(optimizer, plan).step()
-
-
-def simulated_rehearsal(optimizer: torch.optim.Optimizer, plan: Plan) -> bool:
-    """The first planned step as a rehearsal takes it, on fake tensors; see `Update.rehearse`."""
-    return _simulated(optimizer, plan).rehearse()
-
-
-def _simulated(optimizer: torch.optim.Optimizer, plan: Plan) -> Update:
-    place = HOST if plan.device.startswith("cpu") else "meta"
-    return planned_update(optimizer, plan, place=place, is_simulated=True)
 
 
 def goes_in_pieces(optimizer: torch.optim.Optimizer) -> bool:
@@ -259,23 +239,15 @@ def goes_in_pieces(optimizer: torch.optim.Optimizer) -> bool:
 
     Hooks of a user's own would be called once per piece, which they do not expect.
     """
-    kind = type(optimizer)
+    facts = facts_of(optimizer)
     hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
-    is_torchs = f"{kind.__module__}.".startswith("torch.optim.")
-    return is_torchs and kind is not torch.optim.LBFGS and not hooks
+    return facts is not None and facts.goes_in_pieces and not hooks
 
 
 def state_bytes_per_value(optimizer: torch.optim.Optimizer) -> int:
     """What the first step of an optimizer keeps for each value of a parameter; 0 where that is not known, or little."""
-    group = optimizer.param_groups[0]
-    match type(optimizer).__name__:
-        case "Adam" | "AdamW" | "NAdam" | "RAdam":
-            return 12 if group.get("amsgrad") else 8
-        case "SGD":
-            return 4 if group.get("momentum") else 0
-        case "RMSprop":
-            return 4 * (1 + bool(group.get("momentum")) + bool(group.get("centered")))
-    return 0
+    facts = facts_of(optimizer)
+    return 0 if facts is None else facts.bytes_per_value(optimizer.param_groups[0])
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from sartor.errors import ConfigurationError
-from sartor.run import rounded_update, transaction
-from sartor.run.host_states import HostStates
-from sartor.run.rounded_update import RoundedUpdate
-from sartor.run.transaction import Update
-from tests.run.stepped import assert_equal, values
+from sartor.optim import rounded_update, transaction
+from sartor.optim.host_states import HostStates
+from sartor.optim.rounded_update import RoundedUpdate
+from sartor.optim.transaction import Update
+from tests.optim.stepped import assert_equal, values
 
 BF16 = torch.bfloat16
 Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
