@@ -355,10 +355,24 @@ LOSS = (
     ),
     Mutant(
         "label smoothing with the wrong sign",
-        f"{ENGINE}/loss.py",
-        "z_CV.sub_((form.label_smoothing",
-        "z_CV.add_((form.label_smoothing",
+        f"{ENGINE}/objectives.py",
+        "gradient_NV.sub_((self.label_smoothing",
+        "gradient_NV.add_((self.label_smoothing",
         (plain_loop("smoothed"),),
+    ),
+    Mutant(
+        "label smoothing with the wrong share",
+        f"{ENGINE}/objectives.py",
+        "(1.0 - self.label_smoothing) * nll_N",
+        "nll_N",
+        ("tests/engine/test_objectives.py::test_loss_and_gradient_are_those_of_the_formula",),
+    ),
+    Mutant(
+        "Dynamic Fine-Tuning's weight not held constant",
+        f"{ENGINE}/objectives.py",
+        "(-nll_N).exp().detach()",
+        "(-nll_N).exp()",
+        ("tests/engine/test_objectives.py::test_loss_and_gradient_are_those_of_the_formula",),
     ),
     Mutant(
         "soft-cap without its derivative",
