@@ -42,16 +42,16 @@ WEIGHTING = (
     Mutant(
         "tokens weighed instead of targets",
         f"{RUN}/stepper.py",
-        "num_targets = sum(count_targets(example) for example in batch.examples)",
-        "num_targets = sum(len(example.input_ids) for example in batch.examples)",
+        "self._total_weight = batch.total_weight",
+        "self._total_weight = batch.num_tokens",
         (plain_loop("whole"),),
     ),
     Mutant(
         "a first token counted as target",
-        f"{RUN}/stepper.py",
-        "        is_target[starts] = False",
-        "        pass",
-        (plain_loop("whole"),),
+        "src/sartor/records.py",
+        "    is_target[starts_D[lengths_D > 0]] = False",
+        "    pass",
+        ("tests/run/test_stepper.py::test_targets_are_labels_that_something_predicts",),
     ),
     Mutant(
         "evaluation weighed by batches",
@@ -64,9 +64,9 @@ WEIGHTING = (
     ),
     Mutant(
         "num_tokens counts padding",
-        f"{RUN}/stepper.py",
-        "num_tokens = sum(len(example.input_ids) for example in batch.examples)",
-        "num_tokens = len(batch.examples) * max(len(example.input_ids) for example in batch.examples)",
+        f"{RUN}/loop.py",
+        "return sum(len(example.input_ids) for example in self.examples)",
+        "return len(self.examples) * max(len(example.input_ids) for example in self.examples)",
         (plain_loop("whole"),),
     ),
 )
@@ -267,9 +267,9 @@ TARGETS = (
     ),
     Mutant(
         "the next document is the future",
-        "src/sartor/batching/cut.py",
-        "    is_target_T[starts_D] = False",
-        "    is_target_T[0] = False",
+        "src/sartor/records.py",
+        "    is_target[starts_D[lengths_D > 0]] = False",
+        "    is_target[:1] = False",
         ("tests/batching/test_cut.py::test_a_documents_first_token_is_nobodys_target",),
     ),
     Mutant(
@@ -698,8 +698,8 @@ WEIGHTS = (
     Mutant(
         "a weighted sum divided by the number of targets",
         f"{RUN}/stepper.py",
-        "sum_of_weights(batch.examples) if is_weighted(batch.examples) else num_targets",
-        "num_targets",
+        "self._total_weight = batch.total_weight",
+        "self._total_weight = batch.num_targets",
         (WEIGHTED_TRAINING,),
     ),
     Mutant(
