@@ -273,6 +273,13 @@ TARGETS = (
         ("tests/batching/test_cut.py::test_a_documents_first_token_is_nobodys_target",),
     ),
     Mutant(
+        "a first token counted in the summary",
+        f"{DATA}/encoding/table.py",
+        "return target_flags(self.labels, lengths, self.weights)",
+        "return np.asarray(self.labels != IGNORE_INDEX)",
+        ("tests/data/test_target_counts.py",),
+    ),
+    Mutant(
         "EOS not appended",
         f"{DATA}/encoding/tokens.py",
         'return f"{prompt}{text}{self._tokenizer.eos_token}"',
