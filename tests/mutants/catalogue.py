@@ -270,7 +270,7 @@ TARGETS = (
         "src/sartor/records.py",
         "    is_target[starts_D[lengths_D > 0]] = False",
         "    is_target[:1] = False",
-        ("tests/batching/test_cut.py::test_a_documents_first_token_is_nobodys_target",),
+        ("tests/run/test_stepper.py::test_targets_are_labels_that_something_predicts",),
     ),
     Mutant(
         "a first token counted in the summary",
@@ -927,8 +927,8 @@ ENCODING = (
     Mutant(
         "inspect counts otherwise than training",
         f"{DATA}/inspection/examine.py",
-        "self._counts.foreseen(lengths, how),",
-        "self._counts.foreseen(lengths, None),",
+        "self._counts.foreseen(self._kept_labels, lengths, how),",
+        "self._counts.foreseen(self._kept_labels, lengths, None),",
         ("tests/data/inspection/test_examine.py::test_the_counts_are_those_of_a_training_run",),
     ),
     Mutant(
