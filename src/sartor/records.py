@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -131,7 +132,30 @@ class DataSummary:
     """Rows that each file or data set gave; a row that a mixture repeats is counted each time."""
 
 
-@dataclass(frozen=True, slots=True)
+def target_flags(labels_T: Any, document_lengths: Any, weights_T: Any = None) -> NDArray[np.bool_]:
+    """Which tokens are targets: what the loss sums over, and is divided by the number of.
+
+    A target is a token that is labelled and weighs more than 0, but for each document's first, which nothing predicts.
+
+    Args:
+        labels_T: unshifted labels of documents that lie end to end, -100 where a token is not trained.
+        document_lengths: D lengths that add up to T; a document may be empty.
+        weights_T: what each token weighs; None or empty: each weighs 1.
+
+    Example: labels [5, 6, -100, 8, 9] of documents of 3 and 2 tokens: the targets are 6 and 9.
+    """
+    import numpy as np
+
+    is_target: NDArray[np.bool_] = np.asarray(labels_T) != IGNORE_INDEX
+    if weights_T is not None and len(weights_T):
+        is_target &= np.asarray(weights_T, np.float32) > 0  # in the dtype that the loss weighs in
+    lengths_D = np.asarray(document_lengths, np.int64)
+    starts_D = np.cumsum(lengths_D) - lengths_D
+    is_target[starts_D[lengths_D > 0]] = False
+    return is_target
+
+
+@dataclass(frozen=True)
 class Example:
     """One tokenized example.
 
@@ -144,6 +168,30 @@ class Example:
     """Lengths of the documents in it, where it is a packed block; empty: one document."""
     weights: Sequence[float] = ()
     """What each token weighs in the loss, from 0 on, aligned with `labels`; empty: each weighs 1."""
+
+    @property
+    def document_lengths(self) -> tuple[int, ...]:
+        """Tokens of each document in it: of one, but for a packed block."""
+        return self.seq_lengths or (len(self.input_ids),)
+
+    @cached_property
+    def is_target(self) -> NDArray[np.bool_]:
+        """Which of its tokens are targets; looked at once."""
+        return target_flags(self.labels, self.document_lengths, self.weights)
+
+    @cached_property
+    def num_targets(self) -> int:
+        """Tokens that are trained and predicted by something."""
+        return int(self.is_target.sum())
+
+    @property
+    def total_weight(self) -> float:
+        """What its targets weigh together; without weights, their number."""
+        import numpy as np
+
+        if not len(self.weights):
+            return self.num_targets
+        return float(np.asarray(self.weights, np.float64)[self.is_target].sum())
 
 
 @dataclass(frozen=True, slots=True)

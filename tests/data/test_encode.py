@@ -332,7 +332,8 @@ def test_ids_and_labels_move_together() -> None:
         "input_ids": [[2, 3], [4], [5, 6]],
         "labels": [[2, 3], [4], [-100, 6]],
     }
-    assert rows.targets_per_row.tolist() == [2, 1, 1]
+    assert rows.targets_per_row.tolist() == [2, 0, 1]  # nothing predicts a first token
+    assert rows.has_labels.tolist() == [True, True, True]
 
 
 def test_large_tables_keep_their_rows_across_chunks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,5 +89,5 @@ def test_what_commands_a_terminal_or_turns_the_reading_direction_is_shown_by_its
 
 def test_a_view_of_a_row_cannot_command_the_terminal(tokenizer: Any) -> None:
     ids = tokenizer("a\x1b[31mb")["input_ids"]
-    assert plain(Example(ids, ids), tokenizer) == "⟦a‹1B›[31mb⟧"
+    assert plain(Example(ids, ids), tokenizer) == "a⟦‹1B›[31mb⟧"
     assert coloured(Example(ids, ids), tokenizer).plain == "a‹1B›[31mb"

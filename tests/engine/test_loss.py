@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sartor.engine.loss import LogitsBuffer, LossForm, linear_cross_entropy
+from sartor.engine.objectives import Objective
 from sartor.records import LossSums
 
 NUM, WIDTH, VOCABULARY = 11, 8, 23
@@ -19,12 +20,12 @@ SCALE = 0.125
 
 FORMS = {
     "nll": LossForm(),
-    "smoothed": LossForm(label_smoothing=0.1),
-    "dft": LossForm(dft=True),
-    "dft, smoothed": LossForm(dft=True, label_smoothing=0.3),
+    "smoothed": LossForm(Objective(label_smoothing=0.1)),
+    "dft": LossForm(Objective("dft")),
+    "dft, smoothed": LossForm(Objective("dft", label_smoothing=0.3)),
     "scaled": LossForm(logit_scale=0.25),
     "capped": LossForm(logit_softcap=2.0),
-    "scaled, capped, smoothed": LossForm(label_smoothing=0.1, logit_scale=3.0, logit_softcap=2.0),
+    "scaled, capped, smoothed": LossForm(Objective(label_smoothing=0.1), logit_scale=3.0, logit_softcap=2.0),
 }
 
 
@@ -50,8 +51,8 @@ def plain(hidden: torch.Tensor, module: nn.Module, targets: torch.Tensor, form: 
     if form.logit_softcap is not None:
         logits = form.logit_softcap * torch.tanh(logits / form.logit_softcap)
     log_p = F.log_softmax(logits, dim=-1)
-    loss = F.cross_entropy(logits, targets, reduction="none", label_smoothing=form.label_smoothing)
-    if form.dft:
+    loss = F.cross_entropy(logits, targets, reduction="none", label_smoothing=form.objective.label_smoothing)
+    if form.objective.loss_type == "dft":
         loss = loss * log_p.gather(1, targets[:, None]).squeeze(1).exp().detach()
     (loss.sum() * SCALE).backward()
     return {
@@ -108,7 +109,7 @@ def test_smoothing_equals_transformers_label_smoother() -> None:
     hidden, targets = batch()
     theirs = LabelSmoother(0.15)({"logits": module(hidden)}, targets)
 
-    sums, _ = run(hidden, module, targets, LossForm(label_smoothing=0.15), 3)
+    sums, _ = run(hidden, module, targets, LossForm(Objective(label_smoothing=0.15)), 3)
 
     assert float(sums.loss_sum) / NUM == pytest.approx(float(theirs.detach()), rel=1e-6)  # theirs sums in float32
 
@@ -120,7 +121,7 @@ def test_dft_equals_trl() -> None:
     log_probs = F.log_softmax(module(hidden), dim=-1).gather(1, targets[:, None]).squeeze(1)
     theirs = (-log_probs * log_probs.exp().detach()).sum()
 
-    sums, _ = run(hidden, module, targets, LossForm(dft=True), 3)
+    sums, _ = run(hidden, module, targets, LossForm(Objective("dft")), 3)
 
     assert float(sums.loss_sum) == pytest.approx(float(theirs.detach()), rel=1e-13)
 

@@ -6,6 +6,7 @@ from torch import nn
 
 from sartor.engine import loss
 from sartor.engine.loss import LossForm, linear_cross_entropy
+from sartor.engine.objectives import Objective
 
 NUM, WIDTH, VOCABULARY = 11, 8, 23
 
@@ -18,7 +19,7 @@ def test_the_number_of_rows_at_once_changes_nothing(
     torch.manual_seed(0)
     head = nn.Linear(WIDTH, VOCABULARY).to(dtype)
     hidden, targets = torch.randn(NUM, WIDTH, dtype=dtype), torch.randint(0, VOCABULARY, (NUM,))
-    form = LossForm(label_smoothing=0.1, logit_scale=2.0, logit_softcap=3.0)
+    form = LossForm(Objective(label_smoothing=0.1), logit_scale=2.0, logit_softcap=3.0)
 
     def run(cache_bytes: int) -> list[torch.Tensor]:
         monkeypatch.setattr(loss, "CACHE_BYTES", cache_bytes)

@@ -16,7 +16,6 @@ from sartor.batching.cut import make_micro_batch
 from sartor.engine.loss import linear_cross_entropy
 from sartor.errors import DataError
 from sartor.records import IGNORE_INDEX, EngineSettings, Example, Layout, LossSums
-from sartor.run.stepper import count_targets, is_weighted, sum_of_weights
 from tests.engine import reference
 from tests.engine.architectures import make
 from tests.engine.batches import documents, engine, gradients, micro_batches
@@ -32,6 +31,10 @@ def weighted_documents() -> list[Example]:
         replace(example, weights=[WEIGHTS[(number + place) % 5] for place in range(len(example.input_ids))])
         for number, example in enumerate(documents())
     ]
+
+
+def sum_of_weights(examples: Sequence[Example]) -> float:
+    return sum(example.total_weight for example in examples)
 
 
 def plain_gradients(
@@ -172,7 +175,7 @@ def test_scaling_all_weights_and_any_cut_change_nothing(factor: float, size: int
     sums, found = accumulated(engine(model), examples, 99)
     other, again = accumulated(engine(model), scaled, size)
 
-    assert sums.num_targets == other.num_targets == sum(map(count_targets, examples))
+    assert sums.num_targets == other.num_targets == sum(example.num_targets for example in examples)
     assert other.mean_loss == pytest.approx(sums.mean_loss, rel=1e-6)
     assert_equal(again, {name: gradient.double() for name, gradient in found.items()})
 
@@ -195,9 +198,15 @@ def test_a_token_that_weighs_nothing_is_no_target() -> None:
     assert micro.targets_N.tolist() == [7, 8, 3]
     assert micro.weights_N is not None
     assert micro.weights_N.tolist() == [2.0, 0.5, 1.0]  # the first token, which nothing predicts, weighs nothing
-    assert (count_targets(example), sum_of_weights([example, Example([4, 3], [4, 3])])) == (2, 3.5)
-    assert is_weighted([Example([4, 3], [4, 3]), example])
+    assert (example.num_targets, example.total_weight) == (2, 2.5)
+    assert sum_of_weights([example, Example([4, 3], [4, 3])]) == 3.5
     assert make_micro_batch([Example([4, 3], [4, 3])], [0]).weights_N is None
+
+
+def test_a_weight_too_small_for_the_losss_dtype_is_none_wherever_targets_are_counted() -> None:
+    """In float32 it is 0: the batch would be divided by one target more than the loss sums over."""
+    example = Example([5, 6, 7], [5, 6, 7], weights=[1.0, 1e-50, 1.0])
+    assert example.num_targets == make_micro_batch([example], [0]).num_targets == 1
 
 
 @pytest.mark.parametrize("weights", [[1.0, -1.0], [1.0, float("nan")], [1.0, float("inf")], [1.0]])

@@ -42,16 +42,16 @@ WEIGHTING = (
     Mutant(
         "tokens weighed instead of targets",
         f"{RUN}/stepper.py",
-        "num_targets = sum(count_targets(example) for example in batch.examples)",
-        "num_targets = sum(len(example.input_ids) for example in batch.examples)",
+        "self._total_weight = batch.total_weight",
+        "self._total_weight = batch.num_tokens",
         (plain_loop("whole"),),
     ),
     Mutant(
         "a first token counted as target",
-        f"{RUN}/stepper.py",
-        "        is_target[starts] = False",
-        "        pass",
-        (plain_loop("whole"),),
+        "src/sartor/records.py",
+        "    is_target[starts_D[lengths_D > 0]] = False",
+        "    pass",
+        ("tests/run/test_stepper.py::test_targets_are_labels_that_something_predicts",),
     ),
     Mutant(
         "evaluation weighed by batches",
@@ -64,9 +64,9 @@ WEIGHTING = (
     ),
     Mutant(
         "num_tokens counts padding",
-        f"{RUN}/stepper.py",
-        "num_tokens = sum(len(example.input_ids) for example in batch.examples)",
-        "num_tokens = len(batch.examples) * max(len(example.input_ids) for example in batch.examples)",
+        f"{RUN}/loop.py",
+        "return sum(len(example.input_ids) for example in self.examples)",
+        "return len(self.examples) * max(len(example.input_ids) for example in self.examples)",
         (plain_loop("whole"),),
     ),
 )
@@ -267,10 +267,17 @@ TARGETS = (
     ),
     Mutant(
         "the next document is the future",
-        "src/sartor/batching/cut.py",
-        "    is_target_T[starts_D] = False",
-        "    is_target_T[0] = False",
-        ("tests/batching/test_cut.py::test_a_documents_first_token_is_nobodys_target",),
+        "src/sartor/records.py",
+        "    is_target[starts_D[lengths_D > 0]] = False",
+        "    is_target[:1] = False",
+        ("tests/run/test_stepper.py::test_targets_are_labels_that_something_predicts",),
+    ),
+    Mutant(
+        "a first token counted in the summary",
+        f"{DATA}/encoding/table.py",
+        "return target_flags(self.labels, lengths, self.weights)",
+        "return np.asarray(self.labels != IGNORE_INDEX)",
+        ("tests/data/test_target_counts.py",),
     ),
     Mutant(
         "EOS not appended",
@@ -355,10 +362,24 @@ LOSS = (
     ),
     Mutant(
         "label smoothing with the wrong sign",
-        f"{ENGINE}/loss.py",
-        "z_CV.sub_((form.label_smoothing",
-        "z_CV.add_((form.label_smoothing",
+        f"{ENGINE}/objectives.py",
+        "gradient_NV.sub_((self.label_smoothing",
+        "gradient_NV.add_((self.label_smoothing",
         (plain_loop("smoothed"),),
+    ),
+    Mutant(
+        "label smoothing with the wrong share",
+        f"{ENGINE}/objectives.py",
+        "(1.0 - self.label_smoothing) * nll_N",
+        "nll_N",
+        ("tests/engine/test_objectives.py::test_loss_and_gradient_are_those_of_the_formula",),
+    ),
+    Mutant(
+        "Dynamic Fine-Tuning's weight not held constant",
+        f"{ENGINE}/objectives.py",
+        "(-nll_N).exp().detach()",
+        "(-nll_N).exp()",
+        ("tests/engine/test_objectives.py::test_loss_and_gradient_are_those_of_the_formula",),
     ),
     Mutant(
         "soft-cap without its derivative",
@@ -684,8 +705,8 @@ WEIGHTS = (
     Mutant(
         "a weighted sum divided by the number of targets",
         f"{RUN}/stepper.py",
-        "sum_of_weights(batch.examples) if is_weighted(batch.examples) else num_targets",
-        "num_targets",
+        "self._total_weight = batch.total_weight",
+        "self._total_weight = batch.num_targets",
         (WEIGHTED_TRAINING,),
     ),
     Mutant(
@@ -906,8 +927,8 @@ ENCODING = (
     Mutant(
         "inspect counts otherwise than training",
         f"{DATA}/inspection/examine.py",
-        "self._counts.foreseen(lengths, how),",
-        "self._counts.foreseen(lengths, None),",
+        "self._counts.foreseen(self._kept_labels, lengths, how),",
+        "self._counts.foreseen(self._kept_labels, lengths, None),",
         ("tests/data/inspection/test_examine.py::test_the_counts_are_those_of_a_training_run",),
     ),
     Mutant(

@@ -14,7 +14,7 @@ from sartor.memory.plan import default_plan
 from sartor.records import EngineSettings, Example
 from sartor.run.evaluate import evaluate
 from sartor.run.loop import OptimizerBatch
-from sartor.run.stepper import EngineStepper, Updater, count_targets, not_finite, rows_by_number
+from sartor.run.stepper import EngineStepper, Updater, not_finite, rows_by_number
 from tests.trainer import tiny
 
 
@@ -63,7 +63,7 @@ def test_targets_are_labels_that_something_predicts(
     labels: list[int], documents: tuple[int, ...], expected: int
 ) -> None:
     example = Example(list(range(len(labels))), labels, documents)
-    assert count_targets(example) == expected
+    assert example.num_targets == expected
     if labels:
         assert make_micro_batch([example], [0]).num_targets == expected
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from sartor.errors import DataError
-from sartor.records import IGNORE_INDEX, Example, MicroBatch
+from sartor.records import Example, MicroBatch
 
 # Distinguishes the documents of one example in their keys; more documents than this in one example cannot occur, since
 # an example has fewer tokens.
@@ -124,7 +125,7 @@ def make_micro_batch(
     """Lay examples end to end; targets are shifted once, within each document.
 
     Args:
-        examples: packed ones bring the lengths of their documents; a token that weighs 0 is no target.
+        examples: packed ones bring the lengths of their documents; which tokens are targets, `Example.is_target` says.
         keys: an integer per example that names it whatever the cut; its index in the data set.
         device: where to put it.
         first_documents: for each example that is a part of a packed block, how many of its documents come before.
@@ -139,7 +140,7 @@ def make_micro_batch(
     document_keys: list[int] = []
     before = first_documents or [0] * len(examples)
     for example, key, first in zip(examples, keys, before, strict=True):
-        documents = example.seq_lengths or (len(example.input_ids),)
+        documents = example.document_lengths
         lengths.extend(documents)
         document_keys.extend(int(key) * _DOCUMENTS_PER_EXAMPLE + first + ordinal for ordinal in range(len(documents)))
     ids_T = torch.cat([torch.as_tensor(example.input_ids, dtype=torch.int64) for example in examples])
@@ -147,11 +148,8 @@ def make_micro_batch(
     lengths_D = torch.tensor(lengths)
     starts_D = lengths_D.cumsum(0) - lengths_D
     positions_T = torch.arange(ids_T.shape[0]) - torch.repeat_interleave(starts_D, lengths_D)
-    is_target_T = labels_T != IGNORE_INDEX
     weights_T = _weights(examples, keys)
-    if weights_T is not None:
-        is_target_T &= weights_T > 0
-    is_target_T[starts_D] = False  # nothing within the document predicts its first token
+    is_target_T = torch.from_numpy(np.concatenate([example.is_target for example in examples]))
     target_rows_N = is_target_T.nonzero().squeeze(1) - 1
     targets_N = labels_T[target_rows_N + 1]
     return MicroBatch(

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sartor.errors import DataError
-from sartor.records import IGNORE_INDEX, DataSummary, Example
+from sartor.records import DataSummary, Example
 
 if TYPE_CHECKING:
     import datasets
@@ -170,8 +170,8 @@ def segments(example: Example, tokenizer: Any) -> list[Segment]:
     """
     special = set(tokenizer.all_special_ids)
     kinds = [
-        (label != IGNORE_INDEX, token in special)
-        for token, label in zip(example.input_ids, example.labels, strict=True)
+        (trained, token in special)
+        for token, trained in zip(example.input_ids, example.is_target.tolist(), strict=True)
     ]
     pieces, start = [], 0
     for end in range(1, len(kinds) + 1):

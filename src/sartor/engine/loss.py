@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from sartor.engine.objectives import NLL, Objective
 from sartor.engine.precision import autocast
 from sartor.records import LossSums
 
@@ -33,13 +34,9 @@ def every_piece(num_rows: int, piece_rows: int) -> Iterable[int]:
 
 @dataclass(frozen=True, slots=True)
 class LossForm:
-    """Which function of the log-probabilities is minimised, and in which pieces it is worked on."""
+    """What is minimised, how the head's product becomes logits, and in which pieces they are worked on."""
 
-    label_smoothing: float = 0.0
-    """epsilon of (1 - epsilon) * nll + epsilon * mean over the vocabulary (Szegedy et al. 2015, equation 8,
-    https://huggingface.co/papers/1512.00567)."""
-    dft: bool = False
-    """Weigh each token's loss by its own probability, held constant (https://huggingface.co/papers/2508.05629)."""
+    objective: Objective = NLL
     logit_scale: float = 1.0
     logit_softcap: float | None = None
     fits_cache: bool = True
@@ -237,7 +234,7 @@ def _rows(logits_CV: torch.Tensor, targets: Targets, form: LossForm, grad_scale:
     log_total_C = total_C.log()
     target_C = z_CV.gather(1, targets_C1).squeeze(1)
     nll_C = log_total_C - target_C
-    loss_C, factor_C = _loss_and_factor(nll_C, log_total_C, z_CV, form)
+    loss_C, factor_C = form.objective.losses(nll_C, log_total_C, z_CV)
     weight_sum = None
     if weights_C is not None:
         weights_C = weights_C.to(loss_C.dtype)
@@ -247,9 +244,7 @@ def _rows(logits_CV: torch.Tensor, targets: Targets, form: LossForm, grad_scale:
     if grad_scale is not None:
         row_scale_C = factor_C * grad_scale
         torch.mul(exp_CV, (row_scale_C / total_C)[:, None], out=z_CV)
-        z_CV.scatter_add_(1, targets_C1, (row_scale_C * (form.label_smoothing - 1.0))[:, None])
-        if form.label_smoothing:
-            z_CV.sub_((form.label_smoothing / z_CV.shape[1]) * row_scale_C[:, None])
+        form.objective.subtract_labels(z_CV, targets_C1, row_scale_C)
         if form.logit_softcap is not None:
             assert slope_CV is not None
             z_CV.mul_(slope_CV)
@@ -274,20 +269,6 @@ def _num_first_choices(
         return is_largest_C.sum()
     candidates = is_largest_C.nonzero().squeeze(1)
     return (z_CV[candidates].argmax(dim=-1) == targets_C[candidates]).sum()
-
-
-def _loss_and_factor(
-    nll_C: torch.Tensor, log_total_C: torch.Tensor, z_CV: torch.Tensor, form: LossForm
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each target's loss, and the constant that its gradient is multiplied by."""
-    loss_C = nll_C
-    if form.label_smoothing:
-        smooth_C = log_total_C - z_CV.mean(dim=-1)
-        loss_C = (1.0 - form.label_smoothing) * nll_C + form.label_smoothing * smooth_C
-    if not form.dft:
-        return loss_C, torch.ones_like(nll_C)
-    probability_C = (-nll_C).exp()
-    return loss_C * probability_C, probability_C
 
 
 def _wide_dtype(dtype: torch.dtype) -> torch.dtype:

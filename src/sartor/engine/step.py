@@ -17,6 +17,7 @@ from torch import nn
 from sartor.engine import attention, compiled, layout, noise
 from sartor.engine.embedding import rows_added_directly
 from sartor.engine.loss import LogitsBuffer, LossForm, linear_cross_entropy, no_sums
+from sartor.engine.objectives import Objective
 from sartor.engine.precision import autocast
 from sartor.engine.recompute import recomputation, recomputed, set_recomputation
 from sartor.engine.rounding import norm_of
@@ -39,8 +40,7 @@ class Engine:
         self.device = next(model.parameters()).device
         self.compute_dtype: torch.dtype = getattr(torch, plan.compute_dtype)
         self.form = LossForm(
-            settings.label_smoothing,
-            settings.loss_type == "dft",
+            Objective.of(settings),
             traits.logit_scale,
             traits.logit_softcap,
             fits_cache=self.device.type == "cpu",

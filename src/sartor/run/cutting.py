@@ -30,7 +30,7 @@ def keyed_micro_batches(
     tokens = tokens or engine.plan.micro_batch_tokens
     padded = engine.plan.layout is Layout.PADDED
     pieces = [piece for parts in map(partial(_pieces, tokens, padded), examples, keys) for piece in parts]
-    lengths = [_documents(piece.example) for piece in pieces]
+    lengths = [piece.example.document_lengths for piece in pieces]
     if padded:  # a packed block's documents become rows of their own
         groups = cut_padded([max(one) for one in lengths], tokens, [len(one) for one in lengths])
     else:
@@ -54,12 +54,7 @@ class _Piece:
 
 
 def _pieces(tokens: int, padded: bool, example: Example, key: int) -> list[_Piece]:
-    lengths = _documents(example)
+    lengths = example.document_lengths
     size = len(lengths) * max(lengths) if padded else sum(lengths)
     parts = split_documents(example) if size > tokens else [example]
     return [_Piece(part, key, number) for number, part in enumerate(parts)]
-
-
-def _documents(example: Example) -> tuple[int, ...]:
-    """Lengths of an example's documents."""
-    return example.seq_lengths or (len(example.input_ids),)

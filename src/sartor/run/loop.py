@@ -34,6 +34,21 @@ class OptimizerBatch:
     rows: tuple[Mapping[str, Any], ...] = ()
     """The examples as the data set gave them, with all their columns, where a user's own collator wants them."""
 
+    @property
+    def num_tokens(self) -> int:
+        """Of all examples."""
+        return sum(len(example.input_ids) for example in self.examples)
+
+    @property
+    def num_targets(self) -> int:
+        """Of all examples."""
+        return sum(example.num_targets for example in self.examples)
+
+    @property
+    def total_weight(self) -> float:
+        """What its targets weigh together: what the sum of their losses is divided by."""
+        return sum(example.total_weight for example in self.examples)
+
     def device_batches(self) -> Iterator[slice]:
         """Where each device batch lies in `examples`, `keys` and `rows`: sizes (2, 1) are slices 0:2 and 2:3."""
         start = 0

@@ -12,14 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from sartor.engine.step import Engine
 from sartor.errors import DataError, NonFiniteError
 from sartor.optim.transaction import planned_update
-from sartor.records import IGNORE_INDEX, Example, LossSums, StepResult
+from sartor.records import LossSums, StepResult
 from sartor.run.cutting import keyed_micro_batches
 from sartor.run.loop import OptimizerBatch
 from sartor.run.recover import Recovery
@@ -47,20 +45,17 @@ class EngineStepper:
             OutOfMemoryError: one document alone does not fit.
         """
         engine, updater = self._engine, self._updater
-        num_targets = sum(count_targets(example) for example in batch.examples)
-        num_tokens = sum(len(example.input_ids) for example in batch.examples)
-        if num_targets == 0:
+        if batch.num_targets == 0:
             raise DataError(
                 f"an optimizer batch has no target at all: {updater.policy.where(batch.keys)}. Nothing in it can be "
                 "trained: drop rows without targets, or make the batch larger."
             )
-        total_weight = sum_of_weights(batch.examples) if is_weighted(batch.examples) else num_targets
         engine.step_number = updater.num_updates
         engine.model.train()
         before = generator_states()
         recovery = updater.recovery
         recovery.step = updater.num_updates + 1
-        attempt = _Attempt(engine, recovery, batch, total_weight, num_tokens, updater.loss_scale, updater.pause)
+        attempt = _Attempt(engine, recovery, batch, updater.loss_scale, updater.pause)
 
         def undo() -> None:
             updater.discard()
@@ -73,7 +68,7 @@ class EngineStepper:
         total = parts[0][1]
         for _, sums in parts[1:]:
             total = total + sums
-        result = StepResult(total, None, num_tokens, len(parts), batch.keys)
+        result = StepResult(total, None, batch.num_tokens, len(parts), batch.keys)
         if not torch.isfinite(total.loss_sum):
             culprits = [key for keys, sums in parts if not torch.isfinite(sums.loss_sum) for key in keys]
             return updater.refuse(result, "the loss", float(total.loss_sum), culprits or batch.keys)
@@ -108,8 +103,6 @@ class _Attempt:
         engine: Engine,
         recovery: Recovery,
         batch: OptimizerBatch,
-        total_weight: float,
-        num_tokens: int,
         loss_scale: float,
         pause: Callable[[], None],
     ) -> None:
@@ -117,8 +110,8 @@ class _Attempt:
         self._pause = pause
         self._recovery = recovery
         self._batch = batch
-        self._total_weight = total_weight
-        self._num_tokens = num_tokens
+        self._total_weight = batch.total_weight
+        self._num_tokens = batch.num_tokens
         self._loss_scale = loss_scale
         self.last_tokens = 0
         """Of the micro-batch that was begun last, its tokens: where the run ended early, the one that did not fit."""
@@ -313,38 +306,6 @@ class Updater:
         if self._steps_on_metrics:
             return float(self._optimizer.param_groups[0]["lr"])
         return float(self._scheduler.get_last_lr()[0])
-
-
-def count_targets(example: Example) -> int:
-    """Trained tokens of an example: labels that are not ignored, but for each document's first."""
-    return int(np.count_nonzero(_is_target(example)))
-
-
-def _is_target(example: Example) -> NDArray[np.bool_]:
-    is_target: NDArray[np.bool_] = np.asarray(example.labels) != IGNORE_INDEX
-    if len(example.weights):
-        is_target &= np.asarray(example.weights) > 0
-    starts = np.cumsum((0, *example.seq_lengths[:-1]))
-    if len(is_target):
-        is_target[starts] = False  # nothing within the document predicts its first token
-    return is_target
-
-
-def is_weighted(examples: Sequence[Example]) -> bool:
-    """Whether any of the examples brings weights."""
-    return any(len(example.weights) for example in examples)
-
-
-def sum_of_weights(examples: Sequence[Example]) -> float:
-    """What the targets of the examples weigh together: what the sum of their losses is divided by."""
-    return float(
-        sum(
-            np.asarray(example.weights, np.float64)[_is_target(example)].sum()
-            if len(example.weights)
-            else count_targets(example)
-            for example in examples
-        )
-    )
 
 
 def not_finite(step: int, what: str, value: float, rows: str) -> NonFiniteError:

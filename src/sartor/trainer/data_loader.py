@@ -15,7 +15,6 @@ from sartor.engine.flops import step_flops
 from sartor.engine.traits import ModelTraits, base_model
 from sartor.errors import DataError
 from sartor.run.loop import OptimizerBatch
-from sartor.run.stepper import count_targets
 from sartor.trainer.examples import Examples, stream_batches
 from sartor.trainer.fingerprints import ExampleDigest
 
@@ -152,8 +151,7 @@ class TrainDataLoader:
         )
 
     def _count(self, batch: OptimizerBatch) -> None:
-        lengths = [length for example in batch.examples for length in example.seq_lengths or (len(example.input_ids),)]
+        lengths = [length for example in batch.examples for length in example.document_lengths]
         self.last_total_flos = 6.0 * self._weights * sum(lengths)
         if self.traits is not None:
-            targets = sum(count_targets(example) for example in batch.examples)
-            self.last_flops = step_flops(self.traits, lengths, targets)
+            self.last_flops = step_flops(self.traits, lengths, batch.num_targets)

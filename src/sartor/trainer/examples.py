@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from sartor.batching import order
 from sartor.data.encoding.ahead import ahead
+from sartor.data.encoding.table import TokenRows
 from sartor.records import IGNORE_INDEX, Example
 from sartor.run.loop import OptimizerBatch
 
@@ -150,13 +151,24 @@ class Examples:
         return order.optimizer_batches(device_batches, accumulation)
 
     def num_targets(self, at_a_time: int = 65_536) -> NDArray[np.int64]:
-        """Labels of each example that are trained, first tokens included; lengths where there are no labels."""
+        """Targets of each example, by labels alone: prepared data has none where a token weighs 0.
+
+        Lengths where there are no labels, or a transform makes them.
+        """
         if self._arrow is None or "labels" not in self._columns:
             return self.lengths
+        names = [name for name in ("labels", "seq_lengths") if name in self._columns]
         found = [np.zeros(0, np.int64)]
         for start in range(0, len(self), at_a_time):
-            column = self._arrow.select_columns(["labels"])[start : start + at_a_time].column("labels")
-            found.append(np.array([np.count_nonzero(labels != IGNORE_INDEX) for labels in _lists(column)], np.int64))
+            part = self._arrow.select_columns(names)[start : start + at_a_time]
+            labels = _lists(part.column("labels"), np.int32)
+            documents: Any = None
+            if "seq_lengths" in names:  # an example that is no packed block has none
+                given = _lists(part.column("seq_lengths"))
+                documents = [one if len(one) else [len(row)] for one, row in zip(given, labels, strict=True)]
+            offsets = np.cumsum([0, *map(len, labels)])
+            flat = np.concatenate(labels)
+            found.append(TokenRows(flat, flat, offsets, documents).targets_per_row)
         return np.concatenate(found)
 
 

@@ -17,7 +17,7 @@ from sartor.engine.noise import add_noise
 from sartor.engine.precision import autocast
 from sartor.engine.step import Engine
 from sartor.engine.traits import base_model
-from sartor.records import IGNORE_INDEX, Example, Layout, LossSums, MicroBatch, StepResult
+from sartor.records import Example, Layout, LossSums, MicroBatch, StepResult
 from sartor.run.loop import OptimizerBatch
 from sartor.run.state import generator_states, restore_generators
 from sartor.run.stepper import Updater
@@ -136,24 +136,6 @@ class PaddedStepper:
             yield
         finally:
             handle.remove()
-
-
-def dft_loss(outputs: Any, labels_BL: torch.Tensor, num_items: torch.Tensor | int | None) -> torch.Tensor:
-    """Dynamic Fine-Tuning's loss from full logits: each target's, weighted by its own probability.
-
-    https://huggingface.co/papers/2508.05629
-
-    Args:
-        outputs: of the model, with `logits` B x L x V.
-        labels_BL: unshifted, -100 where nothing is trained.
-        num_items: targets of the optimizer batch; None: those of this batch.
-    """
-    targets = labels_BL[:, 1:]
-    is_target = targets != IGNORE_INDEX
-    log_probabilities = torch.log_softmax(outputs.logits[:, :-1][is_target].float(), dim=-1)
-    log_N = log_probabilities.gather(1, targets[is_target].unsqueeze(1)).squeeze(1)
-    divisor = is_target.sum() if num_items is None else torch.as_tensor(num_items, device=log_N.device)
-    return -(log_N.exp().detach() * log_N).sum() / divisor.clamp(min=1)
 
 
 def _rows_as_documents(inputs: dict[str, Any], keys: Sequence[int]) -> MicroBatch:

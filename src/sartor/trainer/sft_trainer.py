@@ -15,6 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import PredictionOutput, TrainOutput
 
 from sartor.config import SFTConfig
+from sartor.engine.objectives import Objective
 from sartor.engine.precision import Masters
 from sartor.engine.step import Engine
 from sartor.errors import ConfigurationError, RunFolderError
@@ -31,7 +32,6 @@ from sartor.trainer.data_loader import TrainDataLoader
 from sartor.trainer.examples import default_collator
 from sartor.trainer.metrics_writer import MetricsWriter
 from sartor.trainer.overrides import overrides_loss, refuse_overrides
-from sartor.trainer.padded import dft_loss
 from sartor.trainer.reporting import Callbacks
 from sartor.trainer.sampling import SampleAnswers
 from sartor.trainer.weighted import refuse_with_own_loss
@@ -215,11 +215,12 @@ class SFTTrainer(Trainer):
         """
         inputs = {**inputs, "use_cache": False}
         inputs.pop("seq_lengths", None)
-        if self.settings.engine.loss_type != "dft" or "labels" not in inputs:
+        objective = Objective.of(self.settings.engine)
+        if objective.is_plain or self.compute_loss_func is not None or "labels" not in inputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs.pop("labels")
         outputs = model(**inputs)
-        loss = dft_loss(outputs, labels, num_items_in_batch)
+        loss = objective.mean_loss(outputs["logits"], labels, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
     # --- evaluation --------------------------------------------------------------------------------------------------

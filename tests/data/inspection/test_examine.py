@@ -12,7 +12,7 @@ from sartor.data.inspect import example_of
 from sartor.data.inspection.examine import Examination, Given
 from sartor.data.inspection.record import Severity
 from sartor.data.reading import sources
-from sartor.records import IGNORE_INDEX, DataSettings
+from sartor.records import DataSettings
 from tests.data.conftest import TUTORIAL_TEMPLATE
 from tests.data.inspection.helpers import conversation, found, inspect, places, sentence
 
@@ -173,6 +173,7 @@ def test_evaluation_rows_that_are_trained_on_are_found(tokenizer: Any) -> None:
         {"max_length": 150, "truncation_mode": "keep_end"},
         {"max_length": 512, "packing": True},
         {"max_length": 128, "packing": True, "packing_strategy": "wrapped"},
+        {"max_length": 128, "packing": True, "packing_strategy": "bfd_split", "shuffle_dataset": True},
         {"unroll": True, "assistant_only_loss": True},
     ],
 )
@@ -207,7 +208,7 @@ def test_samples_are_the_rows_that_are_trained_token_by_token(tokenizer: Any) ->
     for sample in inspection.samples:
         example = example_of(prepared.dataset, int(sample.where.split()[-1]))
         assert [token.id for token in sample.tokens] == list(example.input_ids)
-        assert [token.is_target for token in sample.tokens] == [label != IGNORE_INDEX for label in example.labels]
+        assert [token.is_target for token in sample.tokens] == example.is_target.tolist()
     assert inspection.samples[-1].findings == ("near_empty_answer",)
 
 

@@ -46,7 +46,7 @@ def test_every_level_costs_what_cutting_there_costs(
         assert level.num_rows == cost.num_truncated_rows
         assert level.num_tokens == cost.num_truncated_tokens
         assert level.num_targets == cost.num_truncated_targets
-        without = int(np.count_nonzero(rows.targets_per_row == 0))
+        without = int(np.count_nonzero(~rows.has_labels))
         assert level.num_emptied == cost.num_dropped_rows - without
 
 

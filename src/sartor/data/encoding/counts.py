@@ -6,20 +6,26 @@ it keeps true: every row, token and target that is lost is in the summary, and i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sartor.data.encoding.cutting import cut
 from sartor.data.encoding.parts import Part
-from sartor.data.encoding.store import Arrangement, Integers, Written
+from sartor.data.encoding.store import Arrangement, Integers, Written, arranged
 from sartor.data.encoding.table import TokenRows
 from sartor.data.encoding.tokens import Encoder
 from sartor.data.reading.places import Places
 from sartor.data.reading.problems import ProblemLog
 from sartor.data.rows.formats import Reading
 from sartor.errors import DataError
-from sartor.records import DataSettings, DataSummary, Packing
+from sartor.records import IGNORE_INDEX, DataSettings, DataSummary, Packing
+
+Labels = NDArray[Any]
+"""Labels of tokens, or anything else that is -100 where they are."""
 
 LOSSES = ("num_truncated_rows", "num_truncated_tokens", "num_truncated_targets", "num_dropped_rows")
 """Fields of a summary that say what cutting costs."""
@@ -34,9 +40,11 @@ class Counts:
         self.lost = self._none
         self.num_rows = 0
         self.longest_tokens = 0
-        self.has_targets = False
-        self.kept_tokens = 0
-        self.kept_targets = 0
+        self.has_labels = False
+        self.kept = Written()
+        """Of the rows that are left, before they are arranged."""
+        self.kept_labels = 0
+        """Of their tokens, those that are labelled: the targets, and first tokens that nothing predicts."""
         self.source_rows: dict[str, int] = {}
 
     def cut(self, part: Part, settings: DataSettings) -> tuple[TokenRows, Places]:
@@ -47,13 +55,13 @@ class Counts:
         """
         self.num_rows += len(part.rows)
         self.longest_tokens = max(self.longest_tokens, int(part.rows.lengths.max(initial=0)))
-        self.has_targets = self.has_targets or part.rows.num_targets > 0
+        self.has_labels = self.has_labels or bool(part.rows.has_labels.any())
         places = part.places.once_each() if settings.unroll else part.places
         for source, count in places.counts().items():
             self.source_rows[source] = self.source_rows.get(source, 0) + count
         rows, cost, places = cut(part.rows, settings, self._none, part.places)
-        self.kept_tokens += rows.num_tokens
-        self.kept_targets += rows.num_targets
+        self.kept.count(rows)
+        self.kept_labels += int(np.count_nonzero(rows.labels != IGNORE_INDEX))
         sums = {name: getattr(self.lost, name) + getattr(cost, name) for name in LOSSES}
         self.lost = replace(self.lost, **sums)
         return rows, places
@@ -65,11 +73,11 @@ class Counts:
             DataError: nothing is.
         """
         name = self._none.name
-        if not self.has_targets:
+        if not self.has_labels:
             raise DataError(
                 f"{name} data: no token of any of the {self.num_rows:,} rows is trained: all labels are -100."
             )
-        if not self.kept_targets:
+        if not self.kept_labels:
             raise DataError(
                 f"{name} data: with max_length={settings.max_length} and truncation_mode={settings.truncation_mode} "
                 f"nothing that is trained is left of any of the {self.num_rows:,} rows; the longest has "
@@ -109,17 +117,22 @@ class Counts:
             source_rows=dict(self.source_rows),
         )
 
-    def foreseen(self, lengths: Integers, how: Arrangement) -> Written:
+    def foreseen(self, labels: Sequence[Labels], lengths: Integers, how: Arrangement) -> Written:
         """What would be written of the rows that were kept, without writing it.
 
         Args:
-            lengths: tokens of each of them, in order.
+            labels: of the tokens of those rows, in order; they are looked at where rows are packed.
+            lengths: tokens of each row.
+            how: how they would be arranged.
         """
-        if isinstance(how, Packing):
-            ends = np.cumsum(how.pieces_per_block)
-            tokens = np.concatenate([np.zeros(1, np.int64), np.cumsum(how.lengths)])
-            lengths = np.diff(tokens[np.concatenate([np.zeros(1, np.int64), ends])])
-        return Written(len(lengths), self.kept_tokens, self.kept_targets, int(lengths.max(initial=0)))
+        if not isinstance(how, Packing):
+            return self.kept
+        flat = np.concatenate([np.zeros(0, np.int8), *labels])
+        rows = TokenRows(flat, flat, np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]))
+        written = Written()
+        for part in arranged(rows, how):
+            written.count(part)
+        return written
 
 
 def mixing_notes(how: Arrangement) -> tuple[str, ...]:

@@ -30,15 +30,15 @@ def cut(
     the end, the other strategies cut nothing.
     """
     num_left_out = 0
-    if summary.format is not RowFormat.TOKENIZED and not (has_target := rows.targets_per_row > 0).all():
-        num_left_out = int(np.count_nonzero(~has_target))
-        rows, places = rows.take(np.flatnonzero(has_target)), places.take(np.flatnonzero(has_target))
+    if summary.format is not RowFormat.TOKENIZED and not (has_labels := rows.has_labels).all():
+        num_left_out = int(np.count_nonzero(~has_labels))
+        rows, places = rows.take(np.flatnonzero(has_labels)), places.take(np.flatnonzero(has_labels))
     if settings.max_length is None or (settings.packing and settings.packing_strategy != "bfd"):
         return rows, replace(summary, num_dropped_rows=num_left_out), places
     mode = "keep_start" if settings.packing else settings.truncation_mode
     is_cut = rows.lengths > settings.max_length
     short = rows.truncate(settings.max_length, mode) if is_cut.any() else rows
-    keeps_targets = short.targets_per_row > 0
+    keeps_labels = short.has_labels
     summary = replace(
         summary,
         num_truncated_rows=int(np.count_nonzero(is_cut)),
@@ -46,11 +46,11 @@ def cut(
         num_truncated_targets=rows.num_targets - short.num_targets,
         num_dropped_rows=num_left_out,
     )
-    if settings.packing or keeps_targets.all():
+    if settings.packing or keeps_labels.all():
         return short, summary, places
     if settings.no_targets == "error":
-        raise _without_targets(np.flatnonzero(~keeps_targets), settings, summary.name, places)
-    kept = np.flatnonzero(keeps_targets)
+        raise _without_targets(np.flatnonzero(~keeps_labels), settings, summary.name, places)
+    kept = np.flatnonzero(keeps_labels)
     num_dropped = num_left_out + len(short) - len(kept)
     return short.take(kept), replace(summary, num_dropped_rows=num_dropped), places.take(kept)
 

@@ -17,7 +17,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from sartor.data.encoding.table import TokenRows
-from sartor.records import IGNORE_INDEX, DataSettings, Packing
+from sartor.records import DataSettings, Packing
 
 if TYPE_CHECKING:
     import datasets
@@ -181,6 +181,13 @@ class Written:
     fingerprint: str = ""
     """Of its content alone."""
 
+    def count(self, examples: TokenRows) -> None:
+        """Count more examples."""
+        self.num_examples += len(examples)
+        self.num_tokens += examples.num_tokens
+        self.num_targets += examples.num_targets
+        self.longest_tokens = max(self.longest_tokens, int(examples.lengths.max(initial=0)))
+
 
 def write_table(rows: TokenRows, how: Arrangement, write: Callable[[pyarrow.RecordBatch], None]) -> Written:
     """Write the arranged rows batch by batch, and count them."""
@@ -188,15 +195,11 @@ def write_table(rows: TokenRows, how: Arrangement, write: Callable[[pyarrow.Reco
     digests = [xxhash.xxh3_128() for _ in range(5)]
     for part in arranged(rows, how):
         write(part.record_batch())
-        lengths = part.lengths
-        written.num_examples += len(part)
-        written.num_tokens += part.num_tokens
-        written.num_targets += int(np.count_nonzero(part.labels != IGNORE_INDEX))
-        written.longest_tokens = max(written.longest_tokens, int(lengths.max(initial=0)))
+        written.count(part)
         documents = [] if part.documents is None else [(len(row), *row) for row in part.documents]
         flat = np.array([value for row in documents for value in row], np.int32)
         weights = np.zeros(0, np.float32) if part.weights is None else part.weights
-        for digest, values in zip(digests, (part.input_ids, part.labels, lengths, flat, weights), strict=True):
+        for digest, values in zip(digests, (part.input_ids, part.labels, part.lengths, flat, weights), strict=True):
             digest.update(np.ascontiguousarray(values).data)
     written.fingerprint = xxhash.xxh3_64_hexdigest("".join(digest.hexdigest() for digest in digests).encode())
     return written

@@ -128,18 +128,11 @@ class _Reader:
         counts = self._counts if is_new else Counts(self._name, self._reading)
         examples, kept = counts.cut(Part(encoded, Places.of_texts(places)), self._settings)
         if is_new and not self._settings.packing:
-            self.count(examples)
+            self.written.count(examples)
         if indices[0] == 0:
             self.places.restart()
         self.places.append(kept)
         return examples.to_lists(with_weights=self._with_weights)
-
-    def count(self, examples: TokenRows) -> None:
-        """Count examples as they are given out."""
-        self.written.num_examples += len(examples)
-        self.written.num_tokens += examples.num_tokens
-        self.written.num_targets += examples.num_targets
-        self.written.longest_tokens = max(self.written.longest_tokens, int(examples.lengths.max(initial=0)))
 
     def summary(self, notes: tuple[str, ...]) -> DataSummary:
         """What was read by now."""
@@ -167,7 +160,7 @@ class _Packer:
         blocks = rows.packed(packing)
         if indices[-1] >= self._num_rows:
             self._num_rows = indices[-1] + 1
-            self._reader.count(blocks)
+            self._reader.written.count(blocks)
         if indices[0] == 0:
             self.places.restart()
         if not self._settings.shuffle_dataset:

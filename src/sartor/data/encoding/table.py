@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sartor.records import IGNORE_INDEX, Packing
+from sartor.records import IGNORE_INDEX, Packing, target_flags
 
 if TYPE_CHECKING:
     import datasets
@@ -116,9 +116,17 @@ class TokenRows:
         return len(self.input_ids)
 
     @property
+    def is_target(self) -> NDArray[np.bool_]:
+        """Which tokens are targets, in all rows."""
+        lengths: Any = self.lengths
+        if self.documents is not None:
+            lengths = list(chain.from_iterable(self.documents))
+        return target_flags(self.labels, lengths, self.weights)
+
+    @property
     def num_targets(self) -> int:
-        """Labelled tokens of all rows."""
-        return int(np.count_nonzero(self.labels != IGNORE_INDEX))
+        """Targets of all rows: what the losses of one epoch sum over."""
+        return int(np.count_nonzero(self.is_target))
 
     def count(self, is_counted: NDArray[np.bool_]) -> Integers:
         """For each row, how many of its tokens are counted, given one flag for each token of all rows."""
@@ -127,8 +135,13 @@ class TokenRows:
 
     @property
     def targets_per_row(self) -> Integers:
-        """Labelled tokens of each row."""
-        return self.count(self.labels != IGNORE_INDEX)
+        """Targets of each row."""
+        return self.count(self.is_target)
+
+    @property
+    def has_labels(self) -> NDArray[np.bool_]:
+        """Which rows have a labelled token, be it their first: what trl keeps rows by."""
+        return self.count(self.labels != IGNORE_INDEX) > 0
 
     def pieces(self, rows: Integers, starts: Integers, lengths: Integers) -> TokenRows:
         """New rows: piece i is `lengths[i]` tokens of row `rows[i]` from its token `starts[i]` on."""

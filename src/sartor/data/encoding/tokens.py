@@ -250,7 +250,7 @@ class Encoder:
         for number in np.flatnonzero(encoded.lengths == 0).tolist():
             problems.add("no tokens", rows[number].where, "the row is tokenized to nothing.", rows[number].body)
         is_left_out = np.array([row.weight == 0 for row in rows], np.bool_)
-        for number in np.flatnonzero((encoded.targets_per_row == 0) & (encoded.lengths > 0) & ~is_left_out).tolist():
+        for number in np.flatnonzero(~encoded.has_labels & (encoded.lengths > 0) & ~is_left_out).tolist():
             problems.add("nothing trained", rows[number].where, self._why_nothing(rows[number]), rows[number].body)
         self._audit.check_tokens(encoded, [row.where for row in rows], self.tally)
 

@@ -38,7 +38,7 @@ from sartor.data.inspection.written import WrittenChecks
 from sartor.data.reading.places import Places
 from sartor.data.reading.problems import ProblemLog, excerpt
 from sartor.data.rows.detection import FormattingFunction
-from sartor.records import DataSettings, DataSummary
+from sartor.records import IGNORE_INDEX, DataSettings, DataSummary
 
 if TYPE_CHECKING:
     import datasets
@@ -99,6 +99,7 @@ class Examination:
         self._tally = LengthTally(given.settings.max_length, self._mode, given.context)
         self._counts = Counts(name, self._reader.reading)
         self._kept_lengths: list[Any] = []
+        self._kept_labels: list[Any] = []
         self._emptied: list[int] = []
         self._search = DuplicateSearch()
         self._asked = DuplicateSearch(max_rows=0)
@@ -194,13 +195,15 @@ class Examination:
         settings = self._given.settings
         if settings.max_length is not None and not settings.packing:
             longer = np.flatnonzero(encoded.lengths > settings.max_length)
-            left = encoded.take(longer).truncate(settings.max_length, self._mode).targets_per_row
-            is_emptied = (left == 0) & (encoded.targets_per_row[longer] > 0)
+            left = encoded.take(longer).truncate(settings.max_length, self._mode)
+            is_emptied = ~left.has_labels & encoded.has_labels[longer]
             self._emptied.extend((len(self._example_places) + longer[is_emptied]).tolist())
         self._example_places.extend(places)
         dropping = replace(settings, no_targets="drop")  # where it is an error, that is a finding, and not the end
         kept, _ = self._counts.cut(Part(encoded, Places.of_texts(places)), dropping)
         self._kept_lengths.append(kept.lengths)
+        if settings.packing:  # then what is a target depends on where blocks begin
+            self._kept_labels.append(np.where(kept.labels == IGNORE_INDEX, np.int8(IGNORE_INDEX), np.int8(0)))
 
     def _summary(self) -> DataSummary:
         """The counts that open a training run with the same options, by the same code."""
@@ -212,7 +215,7 @@ class Examination:
             reader.encoder,
             left_out,
             how,
-            self._counts.foreseen(lengths, how),
+            self._counts.foreseen(self._kept_labels, lengths, how),
             num_rows=reader.num_rows,
             notes=(*self._notes, *self._unusable()),
         )
@@ -235,14 +238,14 @@ class Examination:
                 f"Columns that are not used: {', '.join(unused)}.",
                 "Fine, unless one of them should be trained: --map makes messages of any columns.",
             )
-        if self._example_places and not summary.num_targets:
+        if self._example_places and not self._counts.kept_labels:
             self._ledger.say(
                 "nothing_trained",
                 Severity.ERROR,
                 "No token of any row is trained.",
                 "Look at the rows above, at max_length and at the options of the loss.",
             )
-        elif 0 < summary.num_targets == summary.num_tokens and self._reader.reading.is_conversational:
+        elif 0 < self._counts.kept_labels == self._counts.kept.num_tokens and self._reader.reading.is_conversational:
             self._ledger.say(
                 "everything_trained",
                 Severity.NOTE,

@@ -44,18 +44,18 @@ class LengthTally:
         """Count these rows, which nothing is cut of yet."""
         if not len(encoded):
             return
-        lengths, targets = encoded.lengths, encoded.targets_per_row
+        lengths, targets, has_labels = encoded.lengths, encoded.targets_per_row, encoded.has_labels
         self._tokens.append(lengths)
         self._targets.append(targets)
         for number, level in enumerate(self._levels):
             longer = np.flatnonzero(lengths > level)
             if len(longer):
-                kept = encoded.take(longer).truncate(level, self._mode).targets_per_row
+                kept = encoded.take(longer).truncate(level, self._mode)
                 self._lost[number] += (
                     len(longer),
                     int(lengths[longer].sum()) - level * len(longer),
-                    int(targets[longer].sum() - kept.sum()),
-                    int(np.count_nonzero((kept == 0) & (targets[longer] > 0))),
+                    int(targets[longer].sum()) - kept.num_targets,
+                    int(np.count_nonzero(~kept.has_labels & has_labels[longer])),
                 )
 
     def result(self) -> Lengths:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sartor.data.inspection.record import Sample, Token
-from sartor.records import IGNORE_INDEX
+from sartor.records import target_flags
 
 SHOWN_TOKENS = 3_000
 """Tokens of one sample that are kept: a page of long documents must still open."""
@@ -28,12 +28,12 @@ def sample_of(
     kept = number if max_length is None else min(number, max_length)
     first, last = (number - kept, number) if mode == "keep_end" else (0, kept)
     texts = token_texts(input_ids[:at_most], tokenizer)
+    is_target = target_flags(labels, [number]).tolist()
     tokens = tuple(
-        Token(int(token), text, label != IGNORE_INDEX, token in special, not first <= place < last)
-        for place, (token, label, text) in enumerate(zip(input_ids, labels, texts, strict=False))
+        Token(int(token), text, trained, token in special, not first <= place < last)
+        for place, (token, trained, text) in enumerate(zip(input_ids, is_target, texts, strict=False))
     )
-    num_targets = sum(label != IGNORE_INDEX for label in labels)
-    return Sample(where, tokens, number, num_targets)
+    return Sample(where, tokens, number, sum(is_target))
 
 
 def token_texts(ids: Sequence[int], tokenizer: Any) -> list[str]:

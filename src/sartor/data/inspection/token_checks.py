@@ -36,7 +36,7 @@ class TokenChecks:
                 where=places[number],
                 shown="",
             )
-        for number in np.flatnonzero(encoded.targets_per_row == 0).tolist():
+        for number in np.flatnonzero(~encoded.has_labels).tolist():
             self._ledger.see(
                 "untrained_rows",
                 Severity.WARNING,

@@ -29,7 +29,7 @@ from sartor.data.reading.places import Places
 from sartor.data.reading.tables import ROWS_PER_CHUNK, WHERE_COLUMN
 from sartor.data.rows.detection import recognise
 from sartor.errors import ConfigurationError, DataError, HubError, SartorError
-from sartor.records import DataSettings, DataSummary, PreparedData, RowFormat
+from sartor.records import DataSettings, DataSummary, PreparedData, RowFormat, target_flags
 
 if TYPE_CHECKING:
     import datasets
@@ -328,14 +328,20 @@ def _joined(name: str, summaries: Sequence[DataSummary], notes: tuple[str, ...])
 
 def _counted(summary: DataSummary, mixed: datasets.Dataset, places: Places) -> DataSummary:
     """The summary with counts of the examples that the mixture has."""
-    parts, num_targets = [np.zeros(0, np.int64)], 0
-    for batch in mixed.select_columns(["input_ids", "labels"]).with_format("arrow").iter(10_000):
-        import pyarrow.compute
+    import pyarrow.compute as compute
 
-        of_batch = pyarrow.compute.list_value_length(batch.column("input_ids"))
-        parts.append(np.asarray(of_batch).astype(np.int64))
-        labels: NDArray[np.int64] = np.asarray(pyarrow.compute.list_flatten(batch.column("labels")))
-        num_targets += int(np.count_nonzero(labels != -100))
+    parts, num_targets = [np.zeros(0, np.int64)], 0
+    has_documents = "seq_lengths" in mixed.column_names
+    columns = ["input_ids", "labels", *(["seq_lengths"] if has_documents else [])]
+    for batch in mixed.select_columns(columns).with_format("arrow").iter(10_000):
+        lengths = np.asarray(compute.list_value_length(batch.column("input_ids"))).astype(np.int64)
+        parts.append(lengths)
+        documents = lengths
+        if has_documents:  # a row that is no packed block has none
+            given = batch.column("seq_lengths").to_pylist()
+            documents = np.concatenate([row or [length] for row, length in zip(given, lengths, strict=True)])
+        labels = np.asarray(compute.list_flatten(batch.column("labels")))
+        num_targets += int(np.count_nonzero(target_flags(labels, documents)))
     lengths = np.concatenate(parts)
     return replace(
         summary,

@@ -140,7 +140,7 @@ def rows_without_end(encoded: TokenRows, ends: Sequence[int]) -> list[int]:
     if not ends:
         return []
     num_ends = encoded.count(np.isin(encoded.labels, ends))
-    found: list[int] = np.flatnonzero((num_ends == 0) & (encoded.targets_per_row > 0)).tolist()
+    found: list[int] = np.flatnonzero((num_ends == 0) & encoded.has_labels).tolist()
     return found
 
 
