@@ -64,8 +64,8 @@ class Engine:
             ModelError: the plan recomputes activations, and the architecture cannot.
         """
         inner = base_model(self.model)
-        attention.register(between_programs=self.plan.compile_backend is not None)
         with ExitStack() as undo:
+            undo.enter_context(attention.registered(between_programs=self.plan.compile_backend is not None))
             self._compiled = compiled.compiled_calls(inner, self.plan)
             undo.callback(self._give_back_programs)
             undo.enter_context(recomputation(inner, self.plan))
@@ -83,7 +83,6 @@ class Engine:
 
     def _give_back_programs(self) -> None:
         self._compiled = ()
-        attention.register()
 
     @property
     def can_recompute(self) -> bool:
