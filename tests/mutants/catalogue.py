@@ -33,8 +33,7 @@ WEIGHTING = (
     Mutant(
         "mean of means",
         f"{RUN}/stepper.py",
-        "micro, batch_targets=self._total_weight,",
-        "micro,\n"
+        "                batch_targets=self._total_weight,",
         "                batch_targets=micro.num_targets\n"
         "                * sum(1 for _ in keyed_micro_batches(self._engine, self._batch.examples, self._batch.keys)),",
         (plain_loop("cut"),),
@@ -1098,6 +1097,27 @@ RECOVERY = (
         "needed > room.usable_bytes",
         "False",
         ("tests/memory/test_guard.py::test_what_certainly_does_not_fit_is_not_tried",),
+    ),
+    Mutant(
+        "answers of steps that are done again are kept",
+        f"{TRAINER}/sampling.py",
+        "    if path.exists() and path.stat().st_size > num_bytes:",
+        "    if False:",
+        ("tests/run/test_evaluate.py::test_a_resumed_run_goes_on_with_its_table_also_in_another_folder",),
+    ),
+    Mutant(
+        "the attention stays registered after a run",
+        f"{ENGINE}/attention.py",
+        "        interface._global_mapping.pop(NAME, None)",
+        "        pass",
+        ("tests/engine/test_attention.py::test_transformers_knows_it_within_the_block_alone",),
+    ),
+    Mutant(
+        "rows that a transform makes are taken for those that were prepared",
+        f"{TRAINER}/preparation.py",
+        'if getattr(dataset, "format", {}).get("type") == "custom":',
+        "if False:",
+        ("tests/trainer/test_fingerprints.py::test_a_transform_that_is_set_later_is_seen",),
     ),
     Mutant(
         "answers not foreseen",
