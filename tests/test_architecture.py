@@ -5,10 +5,14 @@ Which room may import which is held by import-linter (pyproject.toml), which `ma
 
 import ast
 import importlib
-from collections.abc import Iterator
+import inspect
+import re
+import textwrap
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+import transformers
 
 SOURCE = Path(__file__).parents[1] / "src" / "sartor"
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 600, 80
@@ -23,6 +27,9 @@ ASKS_MODELS: dict[str, str] = {
     "for card and folder",
 }
 """Where `getattr` and `hasattr` look at a model or its configuration, and why."""
+
+DOCUMENTED = {"_exit"}
+"""Of names that begin with an underscore, those that their library documents for everybody: `os._exit`."""
 
 _MODELS = {"model", "inner", "config", "decoder", "decoder_module", "head", "base", "module"}
 _PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
@@ -144,3 +151,124 @@ def _is_model(node: ast.expr) -> bool:
 
 def test_there_is_no_module_for_this_and_that() -> None:
     assert not [name_of(file) for file in _FILES if file.stem in {"utils", "util", "helpers", "misc", "common"}]
+
+
+# --- private functions of libraries ----------------------------------------------------------------------------------
+
+
+def private_parts(names: Iterable[str]) -> set[str]:
+    return {name for name in names if name.startswith("_") and not name.startswith("__")}
+
+
+def defined_names(tree: ast.Module) -> set[str]:
+    """Everything private that a module defines: functions, classes, fields, variables, attributes of `self`."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.arg):
+            names.add(node.arg)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and root_of(node) in ("self", "cls"):
+            names.add(node.attr)
+    return private_parts(names)
+
+
+def imported_from_libraries(tree: ast.Module) -> set[str]:
+    """The names that a module's imports bind to something that is not ours."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.asname or alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not (node.module or "").startswith("sartor"):
+            names |= {alias.asname or alias.name for alias in node.names}
+    return names - {"sartor"}
+
+
+def imported_parts(node: ast.AST) -> list[str]:
+    """The parts of what an import of somebody else's names: torch, _dynamo, list_backends."""
+    if isinstance(node, ast.Import):
+        return [part for alias in node.names for part in alias.name.split(".")]
+    if isinstance(node, ast.ImportFrom) and not (node.module or "").startswith("sartor"):
+        return [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+    return []
+
+
+def asked_name(node: ast.AST) -> tuple[str, ast.expr] | None:
+    """The attribute that an expression asks for, and of what: `x._y`, `getattr(x, "_y")`."""
+    if isinstance(node, ast.Attribute):
+        return node.attr, node.value
+    is_probe = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and len(node.args) > 1
+    if is_probe and node.func.id in {"getattr", "hasattr", "setattr"} and isinstance(node.args[1], ast.Constant):
+        return str(node.args[1].value), node.args[0]
+    return None
+
+
+def root_of(node: ast.expr) -> str:
+    while isinstance(node, ast.Attribute):
+        node = node.value
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def privates_of_trainer() -> set[str]:
+    """Private methods and attributes of transformers' Trainer and TrainingArguments, which ours inherit."""
+    names = set()
+    for kind in (transformers.Trainer, transformers.TrainingArguments):
+        for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(kind)))):
+            if isinstance(node, ast.FunctionDef):
+                names.add(node.name)
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and root_of(node) == "self":
+                names.add(node.attr)
+    return private_parts(names)
+
+
+def overridden_privates() -> dict[str, str]:
+    """Private names that a class of ours defines, and one that it inherits from, which is not ours, too."""
+    found = {}
+    for file in _FILES:
+        for node in tree_of(file).body:
+            if not isinstance(node, ast.ClassDef) or not node.bases:
+                continue
+            names = private_parts(part.name for part in node.body if isinstance(part, ast.FunctionDef))
+            if names:
+                module = ".".join(["sartor", *file.relative_to(SOURCE).with_suffix("").parts])
+                kind = getattr(importlib.import_module(module.removesuffix(".__init__")), node.name)
+                bases = [base for base in kind.__mro__ if not base.__module__.startswith("sartor")]
+                found |= {
+                    name: f"{name_of(file)}:{node.name}" for name in names if any(name in vars(base) for base in bases)
+                }
+    return found
+
+
+def used_privates() -> dict[str, str]:
+    """Each private name of a library's that the source uses, and a place where it does."""
+    trees = {name_of(file): tree_of(file) for file in _FILES}
+    own = {place: defined_names(tree) for place, tree in trees.items()}
+    ours, trainers = set().union(*own.values()), privates_of_trainer()
+    found = overridden_privates()
+    for place, tree in trees.items():
+        libraries = imported_from_libraries(tree)
+        for node in ast.walk(tree):
+            names = set(imported_parts(node))
+            if (asked := asked_name(node)) is not None:
+                name, owner = asked
+                is_of_this_class = ast.unparse(owner) in ("self", "cls") and name in own[place]
+                is_trainers = name in trainers and not is_of_this_class
+                if name not in ours or is_trainers or root_of(owner) in libraries:
+                    names.add(name)
+            found |= {name: f"{place}:{getattr(node, 'lineno', 0)}" for name in private_parts(names)}
+    return {name: place for name, place in found.items() if name not in DOCUMENTED}
+
+
+def test_every_private_name_of_a_library_that_is_used_stands_in_the_list() -> None:
+    page = (SOURCE.parents[1] / "docs" / "README.md").read_text(encoding="utf-8")
+    section = page.split("## Private functions of libraries that are used")[1].split("\n## ")[0]
+    first_cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("|")]
+    listed = private_parts(
+        part for cell in first_cells for code in re.findall(r"`([^`]+)`", cell) for part in code.split(".")
+    )
+    used = used_privates()
+    missing = {name: place for name, place in used.items() if name not in listed}
+    assert not missing, "name each in docs/README.md, with the reason, or do without it"
+    assert not listed - used.keys(), "these are used no more: take them out of docs/README.md"

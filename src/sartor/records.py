@@ -207,6 +207,8 @@ class PreparedData:
     `RecentPlaces`; None where nothing is known, as of a stream that is shuffled."""
     counted: Callable[[], DataSummary] | None = None
     """Of a stream: its summary with the counts of what was read by now; None where `summary` has them all."""
+    digest: str | None = None
+    """Of the examples' content; None where nobody has taken it, as of a stream."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,10 +92,13 @@ def test_variables_that_torch_reads_when_loaded_are_set_before_a_command_unless_
 ) -> None:
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
-    monkeypatch.setattr("sartor.cli.env.run", lambda argv: 0)
+    seen: list[dict[str, str]] = []
+    monkeypatch.setattr("sartor.cli.env.run", lambda argv: seen.append(dict(os.environ)) or 0)
+    before = dict(os.environ)
     assert entry.main(["env"]) == 0
-    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
-    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
+    assert seen[0]["OMP_WAIT_POLICY"] == "ACTIVE"
+    assert seen[0]["THP_MEM_ALLOC_ENABLE"] == "1"
+    assert dict(os.environ) == before
 
 
 def test_the_package_runs_as_the_script_does(tmp_path: Path) -> None:

@@ -195,6 +195,25 @@ def test_a_damaged_entry_is_said_and_made_again(ready: Any, name: str, damage: s
     assert is_from_cache(ready())
 
 
+def test_files_of_a_new_entry_are_hashed_once_and_those_that_are_found_are_verified(
+    ready: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[str] = []
+    usual = cache.digest_of_file
+
+    def counted(path: Path) -> str:
+        hashed.append(path.name)
+        return usual(path)
+
+    monkeypatch.setattr(cache, "digest_of_file", counted)
+    made = ready()
+    assert sorted(hashed) == sorted([cache.DATA, cache.PLACES])
+    hashed.clear()
+    assert is_from_cache(found := ready())
+    assert sorted(hashed) == sorted([cache.DATA, cache.PLACES])
+    assert found[0].digest == made[0].digest is not None
+
+
 def test_what_a_killed_process_left_is_no_entry(ready: Any, tmp_path: Path) -> None:
     key = entry_of(ready()).name
     entry = tmp_path / "cache" / key

@@ -66,7 +66,7 @@ def micro_batches(examples: Sequence[Example], size: int) -> list[MicroBatch]:
 
 
 def accumulate(
-    run: Engine, examples: Sequence[Example], size: int, *, loss_scale: float = 1.0
+    run: Engine, examples: Sequence[Example], size: int, *, loss_scale: float = 1.0, step: int = 0
 ) -> tuple[LossSums, dict[str, torch.Tensor]]:
     """Sums and gradients of one optimizer batch, cut into micro-batches of `size` documents; `.grad` is fresh."""
     run.model.zero_grad(set_to_none=True)
@@ -76,7 +76,8 @@ def accumulate(
     parts = []
     with run.running():
         for micro in cut:
-            parts.append(run.backward(micro, batch_targets=targets, batch_tokens=tokens, loss_scale=loss_scale))
+            sums = run.backward(micro, batch_targets=targets, batch_tokens=tokens, loss_scale=loss_scale, step=step)
+            parts.append(sums)
     total = parts[0]
     for part in parts[1:]:
         total = total + part

@@ -112,10 +112,15 @@ def test_lengths_that_do_not_add_up_are_an_error() -> None:
         documents_attention(nn.Identity(), query, query, query, None, document_lengths=DocumentLengths((2, 2)))
 
 
-def test_registering_twice_is_safe() -> None:
+def test_transformers_knows_it_within_the_block_alone() -> None:
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    attention.register()
-    attention.register()
-
-    assert ALL_ATTENTION_FUNCTIONS[attention.NAME] is documents_attention
+    with attention.registered(between_programs=True):
+        outer = ALL_ATTENTION_FUNCTIONS[attention.NAME]
+        with attention.registered():
+            assert ALL_ATTENTION_FUNCTIONS[attention.NAME] is documents_attention
+        assert ALL_ATTENTION_FUNCTIONS[attention.NAME] is outer is not documents_attention
+        assert attention.NAME in ALL_MASK_ATTENTION_FUNCTIONS
+    assert attention.NAME not in ALL_ATTENTION_FUNCTIONS
+    assert attention.NAME not in ALL_MASK_ATTENTION_FUNCTIONS

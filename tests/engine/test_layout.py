@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -70,15 +69,12 @@ def test_probe_tells_leaks_and_wrong_results_from_right_ones(name: str, kind: La
 
 
 @pytest.fixture
-def leaking_attention(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def leaking_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     def leak(module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: Any = None, **kwargs: Any) -> Any:
         out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
         return out.transpose(1, 2), None
 
     monkeypatch.setattr(attention, "documents_attention", leak)
-    yield
-    monkeypatch.undo()
-    attention.register()
 
 
 @pytest.mark.usefixtures("leaking_attention")

@@ -1,6 +1,7 @@
 """Freed memory stays with the process while training lasts, and goes back at its end."""
 
 import gc
+import os
 import platform
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from tests.trainer import tiny
 MIB = 1 << 20
 
 
-def in_a_fresh_process(what: str) -> None:
+def in_a_fresh_process(what: str, **variables: str) -> None:
     """Run a function of this module where no test has left holes in the heap, which a block would be put into."""
     done = subprocess.run(
         [sys.executable, "-c", f"from tests.memory import test_allocator; test_allocator.{what}()"],
@@ -26,6 +27,7 @@ def in_a_fresh_process(what: str) -> None:
         capture_output=True,
         text=True,
         check=False,
+        env={**os.environ, **variables},
     )
     assert done.returncode == 0, done.stderr
 
@@ -52,6 +54,14 @@ def keep_and_give_back() -> None:
     assert resident() - before < 30 * MIB
 
 
+def keep_as_the_user_wants() -> None:
+    before = resident()
+    with retaining():
+        pass
+    allocate_and_free(128)
+    assert resident() - before > 100 * MIB
+
+
 def keep_nothing() -> None:
     before = resident()
     with retaining(wanted=False) as arranged:
@@ -63,6 +73,18 @@ def keep_nothing() -> None:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told what to keep")
 def test_freed_memory_is_kept_within_the_block_and_given_back_after_it() -> None:
     in_a_fresh_process("keep_and_give_back")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told what to keep")
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "1073741824"},
+        {"GLIBC_TUNABLES": "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=0x40000000"},
+    ],
+)
+def test_what_the_process_was_started_with_holds_again_after_the_block(variables: dict[str, str]) -> None:
+    in_a_fresh_process("keep_as_the_user_wants", **variables)
 
 
 def test_where_it_is_not_wanted_nothing_happens() -> None:

@@ -3,6 +3,9 @@
 import json
 import logging
 import math
+import resource
+import signal
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -300,7 +303,7 @@ def test_a_resumed_run_goes_on_with_its_table_also_in_another_folder(tmp_path: P
         assert [(folder / name).read_text() for name in ("samples.jsonl", "samples.md")] == expected
 
 
-@pytest.mark.parametrize("content", ['{"step": 0, "prom', "[1]\n", '{"step": 1}\n'])
+@pytest.mark.parametrize("content", ['{"step": 0, "prom\n', "[1]\n", '{"step": 1}\n'])
 def test_a_table_that_cannot_be_read_does_not_end_a_resumed_run(content: str, tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         asking(tmp_path, callbacks=[_StopsAt(5)]).train()
@@ -311,6 +314,82 @@ def test_a_table_that_cannot_be_read_does_not_end_a_resumed_run(content: str, tm
     trainer.train(resume_from_checkpoint=True)
     assert any("without its earlier sample answers" in line for line in told)
     assert [step for step, _ in answered(trainer)] == [6, 6, 7, 7]
+
+
+class _Watches(TrainerCallback):
+    """Keeps the content of samples.jsonl, and which file it is, after every step."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "samples.jsonl"
+        self.seen: list[tuple[int, bytes]] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        self.seen.append((self.path.stat().st_ino, self.path.read_bytes()))
+
+
+def test_answers_are_appended_to_the_file_that_is_there(tmp_path: Path) -> None:
+    watches = _Watches(tmp_path)
+    asking(tmp_path, callbacks=[watches]).train()
+    assert len({file for file, _ in watches.seen}) == 1
+    contents = [content for _, content in watches.seen]
+    assert all(after.startswith(before) for before, after in pairwise(contents))
+    assert contents[-1] != contents[0]
+    assert (tmp_path / "samples.jsonl").stat().st_ino == watches.seen[0][0]
+
+
+@pytest.mark.parametrize("left", ["half a line", "one answer of two"])
+def test_what_a_crash_left_of_the_last_answers_is_asked_anew(left: str, tmp_path: Path) -> None:
+    """Of step 7, the last one: they were being written when the program was killed."""
+    asking(tmp_path).train()
+    path = tmp_path / "samples.jsonl"
+    expected = path.read_text()
+    *earlier, one, other = expected.splitlines(keepends=True)
+    assert '"step": 7' in one
+    path.write_text("".join([*earlier, one, other[:9] if left == "half a line" else ""]))
+    asking(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-7"))
+    assert path.read_text() == expected
+
+
+def test_a_link_in_place_of_the_table_is_not_followed(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        asking(tmp_path / "run", callbacks=[_StopsAt(5)]).train()
+    path, elsewhere = tmp_path / "run" / "samples.jsonl", tmp_path / "elsewhere.jsonl"
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+    content = elsewhere.read_bytes()
+    asking(tmp_path / "run").train(resume_from_checkpoint=True)
+    assert elsewhere.read_bytes() == content
+    assert not path.is_symlink()
+
+
+def test_answers_for_which_the_disk_had_no_room_are_written_with_the_next_ones(tmp_path: Path) -> None:
+    """The file takes no more bytes for the step in the middle; before and after, all lines in it are whole."""
+    options = {"sample_steps": 3, "max_steps": 7, "save_strategy": "no", "logging_strategy": "no"}
+    asks = {"sample_prompts": PROMPTS, "sample_max_new_tokens": 3}
+    whole = tmp_path / "whole"
+    tiny.trainer(whole, **asks, **options).train()
+    path = tmp_path / "run" / "samples.jsonl"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    class Full(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            if state.global_step == 2:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20, limits[1]))
+
+            else:
+                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    told: list[str] = []
+    trainer = tiny.trainer(tmp_path / "run", callbacks=[Full()], **asks, **options)
+    trainer.say = told.append
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        trainer.train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert any("sample answers could not be written" in line and str(path) in line for line in told)
+    assert path.read_bytes() == (whole / "samples.jsonl").read_bytes()
 
 
 def test_a_question_that_never_fits_leaves_a_hole_and_the_run_goes_on(
@@ -332,5 +411,5 @@ def test_sample_prompts_must_be_texts(tmp_path: Path) -> None:
 
 def test_answers_come_back_whatever_is_in_them(tmp_path: Path) -> None:
     samples = [sampling.Sample(0, "why?", "a\u2028b\x85c\nd | e"), sampling.Sample(1, "why?", "")]
-    sampling.write(tmp_path, samples)
-    assert sampling.read(tmp_path) == samples
+    sampling.append(tmp_path, samples)
+    assert sampling.keep(tmp_path, 1) == samples

@@ -189,7 +189,7 @@ def recovery_of(engine: Engine, **options: Any) -> tuple[Recovery, list[str]]:
     heard: list[str] = []
     recovery = Recovery(engine, tell=lambda incident, plan: heard.append(incident.remedy), **options)
     recovery._tried_again_at = 0  # nothing is tried_again in these tests
-    recovery.step = 1
+    recovery.steps.begin()
     return recovery, heard
 
 
@@ -251,11 +251,11 @@ def test_a_packed_block_is_cut_into_its_documents() -> None:
 def test_one_failure_in_a_hundred_steps_is_forgiven() -> None:
     engine = engine_of(tiny.make_model())
     recovery = Recovery(engine)
-    recovery.step = 7
+    recovery.steps.done = 7
     assert recovery.try_again() is not None
-    recovery.step = 6 + AGAIN_EVERY
+    recovery.steps.done = 6 + AGAIN_EVERY
     assert recovery.try_again() is None
-    recovery.step = 7 + AGAIN_EVERY
+    recovery.steps.done = 7 + AGAIN_EVERY
     assert recovery.try_again() is not None
 
 

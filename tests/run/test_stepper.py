@@ -104,7 +104,7 @@ def test_a_step_clips_updates_schedules_and_clears() -> None:
     assert updater._optimizer.param_groups[0]["lr"] == 0.25
     assert all(parameter.grad is None for parameter in engine.model.parameters())
     assert any((before[name] != p).any() for name, p in engine.model.named_parameters())
-    assert updater.num_updates == 1
+    assert updater.steps.done == 1
 
 
 def test_a_float16_step_that_overflows_is_skipped_and_the_scale_lowered() -> None:

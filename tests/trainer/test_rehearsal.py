@@ -81,7 +81,7 @@ def test_everything_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             "moments": dict(trainer.optimizer.state),
             "generators": str(generator_states()),
             "schedule": trainer.lr_scheduler.state_dict(),
-            "step": trainer.engine.step_number,
+            "step": trainer.recovery.steps.current,
             "mode": trainer.model.training,
             "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in trainer.model.modules()],
         }

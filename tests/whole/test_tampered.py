@@ -117,7 +117,7 @@ VALUES: dict[str, list[Any]] = {
     "plan": [[], ...],
     "cursor/epoch": [-1, "x"],
     "cursor/optimizer_batches": [-1, 1.5],
-    "updater/num_updates": [-1, True, 10**400],
+    "steps/done": [-1, True, 10**400],
     "updater/scaler": [{"scale": "x"}],
     "control/should_training_stop": [1],
     "train_loop/spikes": [{"losses": ["x"], "count": 0}, {"losses": [], "count": 0, "more": 1}],

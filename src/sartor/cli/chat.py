@@ -9,11 +9,11 @@ import argparse
 import difflib
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
 from sartor.chat.options import SamplingOptions
+from sartor.cli.quiet import errors_alone
 from sartor.errors import ConfigurationError
 
 HELP = "talk to a model in the terminal, or get one answer for a script"
@@ -88,7 +88,11 @@ def run(argv: Sequence[str]) -> int:
     )
     question = _question(arguments.prompt)
     try:
-        return _talk(arguments, options, question)
+        if question is None and sys.stderr.isatty():
+            print(f"loading {arguments.model} ...", file=sys.stderr, flush=True)
+        # Of the libraries only errors: what a reader must know is in the notes, and a script's log stays short.
+        with errors_alone():
+            return _talk(arguments, options, question)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -115,17 +119,9 @@ def _question(prompt: str | None) -> str | None:
 
 def _talk(arguments: argparse.Namespace, options: SamplingOptions, question: str | None) -> int:
     """Load what was named, then answer once or converse."""
-    if question is None and sys.stderr.isatty():
-        print(f"loading {arguments.model} ...", file=sys.stderr, flush=True)
-    from transformers.utils import logging
-
     from sartor.chat.sample import load
     from sartor.chat.terminal import Conversation, Participant, Screen, answer_once, converse, line_reader
 
-    # Of the libraries only errors: what a reader must know is in the notes, and a script's log stays short.
-    warnings.simplefilter("ignore", FutureWarning)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     _write_any_text()
     device, dtype, trusts = arguments.device, arguments.dtype, arguments.trust_remote_code
     participants = []

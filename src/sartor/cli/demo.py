@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from sartor.cli.quiet import variables
 
 HELP = "fine-tune the built-in model, and see what changes, in about two minutes"
 
@@ -60,8 +61,8 @@ def run(argv: Sequence[str]) -> int:
 
     folder, note = choose_folder(arguments.output_dir)
     # transformers' bars for loading and saving a model of 2 MB would stand between the pages.
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    show.run(seed=arguments.seed, folder=folder, console=Console(highlight=False), note=note)
+    with variables({"HF_HUB_DISABLE_PROGRESS_BARS": "1"}):
+        show.run(seed=arguments.seed, folder=folder, console=Console(highlight=False), note=note)
     wants_chat = sys.stdin.isatty() and sys.stdout.isatty() if arguments.chat is None else arguments.chat
     if not wants_chat:
         return 0

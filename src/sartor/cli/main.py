@@ -5,11 +5,11 @@
 
 import difflib
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 
 import sartor
+from sartor.cli.quiet import variables
 from sartor.errors import SartorError
 from sartor.masking import masked_errors, masked_logs
 
@@ -46,10 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"did you mean `sartor {near[0]}`?" if near else f"there are {', '.join(COMMANDS)}"
         print(f"sartor: the command {command!r} is unknown: {hint}", file=sys.stderr)
         return 2
-    for name, value in BEFORE_TORCH.items():
-        os.environ.setdefault(name, value)
     try:
-        with masked_errors(), masked_logs():
+        with variables(BEFORE_TORCH), masked_errors(), masked_logs():
             return int(importlib.import_module(f"sartor.cli.{command}").run(arguments[1:]))
     except SartorError as error:
         _complain(f"sartor {command}: {error}")

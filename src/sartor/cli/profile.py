@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sartor.cli.quiet import no_progress_bars
 from sartor.cli.train_flags import Request, read, usage
 from sartor.errors import ConfigurationError, RunFolderError
 from sartor.run.output import readers_may_leave
@@ -57,14 +58,11 @@ def _require_own_folder(folder: Path) -> None:
 def _profile(request: Request, folder: Path) -> None:
     from sartor.cli.train import check, peft_config, short_warnings
 
-    with short_warnings():
+    with short_warnings(), no_progress_bars():
         args, train_rows, _ = check(request, folder)
-        from transformers.utils.logging import disable_progress_bar
-
         from sartor.trainer import SFTTrainer
         from sartor.trainer.profiling import write_figures
 
-        disable_progress_bar()
         args.rehearse = True
         trainer = SFTTrainer(
             model=request.model, args=args, train_dataset=train_rows, peft_config=peft_config(request.own)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sartor.cli.own_flags import LORA, OWN_FLAGS
+from sartor.cli.quiet import no_progress_bars
 from sartor.cli.train_flags import Request, read, usage
 from sartor.cli.typed import typed
 from sartor.errors import ConfigurationError, RunFolderError, SartorError, SartorWarning
@@ -58,7 +59,8 @@ def run(argv: Sequence[str]) -> int:
         refuse_used_folder(folder)
     with lines_may_be_lost(), short_warnings(), disk_errors(folder), sigterm_raises():
         try:
-            return _train(request, folder, resume)
+            with no_progress_bars():
+                return _train(request, folder, resume)
         except (KeyboardInterrupt, Terminated) as stop:
             how = f"Go on with the same command and {_how_to_go_on(folder)}."
             print(f"\nStopped. {_what_is_left(folder)} {how}", file=sys.stderr)
@@ -157,14 +159,11 @@ def short_warnings() -> Iterator[None]:
 
 def _train(request: Request, folder: Path, resume: str | bool) -> int:
     args, train_rows, eval_rows = check(request, folder)
-    from transformers.utils.logging import disable_progress_bar
-
     from sartor.report.hub import push_again
     from sartor.report.progress import TrainingProgress
     from sartor.trainer import SFTTrainer
     from sartor.trainer.sampling import TABLE_NAME
 
-    disable_progress_bar()  # bars of a second for loading and saving, between our lines
     progress = TrainingProgress(live=False if args.disable_tqdm else None)
     trainer = SFTTrainer(
         model=request.model,

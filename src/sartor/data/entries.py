@@ -45,13 +45,13 @@ def folder_of(option: str | None) -> Path | None:
 
 
 def found_or_made(
-    key: str, folder: Path, read: Callable[[Path], T], make: Callable[[Path], None], say: Say
+    key: str, folder: Path, read: Callable[[Path, bool], T], make: Callable[[Path], None], say: Say
 ) -> tuple[T, bool]:
     """An entry, and whether it was there.
 
     Args:
         key: names everything that the entry depends on.
-        read: reads an entry's folder; raises `Damaged`.
+        read: reads an entry's folder, given whether it was made right now; raises `Damaged`.
         make: fills a folder that is empty.
         say: tells the user what happens.
 
@@ -63,7 +63,7 @@ def found_or_made(
     with _locked(folder / f"{key}.lock", say):
         if entry.exists():
             try:
-                return read(entry), True
+                return read(entry, False), True
             except Damaged as error:
                 say(f"The cached data in {entry} is damaged ({error}): it is made again.")
         # What is there was left by a process that was killed, and a damaged entry has been said.
@@ -76,7 +76,7 @@ def found_or_made(
         except BaseException:
             shutil.rmtree(building, ignore_errors=True)
             raise
-        return read(entry), False
+        return read(entry, True), False
 
 
 def temporary_folder(prefix: str) -> Path:

@@ -12,7 +12,7 @@ document ever meets one of the first, and no T x T mask exists.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -99,8 +99,9 @@ def window_mask(length: int, window: int, device: torch.device) -> torch.Tensor:
     return (distance >= 0) & (distance < window)
 
 
-def register(*, between_programs: bool = False) -> None:
-    """Make `sartor_documents` known to transformers; its masks are None.  Safe to call again.
+@contextmanager
+def registered(*, between_programs: bool = False) -> Iterator[None]:
+    """Within the block transformers knows `sartor_documents`, whose masks are None; afterwards what it knew before.
 
     Args:
         between_programs: torch.compile leaves it alone, and compiles what comes before and after it.
@@ -108,8 +109,19 @@ def register(*, between_programs: bool = False) -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
 
     function = torch.compiler.disable(documents_attention) if between_programs else documents_attention
-    AttentionInterface.register(NAME, function)
-    AttentionMaskInterface.register(NAME, _no_mask)
+    with ExitStack() as undo:
+        for interface, new in ((AttentionInterface, function), (AttentionMaskInterface, _no_mask)):
+            undo.callback(_put_back, interface, interface._global_mapping.get(NAME))
+            interface.register(NAME, new)
+        yield
+
+
+def _put_back(interface: Any, before: Any) -> None:
+    """transformers has a method to register, and none to take back; masks are looked up in this very mapping."""
+    if before is None:
+        interface._global_mapping.pop(NAME, None)
+    else:
+        interface.register(NAME, before)
 
 
 def _no_mask(*args: Any, **kwargs: Any) -> None:

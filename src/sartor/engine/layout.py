@@ -234,7 +234,6 @@ def _hidden(
         {"input_ids": micro.input_ids_T[None], "use_cache": False} if plain else model_inputs(micro, layout, traits)
     )
     name = own_attention.NAME if layout is Layout.FLAT_DOCUMENTS else traits.attention
-    own_attention.register()
-    with own_attention.attention_implementation(base_model(model), name):
+    with own_attention.registered(), own_attention.attention_implementation(base_model(model), name):
         hidden = decoder(model)(**inputs).last_hidden_state
     return flat_hidden(hidden, micro, layout)

@@ -45,14 +45,13 @@ class Engine:
             traits.logit_softcap,
             fits_cache=self.device.type == "cpu",
         )
-        self.step_number = 0
-        """Set by the loop before each optimizer step; keys NEFTune's noise."""
         self.balance_coefficient = 0.0
         """Weight of a mixture of experts' load-balancing loss; set by the trainer."""
         self.on_phase: Callable[[str], None] = _unheard
         """Told what begins: "forward", "loss", "backward"; whoever measures memory listens."""
         self._micro: MicroBatch | None = None
-        self._adds_noise = False
+        self._noise_step: int | None = None
+        """While noise is added: the steps that are done, which key it."""
         self._logits: LogitsBuffer | None = None
         self._compiled: compiled.Calls = ()
 
@@ -64,8 +63,8 @@ class Engine:
             ModelError: the plan recomputes activations, and the architecture cannot.
         """
         inner = base_model(self.model)
-        attention.register(between_programs=self.plan.compile_backend is not None)
         with ExitStack() as undo:
+            undo.enter_context(attention.registered(between_programs=self.plan.compile_backend is not None))
             self._compiled = compiled.compiled_calls(inner, self.plan)
             undo.callback(self._give_back_programs)
             undo.enter_context(recomputation(inner, self.plan))
@@ -83,7 +82,6 @@ class Engine:
 
     def _give_back_programs(self) -> None:
         self._compiled = ()
-        attention.register()
 
     @property
     def can_recompute(self) -> bool:
@@ -100,7 +98,7 @@ class Engine:
         self.plan = plan
 
     def backward(
-        self, micro: MicroBatch, *, batch_targets: float, batch_tokens: int, loss_scale: float = 1.0
+        self, micro: MicroBatch, *, batch_targets: float, batch_tokens: int, loss_scale: float = 1.0, step: int = 0
     ) -> LossSums:
         """Forward and backward of one micro-batch; gradients of sum / `batch_targets` are added to `.grad`.
 
@@ -109,6 +107,7 @@ class Engine:
             batch_targets: targets in the whole optimizer batch, or the sum of their weights.
             batch_tokens: tokens in it; weighs a mixture of experts' balance loss.
             loss_scale: for float16.
+            step: optimizer steps that are done; keys NEFTune's noise.
 
         Raises:
             ModelError: a balance loss is asked for, and the architecture has none.
@@ -117,15 +116,17 @@ class Engine:
             return no_sums(self.device)
         # A caller's autocast would reach the backward pass too; what is to be cast is cast by us.
         with autocast(self.device, torch.float32), self._planned_attention(), compiled.in_use(self._compiled):
-            return self._backward(micro, batch_targets, batch_tokens, loss_scale)
+            return self._backward(micro, batch_targets, batch_tokens, loss_scale, step)
 
-    def _backward(self, micro: MicroBatch, batch_targets: float, batch_tokens: int, loss_scale: float) -> LossSums:
-        self._adds_noise = True
+    def _backward(
+        self, micro: MicroBatch, batch_targets: float, batch_tokens: int, loss_scale: float, step: int
+    ) -> LossSums:
+        self._noise_step = step
         self.on_phase("forward")
         try:
             output = self._decode(micro)
         finally:
-            self._adds_noise = False
+            self._noise_step = None
         hidden_NH = layout.target_hidden(output.last_hidden_state, micro, self.plan.layout)
         self.on_phase("loss")
         sums, grad_NH = self._loss(hidden_NH, micro, loss_scale / batch_targets)
@@ -254,7 +255,7 @@ class Engine:
         )
 
     def _noise_hook(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-        if not self._adds_noise or self._micro is None:
+        if self._noise_step is None or self._micro is None:
             return output
         return noise.add_noise(
             output,
@@ -262,7 +263,7 @@ class Engine:
             self.plan.layout,
             alpha=float(self.settings.neftune_noise_alpha or 0.0),
             seed=self.settings.seed,
-            step=self.step_number,
+            step=self._noise_step,
         )
 
 

@@ -2,7 +2,7 @@
 
 A training step on a CPU allocates and frees the same large buffers again and again.  glibc returns each to the system
 and asks for it again, and the system clears every page: up to a quarter of a step (docs/log.md has the measurements).
-`retaining` makes it keep them, and gives everything back at the end.
+`retaining` makes it keep them, and gives everything back at the end, with the settings that the process began with.
 
 Half-precision products are oneDNN's, which compiles a kernel for each shape and keeps 1,024 of them, with their memory:
 with documents of varying lengths that is hundreds of megabytes, more with every step until the cache is full.  A
@@ -44,9 +44,19 @@ def retaining(*, wanted: bool = True) -> Iterator[bool]:
         try:
             yield True
         finally:
-            library.mallopt(_M_MMAP_MAX, _DEFAULT_MMAP_MAX)
-            library.mallopt(_M_TRIM_THRESHOLD, _DEFAULT_TRIM_THRESHOLD)
+            library.mallopt(_M_MMAP_MAX, _started_with("mmap_max", _DEFAULT_MMAP_MAX))
+            library.mallopt(_M_TRIM_THRESHOLD, _started_with("trim_threshold", _DEFAULT_TRIM_THRESHOLD))
             library.malloc_trim(0)
+
+
+def _started_with(name: str, default: int) -> int:
+    """What the process was started with: a tunable of glibc's, or the older variable; glibc itself does not say."""
+    tunables = dict(part.partition("=")[::2] for part in os.environ.get("GLIBC_TUNABLES", "").split(":"))
+    text = tunables.get(f"glibc.malloc.{name}") or os.environ.get(f"MALLOC_{name.upper()}_", "")
+    try:
+        return min(int(text, 0), _NEVER_TRIM)
+    except ValueError:
+        return default
 
 
 @contextmanager

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
 from sartor.errors import ConfigurationError, RunFolderError
-from sartor.report.files import errors_name
+from sartor.report.lines import LinesFile, whole_lines
 
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-_BLOCK_BYTES = 4096
 
 
 @runtime_checkable
@@ -29,22 +26,11 @@ class _Array(Protocol):
     def tolist(self) -> Any: ...
 
 
-class MetricsFile:
+class MetricsFile(LinesFile):
     """Appends records to a JSON Lines file, one line at a time and never a part of one.
 
-    An existing file is continued, by a new run too (`last_run` tells them apart); a last line that a crash cut short
-    is removed first.  Usable as a context manager.
-
-    Raises:
-        RunFolderError: the file cannot be opened: no such folder, not writable.
+    An existing file is continued, by a new run too (`last_run` tells them apart).
     """
-
-    def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
-        self._descriptor: int | None = None
-        with errors_name(self.path):
-            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-            _drop_partial_line(self._descriptor)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one record.  It is in the file when this returns.
@@ -56,39 +42,8 @@ class MetricsFile:
             RunFolderError: the disk is full, or the file or its folder has gone since it was opened.
             ConfigurationError: a value that JSON cannot hold; names the key.
         """
-        if self._descriptor is None:
-            raise RunFolderError(f"cannot write {self.path}: it was closed. Open it again with MetricsFile.")
         plain = {str(key): _plain(value, str(key)) for key, value in record.items()}
-        line = json.dumps(plain, allow_nan=False).encode("ascii") + b"\n"
-        with errors_name(self.path):
-            _require_same_file(self._descriptor, self.path)
-            _append(self._descriptor, line)
-
-    def sync(self) -> int:
-        """Bring what was written to the disk; returns the file's length in bytes.
-
-        Raises:
-            RunFolderError: the disk refuses, or the file was closed.
-        """
-        if self._descriptor is None:
-            raise RunFolderError(f"cannot write {self.path}: it was closed. Open it again with MetricsFile.")
-        with errors_name(self.path):
-            os.fsync(self._descriptor)
-            return os.fstat(self._descriptor).st_size
-
-    def close(self) -> None:
-        """Close the file; a second call does nothing."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-
-    def __enter__(self) -> MetricsFile:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
+        self.append(json.dumps(plain, allow_nan=False).encode("ascii") + b"\n")
 
 
 def read(path: Path | str) -> list[dict[str, Any]]:
@@ -99,13 +54,8 @@ def read(path: Path | str) -> list[dict[str, Any]]:
     Raises:
         RunFolderError: there is no such file, or a line is not a JSON object; names the line.
     """
-    path = Path(path)
-    try:
-        lines = path.read_bytes().split(b"\n")[:-1]
-    except OSError as error:
-        raise RunFolderError(f"cannot read {path}: {error.strerror or error}.") from error
     records = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(whole_lines(path), 1):
         try:
             record = json.loads(line)
         except ValueError as error:
@@ -137,7 +87,7 @@ def lines_of_last_run(path: Path | str) -> bytes:
         RunFolderError: as `read`.
     """
     num_lines = len(last_run(read(path)))
-    lines = Path(path).read_bytes().split(b"\n")[:-1]
+    lines = whole_lines(path)
     return b"".join(line + b"\n" for line in lines[len(lines) - num_lines :])
 
 
@@ -192,37 +142,3 @@ def _restored(value: Any) -> Any:
     if isinstance(value, list):
         return [_restored(part) for part in value]
     return value
-
-
-def _require_same_file(descriptor: int, path: Path) -> None:
-    """Writing to a deleted file succeeds, and the records are gone: so look whether the name still leads here."""
-    if not os.path.samestat(os.stat(path), os.fstat(descriptor)):
-        raise RunFolderError(f"cannot write {path}: the file was replaced while the run was writing to it.")
-
-
-def _append(descriptor: int, line: bytes) -> None:
-    """Append the whole line, or put the file back as it was and raise OSError."""
-    size_bytes = os.fstat(descriptor).st_size
-    written = 0
-    try:
-        while written < len(line):
-            written += os.write(descriptor, line[written:])
-    except OSError:
-        if written:
-            os.ftruncate(descriptor, size_bytes)
-        raise
-
-
-def _drop_partial_line(descriptor: int) -> None:
-    end = os.lseek(descriptor, 0, os.SEEK_END)
-    position = end
-    while position > 0:
-        start = max(0, position - _BLOCK_BYTES)
-        os.lseek(descriptor, start, os.SEEK_SET)
-        newline = os.read(descriptor, position - start).rfind(b"\n")
-        if newline >= 0:
-            position = start + newline + 1
-            break
-        position = start
-    if position < end:
-        os.ftruncate(descriptor, position)

@@ -266,9 +266,8 @@ _CONTENT: dict[str, Check] = {
     "optimizer": fields({"state": anything, "param_groups": anything}, is_open=True),
     "optimizer_class": text,
     "schedule": mapping_of(anything),
-    "updater": fields(
-        {"num_updates": whole(), "num_skipped": whole(), "scaler": optional(fields(_SCALER))}, is_open=True
-    ),
+    "updater": fields({"scaler": optional(fields(_SCALER))}, is_open=True),
+    "steps": fields({"done": whole(), "num_skipped": whole()}),
     "cursor": fields(
         {
             "epoch": whole(0, sys.maxsize),
@@ -286,7 +285,6 @@ _CONTENT: dict[str, Check] = {
         {
             "window": fields({"loss": number, "num_skipped": whole(), "sums": optional(_WINDOW)}, is_open=True),
             "last_logged": whole(),
-            "num_skipped": whole(),
             "spikes": fields({"losses": list_of(number), "count": whole()}),
             "total_loss": number,
             "grad_norm": optional(number),
@@ -332,21 +330,21 @@ def check_content(content: Mapping[str, Any]) -> None:
     fields(_CONTENT, is_open=True)(content, "")
 
 
-def check_trainer_state(state: Mapping[str, Any], known: Collection[str], num_updates: int) -> None:
+def check_trainer_state(state: Mapping[str, Any], known: Collection[str], num_steps: int) -> None:
     """See that this can be what transformers wrote beside it.
 
     Args:
         state: of `trainer_state.json`.
         known: the fields that this version of transformers has.
-        num_updates: steps that the run has taken.
+        num_steps: that the run has taken.
 
     Raises:
         DamagedError: it cannot; names the key.
     """
     checks = {name: _TRAINER_STATE.get(name, anything) for name in known}
     fields(checks, may_lack=[name for name in known if name not in ("global_step", "log_history")])(state, "")
-    if state["global_step"] != num_updates:
-        raise refuse("/global_step", state["global_step"], f"{num_updates}, as run_state/state.json counts")
+    if state["global_step"] != num_steps:
+        raise refuse("/global_step", state["global_step"], f"{num_steps}, as run_state/state.json counts")
     one_callback = fields({"args": anything, "attributes": mapping_of(anything)}, may_lack=("args", "attributes"))
     for name, found in state.get("stateful_callbacks", {}).items():
         for part in found if isinstance(found, list) else [found]:

@@ -27,6 +27,7 @@ import torch
 from sartor.engine.step import Engine
 from sartor.errors import ForeseenMemoryError, OutOfMemoryError, is_out_of_memory
 from sartor.records import Incident, Plan
+from sartor.run.steps import StepCounter
 
 T = TypeVar("T")
 
@@ -104,17 +105,18 @@ class Recovery:
         release: Callable[[], None] = lambda: None,
         tell: Callable[[Incident, Plan], None] = lambda incident, plan: None,
         guard: Guard | None = None,
+        steps: StepCounter | None = None,
     ) -> None:
         """Args:
         engine: whose plan becomes finer.
         release: gives unused memory back to the system, as far as that can be done.
         tell: is called with each event and the plan that holds from then on.
         guard: foresees; None: nothing does.
+        steps: counts the run's optimizer steps, for messages; None: a new one, as outside of training.
         """
         self.engine = engine
         self.guard: Guard = guard or NoGuard()
-        self.step = 1
-        """The optimizer step that is being computed, counted from 1; 0 outside of training."""
+        self.steps = steps or StepCounter()
         self.incidents: list[Incident] = []
         self._release = release
         self._tell = tell
@@ -158,10 +160,10 @@ class Recovery:
                 remedy = "tried all the same, since nothing is left that would need less"
             if remedy is None:
                 raise OutOfMemoryError(
-                    f"memory ran out in {phase} of step {self.step} ({cause}), and nothing is left that would need "
+                    f"memory ran out in {phase}{self._of_step()} ({cause}), and nothing is left that would need "
                     f"less: {advice}"
                 )
-            incident = Incident(self.step, phase, cause, remedy)
+            incident = Incident(self.steps.current, phase, cause, remedy)
             self.incidents.append(incident)
             self.engine.replan(
                 dataclasses.replace(self.engine.plan, incidents=(*self.engine.plan.incidents, incident.sentence))
@@ -173,9 +175,10 @@ class Recovery:
         """A remedy: the same again, where it was not tried again lately, and it was no forecast."""
         if self._was_foreseen:
             return None
-        if self._tried_again_at is not None and self.step < self._tried_again_at + AGAIN_EVERY:
+        step = self.steps.current
+        if self._tried_again_at is not None and step < self._tried_again_at + AGAIN_EVERY:
             return None
-        self._tried_again_at = self.step
+        self._tried_again_at = step
         return "memory freed, the same again"
 
     def train_with_less(self, num_tokens: int, num_documents: int) -> str | None:
@@ -238,7 +241,11 @@ class Recovery:
         self.engine.replan(dataclasses.replace(plan, reasons=reasons, **changes))
 
     def _when(self) -> str:
-        return f"memory ran out at step {self.step}" if self.step else "memory ran out before the first step"
+        step = self.steps.current
+        return f"memory ran out at step {step}" if step else "memory ran out before the first step"
+
+    def _of_step(self) -> str:
+        return f" of step {self.steps.current}" if self.steps.current else ""
 
     def _free(self) -> None:
         gc.collect()

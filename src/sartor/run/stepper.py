@@ -50,12 +50,11 @@ class EngineStepper:
                 f"an optimizer batch has no target at all: {updater.policy.where(batch.keys)}. Nothing in it can be "
                 "trained: drop rows without targets, or make the batch larger."
             )
-        engine.step_number = updater.num_updates
+        updater.steps.begin()
         engine.model.train()
         before = generator_states()
         recovery = updater.recovery
-        recovery.step = updater.num_updates + 1
-        attempt = _Attempt(engine, recovery, batch, updater.loss_scale, updater.pause)
+        attempt = _Attempt(engine, updater, batch)
 
         def undo() -> None:
             updater.discard()
@@ -101,18 +100,14 @@ class _Attempt:
     def __init__(
         self,
         engine: Engine,
-        recovery: Recovery,
+        updater: Updater,
         batch: OptimizerBatch,
-        loss_scale: float,
-        pause: Callable[[], None],
     ) -> None:
         self._engine = engine
-        self._pause = pause
-        self._recovery = recovery
+        self._updater = updater
         self._batch = batch
         self._total_weight = batch.total_weight
         self._num_tokens = batch.num_tokens
-        self._loss_scale = loss_scale
         self.last_tokens = 0
         """Of the micro-batch that was begun last, its tokens: where the run ended early, the one that did not fit."""
         self.last_documents = 0
@@ -120,14 +115,19 @@ class _Attempt:
 
     def run(self) -> list[tuple[tuple[int, ...], LossSums]]:
         """Examples' keys and sums of each micro-batch; gradients are added to the parameters'."""
-        guard = self._recovery.guard
+        updater = self._updater
+        guard = updater.recovery.guard
         parts = []
         for keys, micro in keyed_micro_batches(self._engine, self._batch.examples, self._batch.keys):
-            self._pause()
+            updater.pause()
             self.last_tokens, self.last_documents = micro.num_tokens, len(micro.document_lengths)
             guard.before(micro.num_tokens, trains=True)
             sums = self._engine.backward(
-                micro, batch_targets=self._total_weight, batch_tokens=self._num_tokens, loss_scale=self._loss_scale
+                micro,
+                batch_targets=self._total_weight,
+                batch_tokens=self._num_tokens,
+                loss_scale=updater.loss_scale,
+                step=updater.steps.done,
             )
             guard.after(micro.num_tokens, trains=True)
             parts.append((keys, sums))
@@ -167,6 +167,8 @@ class Updater:
         self._max_grad_norm = max_grad_norm
         self._steps_on_metrics = steps_on_metrics
         self.recovery = recovery or Recovery(engine)
+        self.steps = self.recovery.steps
+        """The run's counter, which this object alone moves on."""
         self.policy = policy or NonFinitePolicy()
         scaled = engine.compute_dtype == torch.float16
         self._scaler = torch.amp.GradScaler(engine.device.type) if scaled else None
@@ -174,22 +176,17 @@ class Updater:
             self._scaler.scale(torch.ones((), device=engine.device))  # it sets up its first scale when first used
         self._was_skipped = False
         self._skips = False
-        self.num_updates = 0
-        self.num_skipped = 0
-        """Batches that were not stepped on because their loss or gradient was not finite."""
         self.pause: Callable[[], None] = lambda: None
         """Called between micro-batches: where an interrupt that has waited may be raised."""
         self.before_step: Callable[[], None] = lambda: None
         """Called before parameters and the optimizer's states change."""
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run needs of it besides optimizer and schedule."""
-        scale = None if self._scaler is None else self._scaler.state_dict()
-        return {"num_updates": self.num_updates, "num_skipped": self.num_skipped, "scaler": scale}
+        """What a resumed run needs of it besides optimizer, schedule and steps."""
+        return {"scaler": None if self._scaler is None else self._scaler.state_dict()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` returned."""
-        self.num_updates, self.num_skipped = state["num_updates"], state["num_skipped"]
         if self._scaler is not None and state["scaler"] is not None:
             self._scaler.load_state_dict(dict(state["scaler"]))
 
@@ -251,22 +248,22 @@ class Updater:
         Raises:
             NonFiniteError: the policy is to stop.
         """
-        step = self.num_updates + 1
+        steps = self.steps
         if not self.policy.skips:
-            raise not_finite(step, what, value, self.policy.where(keys))
+            raise not_finite(steps.current, what, value, self.policy.where(keys))
         self.discard()
         self._skips = True
-        self.num_skipped += 1
         self.policy.say(
-            f"step {step} is skipped: {what} is {value} ({self.policy.where(keys)}). Skipped so far: "
-            f"{self.num_skipped}."
+            f"step {steps.current} is skipped: {what} is {value} ({self.policy.where(keys)}). Skipped so far: "
+            f"{steps.num_skipped + 1}."
         )
         return replace(result, is_skipped=True)
 
     def update(self) -> None:
         """One optimizer step; in float16 it is skipped where gradients overflowed, and the scale is lowered."""
-        if self._skips:
-            self._skips, self._was_skipped = False, True
+        is_skipped, self._skips = self._skips, False
+        if is_skipped:
+            self._was_skipped = True
         else:
             self.before_step()
             self.recovery.retry(
@@ -275,10 +272,10 @@ class Updater:
                 lambda: self._update.smaller() or self.recovery.try_again(),
                 advice=_OPTIMIZER_ADVICE,
             )
-        self.num_updates += 1
+        self.steps.finish(is_skipped=is_skipped)
 
     def _apply(self) -> None:
-        self._update.number = self.num_updates
+        self._update.number = self.steps.done
         self.recovery.guard.allocate(self._update.needed_bytes(), "the states of the optimizer")
         if self._scaler is None:
             self._update.step()

@@ -14,6 +14,7 @@ import xxhash
 from transformers.trainer_utils import has_length
 
 import sartor
+from sartor.data.encoding.store import EXAMPLES_PER_BATCH, ContentDigest
 from sartor.engine.traits import base_model
 from sartor.records import Example
 from sartor.trainer.examples import Examples
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 
 _CHUNK_VALUES = 1 << 20
 """Of a frozen parameter, that are looked at together."""
-_MOVING_CONFIGURATION = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
-"""Keys of a model's configuration that follow from where and when it was loaded."""
+_MOVING_CONFIGURATION = ("_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype", "use_cache")
+"""Keys of a model's configuration that follow from where and when it was loaded, and whether it was saved."""
 
 WHAT = {
     "data": "the prepared rows of train_dataset",
@@ -40,7 +41,7 @@ WHAT = {
 
 
 class ExampleDigest:
-    """A digest of examples in their order, which can be asked for at any time."""
+    """A digest of a stream's examples in their order, which can be asked for at any time."""
 
     def __init__(self) -> None:
         self._checksum = hashlib.blake2b(digest_size=16)
@@ -63,8 +64,8 @@ def fingerprints(trainer: SFTTrainer) -> dict[str, str]:
     """One digest, or one word, for each name of `WHAT`; the model's is without its weights (see `frozen_digests`)."""
     tokenizer = trainer.processing_class
     return {
-        "data": _data(trainer.train_dataset),
-        "eval_data": _evaluation_data(trainer.eval_dataset),
+        "data": _data(trainer, trainer.train_dataset),
+        "eval_data": _evaluation_data(trainer, trainer.eval_dataset),
         "tokenizer": _tokenizer(tokenizer),
         "template": _digest(getattr(tokenizer, "chat_template", None)),
         "model": _configuration(trainer.model),
@@ -86,25 +87,37 @@ def versions() -> dict[str, str]:
     }
 
 
-def _data(dataset: Any) -> str:
-    """Of every example; a stream's rows are compared as they are read again."""
+def _data(trainer: SFTTrainer, dataset: Any) -> str:
+    """Of every example, taken when they were prepared; a stream's rows are compared as they are read again."""
     if not has_length(dataset):
         return "a stream"
-    digest = ExampleDigest()
-    examples = Examples(dataset)
-    if "input_ids" not in (dataset.column_names or ()):  # rows that a user's own collator reads
+    return trainer.preparation.digest_of(dataset) or content_digest(dataset)
+
+
+def content_digest(dataset: Any) -> str:
+    """Of every example of a data set, equal to the one that is taken while they are prepared."""
+    columns = frozenset(dataset.column_names or ())
+    if "input_ids" not in columns:  # rows that a user's own collator reads
         return _digest([str(row) for row in dataset])
-    for example in examples.all():
-        digest.add(example)
+    examples, digest = Examples(dataset), ContentDigest()
+    for start in range(0, len(examples), EXAMPLES_PER_BATCH):
+        part = examples.take(range(start, min(start + EXAMPLES_PER_BATCH, len(examples))))
+        digest.add(
+            np.concatenate([example.input_ids for example in part]),
+            np.concatenate([example.labels for example in part]),
+            np.array([len(example.input_ids) for example in part]),
+            [example.seq_lengths for example in part] if "seq_lengths" in columns else None,
+            np.concatenate([example.weights for example in part]) if "weights" in columns else None,
+        )
     return digest.hexdigest()
 
 
-def _evaluation_data(dataset: Any) -> str:
+def _evaluation_data(trainer: SFTTrainer, dataset: Any) -> str:
     if dataset is None:
         return "none"
     if isinstance(dataset, Mapping):
-        return _digest({name: _data(part) for name, part in dataset.items()})
-    return _data(dataset)
+        return _digest({name: _data(trainer, part) for name, part in dataset.items()})
+    return _data(trainer, dataset)
 
 
 def _tokenizer(tokenizer: Any) -> str:

@@ -48,8 +48,8 @@ class PaddedStepper:
         engine, updater = self._engine, self._updater
         engine.model.train()
         before = generator_states()
+        updater.steps.begin()
         recovery = updater.recovery
-        recovery.step = updater.num_updates + 1
 
         def undo() -> None:
             updater.discard()
@@ -126,7 +126,7 @@ class PaddedStepper:
             yield
             return
         micro = _rows_as_documents(inputs, keys)
-        alpha, step = settings.neftune_noise_alpha, self._updater.num_updates
+        alpha, step = settings.neftune_noise_alpha, self._updater.steps.done
 
         def hook(module: Any, given: Any, output: torch.Tensor) -> torch.Tensor:
             return add_noise(output, micro, Layout.PADDED, alpha=alpha, seed=settings.seed, step=step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -44,6 +45,7 @@ class Preparation:
         self.summaries: dict[str, DataSummary] = {}
         self.places: dict[str, Any] = {}
         """By data set: file and line of each example's rows, where they are known."""
+        self._digests: dict[str, tuple[weakref.ref[Any], str | None]] = {}
         self._streams: dict[str, tuple[PreparedData, Callable[[], DataSummary]]] = {}
 
     def limit(self, num_embeddings: int | None, num_positions: int | None) -> None:
@@ -76,6 +78,7 @@ class Preparation:
         prepared = _with_notes(prepared, () if note is None else (note,))
         self.summaries[name] = prepared.summary
         self.places[name] = prepared.places
+        self._digests[name] = (weakref.ref(prepared.dataset), prepared.digest)
         self._streams.pop(name, None)
         if prepared.counted is not None:
             self._streams[name] = (prepared, prepared.counted)
@@ -109,6 +112,12 @@ class Preparation:
             settings = replace(self._settings.get(name, self._evaluation), max_length=None)
             check_unprepared(dataset, settings, name)
         return dataset
+
+    def digest_of(self, dataset: Any) -> str | None:
+        """Of a data set's content, where it was taken when this very object was prepared, and its rows are as then."""
+        if getattr(dataset, "format", {}).get("type") == "custom":  # a transform of the user's makes other rows of them
+            return None
+        return next((digest for prepared, digest in self._digests.values() if prepared() is dataset), None)
 
     def count_streams(self) -> bool:
         """See what was read of streams by now, and say it; whether there is any."""

@@ -204,11 +204,9 @@ class Rehearsal:
         trainer, engine, recovery = self._trainer, self._engine, self._updater.recovery
         with _unchanged(engine) as copies:
             self._held_bytes = trace.held_bytes(engine.model, [*copies, *self._updater.states()])
-            step, recovery.step = recovery.step, 0
             try:
                 worst, measured = recovery.retry("the rehearsal", self._corrected, self._less, self._undo)
             finally:
-                recovery.step = step
                 self._undo()
             work = Work(worst.micro.document_lengths, worst.micro.num_targets, worst.num_micro_batches)
             prediction, reason = estimate_peak(trainer, engine, work, updates=self._updates)
@@ -314,11 +312,11 @@ class Rehearsal:
 
 @contextmanager
 def _unchanged(engine: Engine) -> Iterator[list[torch.Tensor]]:
-    """Put back what a pass moves besides gradients: generators, buffers, the step's number, the model's mode.
+    """Put back what a pass moves besides gradients: generators, buffers, the model's mode.
 
     Yields the copies of buffers that it keeps meanwhile.
     """
-    generators, step_number, trains = generator_states(), engine.step_number, engine.model.training
+    generators, trains = generator_states(), engine.model.training
     buffers = [(buffer, buffer.clone()) for buffer in engine.model.buffers()]
     try:
         yield [before for _, before in buffers]
@@ -326,7 +324,6 @@ def _unchanged(engine: Engine) -> Iterator[list[torch.Tensor]]:
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)
-        engine.step_number = step_number
         engine.model.train(trains)
         restore_generators(generators)
 

@@ -89,7 +89,7 @@ def find(trainer: SFTTrainer, asked: str | bool | os.PathLike[str] | None) -> Re
         return None
     with _unfit(path):
         content = checkpoint.read_run(path)
-        state = _trainer_state(path, content["updater"]["num_updates"])
+        state = _trainer_state(path, content["steps"]["done"])
         _see_attention(trainer, content["plan"])
     device_batch.keep(trainer, content["plan"], content["settings"])
     frozen, lost = _frozen(trainer, content, path)
@@ -119,7 +119,7 @@ def _unfit(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _trainer_state(path: Path, num_updates: int) -> TrainerState:
+def _trainer_state(path: Path, num_steps: int) -> TrainerState:
     """What transformers keeps in `trainer_state.json`.
 
     Raises:
@@ -131,7 +131,7 @@ def _trainer_state(path: Path, num_updates: int) -> TrainerState:
         raise checkpoint.DamagedError(f"{saving.STATE_NAME} is missing") from None
     known = [field.name for field in dataclasses.fields(TrainerState)]
     with checkpoint.named(saving.STATE_NAME):
-        checked_state.check_trainer_state(content, known, num_updates)
+        checked_state.check_trainer_state(content, known, num_steps)
     return TrainerState(**content)
 
 
@@ -459,9 +459,9 @@ def _restore_dtypes(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) 
 
 
 def restore_state(trainer: SFTTrainer, resumption: Resumption) -> None:
-    """What `trainer.state` counts and remembers, and the states of callbacks; after `fresh_state`."""
+    """What `trainer.state` remembers, but for the steps, and the states of callbacks; after `fresh_state`."""
     state, saved = trainer.state, resumption.state
-    for name in ("epoch", "global_step", "num_input_tokens_seen", "total_flos", "log_history", "best_metric"):
+    for name in ("epoch", "num_input_tokens_seen", "total_flos", "log_history", "best_metric"):
         setattr(state, name, getattr(saved, name))
     state.best_global_step = saved.best_global_step
     if saved.best_model_checkpoint is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ from sartor.engine.precision import autocast
 from sartor.errors import OutOfMemoryError, RunFolderError
 from sartor.memory.plan import ACTIVATION_VALUES_PER_HIDDEN
 from sartor.memory.training import Asked
+from sartor.report.files import write_whole
+from sartor.report.lines import LinesFile, whole_lines
 from sartor.trainer import saving
 
 if TYPE_CHECKING:
@@ -53,20 +56,30 @@ class SampleAnswers(TrainerCallback):
         self._at_once = len(self._prompts)
         self.samples: list[Sample] = []
         """All that were taken, in the order of the steps."""
+        self._num_written = 0
+        """Of them, those that stand in the file."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Go on with the table of the run that is resumed, or begin one."""
         step = state.global_step
-        self.samples = [sample for sample in self._earlier(args.output_dir) if sample.step <= step] if step else []
+        self.samples = self._earlier(args.output_dir, step)
+        self._num_written = len(self.samples)
         if not step:
             self._ask(step)
 
-    def _earlier(self, folder: str) -> list[Sample]:
+    def _earlier(self, folder: str, step: int) -> list[Sample]:
+        """What the checkpoint of a step saw: the file holds no more of them; nothing of another run, or unreadable."""
         try:
-            return read(folder)
+            if step:
+                return keep(folder, step)
+            (Path(folder) / JSON_NAME).unlink(missing_ok=True)
         except RunFolderError as error:  # answers are no reason to lose a run
             self._trainer.say(f"the run goes on, without its earlier sample answers: {error}")
-            return []
+            with suppress(OSError):
+                (Path(folder) / JSON_NAME).unlink()
+        except OSError:  # told when the first answers are to be written
+            pass
+        return []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Every `sample_steps`."""
@@ -85,7 +98,8 @@ class SampleAnswers(TrainerCallback):
         self._trainer.say(f"answers to sample_prompts, the first and the last:\n{first_and_last(self.samples)}")
 
     def _is_asked(self, step: int) -> bool:
-        return any(sample.step == step for sample in self.samples)
+        """Whether all questions are; of a run that was killed, perhaps only some."""
+        return {sample.prompt for sample in self.samples if sample.step == step}.issuperset(self._prompts)
 
     def _ask(self, step: int) -> None:
         trainer = self._trainer
@@ -97,10 +111,16 @@ class SampleAnswers(TrainerCallback):
         except OutOfMemoryError as error:  # a table with a hole is no reason to lose a run
             trainer.say(f"sample_prompts are left unanswered at step {step}: {error}")
             answers = [NO_ANSWER] * len(self._prompts)
-        self.samples = [sample for sample in self.samples if sample.step != step]
+        earlier = [sample for sample in self.samples if sample.step != step]
+        is_anew, self.samples = len(earlier) < len(self.samples), earlier
         self.samples += [Sample(step, *pair) for pair in zip(self._prompts, answers, strict=True)]
+        folder = trainer.args.output_dir
         try:
-            write(trainer.args.output_dir, self.samples)
+            if is_anew:
+                self._num_written = len(keep(folder, step - 1))
+            append(folder, self.samples[self._num_written :])
+            self._num_written = len(self.samples)
+            write_whole(Path(folder) / TABLE_NAME, table(self.samples))
         except RunFolderError as error:
             trainer.say(f"the run goes on, but its sample answers could not be written: {error}")
 
@@ -153,34 +173,41 @@ def _longest_tokens(trainer: SFTTrainer, prompts: Sequence[str]) -> int:
     return max(len(trainer.processing_class(text)["input_ids"]) for text in prompts) + _TEMPLATE_TOKENS
 
 
-def write(folder: str | os.PathLike[str], samples: Sequence[Sample]) -> None:
-    """Write both files, each whole or not at all.
+def append(folder: str | os.PathLike[str], samples: Sequence[Sample]) -> None:
+    """Append answers to the file of a run, all of them or none; they are on the disk when this returns.
 
     Raises:
         RunFolderError: they cannot be written.
     """
     lines = [json.dumps(asdict(sample), ensure_ascii=False) for sample in samples]
-    for name, text in ((JSON_NAME, "".join(f"{line}\n" for line in lines)), (TABLE_NAME, table(samples))):
-        path = Path(folder) / name
-        with saving.explained(path):
-            partial = path.with_name(f".{name}.partial")
-            partial.write_text(text, encoding="utf-8")
-            os.replace(partial, path)
+    with LinesFile(Path(folder) / JSON_NAME) as file:
+        file.append("".join(f"{line}\n" for line in lines).encode("utf-8", errors="surrogatepass"))
+        file.sync()
 
 
-def read(folder: str | os.PathLike[str]) -> list[Sample]:
-    """What `write` wrote; nothing where there is nothing.
+def keep(folder: str | os.PathLike[str], last_step: int) -> list[Sample]:
+    """Cut the file of a run after its answers up to a step, and return these; nothing where there is no file.
 
     Raises:
-        RunFolderError: the file holds something else, or cannot be read.
+        RunFolderError: the file holds something else, or cannot be read or cut.
     """
     path = Path(folder) / JSON_NAME
-    if not path.exists():
-        return []
-    try:
-        return [Sample(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
-    except (OSError, ValueError, TypeError) as error:
-        raise RunFolderError(f"{path} cannot be read: {error}") from error
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise RunFolderError(f"{path} is a link, or no file: what a run writes there would go elsewhere.")
+    samples, num_bytes = [], 0
+    for line in whole_lines(path) if path.exists() else []:
+        try:
+            sample = Sample(**json.loads(line))
+            if sample.step > last_step:
+                break
+        except (ValueError, TypeError) as error:
+            raise RunFolderError(f"{path} cannot be read: {error}") from error
+        samples.append(sample)
+        num_bytes += len(line) + 1
+    if path.exists() and path.stat().st_size > num_bytes:
+        with saving.explained(path):
+            os.truncate(path, num_bytes)
+    return samples
 
 
 def table(samples: Sequence[Sample]) -> str:

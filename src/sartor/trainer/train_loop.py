@@ -23,6 +23,7 @@ from sartor.run.interrupt import Interrupts
 from sartor.run.loop import Reply
 from sartor.run.spikes import Spikes
 from sartor.run.state import generator_states, restore_generators
+from sartor.run.steps import StepCounter
 from sartor.trainer import saving
 from sartor.trainer.checkpoints import Checkpoints, callback_states, require_stoppable, restore_callbacks
 from sartor.trainer.data_loader import TrainDataLoader
@@ -55,6 +56,7 @@ class TrainLoop:
         data_loader: TrainDataLoader,
         *,
         metrics_writer: MetricsWriter,
+        steps: StepCounter,
         steps_in_epoch: int,
         num_train_samples: float,
         ignore_keys_for_eval: list[str] | None,
@@ -63,6 +65,7 @@ class TrainLoop:
         self.trainer = trainer
         self.data_loader = data_loader
         self.metrics_writer = metrics_writer
+        self.steps = steps
         self.interrupts = Interrupts()
         self.steps_in_epoch = steps_in_epoch
         self.num_train_samples = num_train_samples
@@ -70,14 +73,15 @@ class TrainLoop:
         self.measures_targets = measures_targets
         self.epoch = 0
         self.window = Window()
-        self.num_skipped = 0
         self.spikes = Spikes()
         self.last_logged = 0
+        """The step after which the last log came."""
         self.total_loss = 0.0
         self.grad_norm: float | None = None
         self.learning_rate: float | None = None
         self.start_time = time.time()
         self.last_saved = 0
+        """The step after which the last checkpoint came."""
         self.evaluated_last = False
         """Whether an evaluation came after the last step."""
         self.is_loop_over = False
@@ -154,8 +158,7 @@ class TrainLoop:
             case loop.EpochEnd(num_device_batches):
                 if num_device_batches == 0:
                     trainer.say(
-                        f"the data set gave no row in epoch {self.epoch}: training stops at step "
-                        f"{trainer.state.global_step}."
+                        f"the data set gave no row in epoch {self.epoch}: training stops at step {self.steps.done}."
                     )
                     trainer.control.should_training_stop = True
                 self._end_epoch(num_device_batches)
@@ -189,7 +192,7 @@ class TrainLoop:
         self._count_tokens(result.num_tokens)
         trainer.current_flos += self.data_loader.last_total_flos
         self.metrics_writer.step_ends(result.num_tokens, self.data_loader.last_flops)
-        trainer.state.global_step += 1
+        self._show_step()
         trainer.state.epoch = self.epoch + event.num_device_batches / self.steps_in_epoch
         self._advance(self.epoch, event.num_device_batches)
         self.is_whole = True
@@ -200,6 +203,10 @@ class TrainLoop:
         self._was_stepped = True
         self._call("on_step_end")
         self._log_evaluate_save()
+
+    def _show_step(self) -> None:
+        """Callbacks see a step as done when all that belongs to it is, its schedule too."""
+        self.trainer.state.global_step = self.steps.done
 
     def _advance(self, epoch: int, num_device_batches: int) -> None:
         """What is saved from here on is of this moment, also when the next batch is under way."""
@@ -220,7 +227,7 @@ class TrainLoop:
         usual = self.spikes.add(result.sums.mean_loss)
         if usual is not None:
             self.trainer.say(
-                f"step {self.trainer.state.global_step + 1}: a loss of {result.sums.mean_loss:.3g}, where the last "
+                f"step {self.steps.done}: a loss of {result.sums.mean_loss:.3g}, where the last "
                 f"ones had a mean of {usual:.3g}: {rows_named(self.trainer, result.keys)}"
             )
 
@@ -232,13 +239,13 @@ class TrainLoop:
 
     def _empty_cache(self) -> None:
         every = self.trainer.args.torch_empty_cache_steps
-        if every is not None and self.trainer.state.global_step % every == 0:
+        if every is not None and self.steps.done % every == 0:
             clear_device_cache()
 
     def _log_evaluate_save(self) -> None:
         trainer = self.trainer
         control = trainer.control
-        if control.should_log and trainer.state.global_step > self.last_logged:
+        if control.should_log and self.steps.done > self.last_logged:
             self._log()
         self._generators = generator_states()
         if control.should_evaluate:
@@ -254,7 +261,7 @@ class TrainLoop:
     def save(self) -> None:
         """A checkpoint, and the event for it; the run may go on without one that does not fit on the disk."""
         if self._tolerate(lambda: self.trainer._save_checkpoint(self.trainer.model, None)):
-            self.last_saved = self.trainer.state.global_step
+            self.last_saved = self.steps.done
             self._call("on_save")
         self.trainer.control.should_save = False
 
@@ -272,13 +279,13 @@ class TrainLoop:
         mark = self._mark
         control = mark.control if mark is not None else {**self._control(), "should_save": False}
         return {
+            "steps": self.steps.state(),
             "cursor": self._cursor,
             "generators": self._generators,
             "control": control,
             "train_loop": {
                 "window": self.window.state(),
                 "last_logged": self.last_logged,
-                "num_skipped": self.num_skipped,
                 "spikes": self.spikes.state(),
                 "total_loss": self.total_loss,
                 "grad_norm": self.grad_norm,
@@ -308,17 +315,19 @@ class TrainLoop:
         in trl, whoever resumes it wants it to go on.
         """
         trainer, train_loop = self.trainer, content["train_loop"]
+        self.steps.load_state(content["steps"])
+        self._show_step()
         self.window.load_state(train_loop["window"], trainer.args.device)
         self.spikes.load_state(**train_loop["spikes"])
-        for name in ("last_logged", "num_skipped", "total_loss", "grad_norm", "learning_rate", "evaluated_last"):
+        for name in ("last_logged", "total_loss", "grad_norm", "learning_rate", "evaluated_last"):
             setattr(self, name, train_loop[name])
         self.start_time = time.time() - train_loop["seconds"]
-        self.last_saved = trainer.state.global_step
+        self.last_saved = self.steps.done
         trainer.total_train_tokens = content["num_tokens"]
         self.metrics_writer.load_state(content["metrics_writer"])
         self._cursor, self._generators = dict(content["cursor"]), content["generators"]
         is_over = self._cursor.pop("is_over", False) or self._cursor["device_batches"] == 0
-        has_ended = trainer.state.global_step >= trainer.state.max_steps
+        has_ended = self.steps.done >= trainer.state.max_steps
         control = dict(content["control"])
         if is_over or (control["should_training_stop"] and not has_ended):
             control["should_epoch_stop"] = False
@@ -349,15 +358,14 @@ class TrainLoop:
 
     def _log(self) -> None:
         trainer = self.trainer
-        num_steps = trainer.state.global_step - self.last_logged - self.window.num_skipped
+        num_steps = self.steps.done - self.last_logged - self.window.num_skipped
         logs: dict[str, float] = {"loss": self.window.loss / num_steps if num_steps else math.nan}
         if self.grad_norm is not None:
             logs["grad_norm"] = self.grad_norm
         if self.learning_rate is not None:
             logs["learning_rate"] = self.learning_rate
         self.total_loss += self.window.loss
-        self.num_skipped += self.window.num_skipped
-        self.last_logged = trainer.state.global_step
+        self.last_logged = self.steps.done
         trainer.store_flos()
         trainer.pending_metrics = self._pending()
         self.window = Window()
@@ -397,18 +405,17 @@ class TrainLoop:
             self._tolerate(self.checkpoints.wait)
             self.checkpoints.tell()
         self.total_loss += self.window.loss
-        self.num_skipped += self.window.num_skipped
-        train_loss = self.total_loss / max(state.global_step - self.num_skipped, 0.001)
+        train_loss = self.total_loss / max(self.steps.done - self.steps.num_skipped, 0.001)
         metrics = speed_metrics(
             "train",
             self.start_time,
-            num_samples=self.num_train_samples * state.global_step / max(state.max_steps, 1),
-            num_steps=state.global_step,
+            num_samples=self.num_train_samples * self.steps.done / max(state.max_steps, 1),
+            num_steps=self.steps.done,
         )
         trainer.store_flos()
         metrics["total_flos"] = state.total_flos
         metrics["train_loss"] = train_loss
-        metrics.update(summary(trainer, num_skipped=self.num_skipped, num_spikes=self.spikes.count))
+        metrics.update(summary(trainer, num_skipped=self.steps.num_skipped, num_spikes=self.spikes.count))
         trainer._memory_tracker.stop_and_update_metrics(metrics)
         # of steps that were not logged; as in trl they are left out where an evaluation came last
         trainer.pending_metrics = {} if self.evaluated_last else self._pending()
@@ -420,7 +427,7 @@ class TrainLoop:
         self._call("on_train_end")
         self.interrupts.release()
         trainer._finish_current_push()
-        return TrainOutput(state.global_step, train_loss, metrics)
+        return TrainOutput(self.steps.done, train_loss, metrics)
 
     def _call(self, event: str) -> None:
         trainer = self.trainer

@@ -140,16 +140,17 @@ def _start(
     rate = matrix_rate(engine.device, engine.compute_dtype)
     metrics = os.path.join(args.output_dir, saving.METRICS_NAME)
     trainer.metrics_writer = MetricsWriter(metrics, engine.device, rate, full_disk_policy(trainer))
+    updater = _updater(trainer, engine)
     train_loop = TrainLoop(
         trainer,
         data_loader,
         metrics_writer=trainer.metrics_writer,
+        steps=updater.steps,
         steps_in_epoch=steps_in_epoch or 1,
         num_train_samples=num_train_samples,
         ignore_keys_for_eval=ignore_keys,
         measures_targets=not trainer.uses_padded_batches,
     )
-    updater = _updater(trainer, engine)
     updater.pause = trainer.pause = train_loop.interrupts.pause
     number = checkpoint.run_number(Path(args.output_dir), None if resumption is None else resumption.folder)
     trainer.checkpoints = train_loop.checkpoints = Checkpoints(trainer, engine, updater, train_loop.state, number)

@@ -14,18 +14,12 @@ from sartor.run import output
 logger = logging.getLogger("sartor")
 
 
-class _Aloud(logging.Handler):
-    """To what standard error is at the time."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        output.say(self.format(record))
-
-
 def say(message: str) -> None:
-    """Tell the user one thing; secrets in it are masked."""
-    if not logger.handlers and not logging.getLogger().handlers:
-        handler = _Aloud()
-        handler.setFormatter(logging.Formatter("sartor: %(message)s"))
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-    logger.info(masked_text(message))
+    """Tell the user one thing; secrets in it are masked.
+
+    Logging stays as the program has it: a handler of ours would say everything twice where it is set up later.
+    """
+    if logger.hasHandlers():
+        logger.info(masked_text(message))
+    elif logger.level <= logging.INFO and logger.manager.disable < logging.INFO:
+        output.say(f"sartor: {masked_text(message)}")

@@ -87,10 +87,10 @@ def not_kept(make: Callable[[Path | None], Made], say: Say, *, is_large: bool) -
         else:
             dataset = _mapped(folder / DATA, made.fingerprint)
             removed_with(dataset.data, folder)
-            return PreparedData(dataset, made.summary, made.places)
+            return PreparedData(dataset, made.summary, made.places, digest=made.fingerprint)
     made = make(folder)
     assert made.dataset is not None
-    return PreparedData(made.dataset, made.summary, made.places)
+    return PreparedData(made.dataset, made.summary, made.places, digest=made.fingerprint)
 
 
 def _remove(folder: Path | None) -> None:
@@ -119,19 +119,20 @@ def _keep(made: Made, folder: Path) -> None:
     (folder / MANIFEST).write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
-def _read(entry: Path) -> PreparedData:
+def _read(entry: Path, is_new: bool) -> PreparedData:
+    """An entry; one that this process has just written and hashed is not hashed again."""
     content = _manifest(entry)
     for name, expected in content["files"].items():
         path = entry / name
         if not path.is_file() or path.stat().st_size != expected["bytes"]:
             raise Damaged(f"{name} is not as long as it was written")
-        if digest_of_file(path) != expected["xxh3_128"]:
+        if not is_new and digest_of_file(path) != expected["xxh3_128"]:
             raise Damaged(f"{name} has another checksum")
     dataset = _mapped(entry / DATA, content["fingerprint"])
     places = None
     if PLACES in content["files"]:
         places = _read_places(entry / PLACES, tuple((source, kind) for source, kind in content["sources"]))
-    return PreparedData(dataset, _summary_of(content["summary"]), places)
+    return PreparedData(dataset, _summary_of(content["summary"]), places, digest=content["fingerprint"])
 
 
 def _manifest(entry: Path) -> dict[str, Any]:

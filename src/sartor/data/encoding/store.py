@@ -170,6 +170,48 @@ def arranged(rows: TokenRows, how: Arrangement) -> Iterator[TokenRows]:
         yield rows.packed(Packing(how.rows[part], how.starts[part], how.lengths[part], counts, how.keeps_documents))
 
 
+class ContentDigest:
+    """A digest of examples in their order, whatever batches they come in.
+
+    It is of five columns, each on its own: so a data set has the same one whether it is in memory or in a file.
+    """
+
+    def __init__(self) -> None:
+        self._columns = [xxhash.xxh3_128() for _ in range(5)]
+
+    def add(
+        self,
+        input_ids: NDArray[Any],
+        labels: NDArray[Any],
+        lengths: NDArray[Any],
+        documents: Sequence[Sequence[int]] | None,
+        weights: NDArray[Any] | None,
+    ) -> None:
+        """More examples.
+
+        Args:
+            input_ids: of all of them, one after the other.
+            labels: as many.
+            lengths: tokens of each example.
+            documents: lengths of the documents of each example; None where the data set has no packed blocks.
+            weights: as many as `labels`; None where the data set has none.
+        """
+        told = [] if documents is None else [value for row in documents for value in (len(row), *row)]
+        parts = (
+            np.asarray(input_ids, np.int32),
+            np.asarray(labels, np.int32),
+            np.asarray(lengths, np.int64),
+            np.array(told, np.int32),
+            np.asarray([] if weights is None else weights, np.float32),
+        )
+        for column, values in zip(self._columns, parts, strict=True):
+            column.update(np.ascontiguousarray(values).data)
+
+    def hexdigest(self) -> str:
+        """Of what was added so far."""
+        return xxhash.xxh3_128_hexdigest("".join(column.hexdigest() for column in self._columns).encode())
+
+
 @dataclass(slots=True)
 class Written:
     """What a table holds."""
@@ -192,16 +234,12 @@ class Written:
 def write_table(rows: TokenRows, how: Arrangement, write: Callable[[pyarrow.RecordBatch], None]) -> Written:
     """Write the arranged rows batch by batch, and count them."""
     written = Written()
-    digests = [xxhash.xxh3_128() for _ in range(5)]
+    digest = ContentDigest()
     for part in arranged(rows, how):
         write(part.record_batch())
         written.count(part)
-        documents = [] if part.documents is None else [(len(row), *row) for row in part.documents]
-        flat = np.array([value for row in documents for value in row], np.int32)
-        weights = np.zeros(0, np.float32) if part.weights is None else part.weights
-        for digest, values in zip(digests, (part.input_ids, part.labels, part.lengths, flat, weights), strict=True):
-            digest.update(np.ascontiguousarray(values).data)
-    written.fingerprint = xxhash.xxh3_64_hexdigest("".join(digest.hexdigest() for digest in digests).encode())
+        digest.add(part.input_ids, part.labels, part.lengths, part.documents, part.weights)
+    written.fingerprint = digest.hexdigest()
     return written
 
 

@@ -198,7 +198,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, WatchedMessages):
         return value.place()
     if isinstance(value, Namespace):
-        return _plain(value._Namespace__attrs)  # type: ignore[attr-defined]
+        return _plain(value._Namespace__attrs)
     if value is missing or isinstance(value, Undefined):
         return "undefined"
     if isinstance(value, str):

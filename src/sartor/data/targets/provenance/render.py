@@ -116,16 +116,17 @@ class Renderer:
         expected = self.text(conversation, num_messages, add_generation_prompt=add_generation_prompt)
         messages = [traced_message(message, i) for i, message in enumerate(conversation.messages[:num_messages])]
         variables = self.variables(conversation, num_messages, add_generation_prompt)
-        progress: Progress | None = Progress(num_messages)
+        progress = Progress(num_messages)
         try:
             rendered = self._watched(variables, messages, progress)
         except Exception:  # it does something with the messages that cannot be watched
             rendered = ""
-        if rendered != expected:
-            rendered, progress = self._rendered({**variables, "messages": messages}, Progress(num_messages)), None
+        if rendered == expected:
+            return TracedText(expected, tags_of(rendered), messages, progress)
+        rendered = self._rendered({**variables, "messages": messages}, Progress(num_messages))
         if rendered != expected:
             raise TraceError
-        return TracedText(expected, tags_of(rendered), messages, progress)
+        return TracedText(expected, tags_of(rendered), messages)
 
     def beginning(
         self, whole: TracedText, conversation: Conversation, num_messages: int, *, prompt: bool
