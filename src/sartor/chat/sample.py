@@ -25,6 +25,7 @@ import torch
 from sartor.chat.decode import TextDecoder, decode, hidden_tokens
 from sartor.chat.loading import load_model
 from sartor.chat.options import Sampling, SamplingOptions, settle
+from sartor.device import generators_apart
 from sartor.errors import ModelError
 
 __all__ = ["Ending", "Message", "Prompt", "Reply", "SamplingOptions", "Speaker", "load"]
@@ -377,8 +378,7 @@ def _as_found(model: Any, seed: int | None) -> Iterator[None]:
     A model in training mode would drop out, and draws would move the random state that a training run depends on.
     """
     training = [module for module in model.modules() if module.training]
-    devices = [model.device.index or 0] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with generators_apart(model.device):
         torch.manual_seed(secrets.randbits(63) if seed is None else seed)
         model.eval()
         try:

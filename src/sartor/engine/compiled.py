@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sartor.device import kind_of
 from sartor.errors import ConfigurationError
 from sartor.records import Plan
 
@@ -81,7 +82,7 @@ def check_compiler(backend: str, device: torch.device) -> None:
         )
     if backend != "inductor":
         return
-    if device.type == "cpu":
+    if not kind_of(device).needs_triton:
         from torch._inductor.cpp_builder import get_cpp_compiler
         from torch._inductor.exc import InvalidCxxCompiler
 

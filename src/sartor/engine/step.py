@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sartor.device import kind_of
 from sartor.engine import attention, compiled, layout, noise
 from sartor.engine.embedding import rows_added_directly
 from sartor.engine.loss import LogitsBuffer, LossForm, linear_cross_entropy, no_sums
@@ -43,7 +44,7 @@ class Engine:
             settings.loss_type == "dft",
             traits.logit_scale,
             traits.logit_softcap,
-            fits_cache=self.device.type == "cpu",
+            fits_cache=kind_of(self.device).is_host,
         )
         self.step_number = 0
         """Set by the loop before each optimizer step; keys NEFTune's noise."""
@@ -73,7 +74,7 @@ class Engine:
             if self.settings.neftune_noise_alpha:
                 handle = inner.get_input_embeddings().register_forward_hook(self._noise_hook)
                 undo.callback(handle.remove)
-            if self.device.type == "cpu":
+            if kind_of(self.device).is_host:
                 self._logits = LogitsBuffer()
                 undo.callback(self._give_back_logits)
             yield

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sartor.device import kind_of
 from sartor.errors import ConfigurationError
 
 MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
@@ -83,7 +84,7 @@ def implementations(name: str, device_type: str) -> tuple[str, ...]:
         return ()
     if device_type in _FUSED.get(name, ()):
         return ("fused",)
-    return ("for-loop",) if device_type == "cpu" else ("foreach", "for-loop")
+    return ("for-loop",) if kind_of(device_type).is_host else ("foreach", "for-loop")
 
 
 def options_of(name: str, optim_args: str | None) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sartor.device import allocated_peak, kind_of, reset_peak
 from sartor.memory.prediction import Prediction, Stretch
 from sartor.memory.tracker import Phase
 
@@ -49,17 +50,18 @@ class Trace:
         held_bytes: of the tensors that are there already.
         """
         self._device = device
+        self._kind = kind_of(device)
         self._held_bytes = held_bytes
         self._stretches: list[Measured] = []
         self._profile: torch.autograd.profiler.profile | None = None
-        self.reason = "" if device.type == "cuda" else _profiler_of_the_user()
+        self.reason = _profiler_of_the_user() if self._kind.is_host else ""
         """Why nothing can be measured; then every stretch has 0 bytes."""
         self.phase = Phase.BUILD
 
     def __enter__(self) -> Trace:
         self._stretches = [Measured(Phase.BUILD, None, self._held_bytes)]
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
+        if not self._kind.is_host:
+            reset_peak(self._device)
         elif not self.reason:
             self._profile = torch.autograd.profiler.profile(use_kineto=True, profile_memory=True)
             with _silent_profiler():
@@ -101,8 +103,8 @@ class Trace:
     def _read_peak(self) -> None:
         if self.reason:
             return
-        self._stretches[-1].num_bytes = int(torch.cuda.max_memory_allocated(self._device))
-        torch.cuda.reset_peak_memory_stats(self._device)
+        self._stretches[-1].num_bytes = allocated_peak(self._device)
+        reset_peak(self._device)
 
     def _replay(self, events: list[Any]) -> None:
         """The allocator's events and our marks, in their order."""
@@ -148,9 +150,8 @@ def _silent_profiler() -> Iterator[None]:
 
 def instrument(device: torch.device) -> str:
     """What is read, for people."""
-    if device.type == "cuda":
-        return "the CUDA allocator's peak"
-    return "torch's allocator, by its profiler"
+    kind = kind_of(device)
+    return "torch's allocator, by its profiler" if kind.is_host else f"the {kind.label} allocator's peak"
 
 
 def held_bytes(model: nn.Module, more: Iterable[torch.Tensor] = ()) -> int:

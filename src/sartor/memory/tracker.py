@@ -20,6 +20,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sartor.device import has_memory
 from sartor.memory.prediction import Component, Stretch
 
 _DEVICE_OF = torch.ops.prim.device.default
@@ -212,7 +213,7 @@ def _storages(tensor: torch.Tensor) -> Iterator[Any]:
 
     What is on "meta" has none: a simulation's name for memory that is not the device's.
     """
-    if tensor.device.type == "meta":
+    if not has_memory(tensor):
         return
     try:
         yield tensor.untyped_storage()

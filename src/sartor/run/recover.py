@@ -24,6 +24,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
+from sartor.device import empty_cache
 from sartor.engine.step import Engine
 from sartor.errors import ForeseenMemoryError, OutOfMemoryError
 from sartor.records import Incident, Plan
@@ -260,6 +261,5 @@ class Recovery:
 
     def _free(self) -> None:
         gc.collect()
-        if self.engine.device.type == "cuda":
-            torch.cuda.empty_cache()
+        empty_cache(self.engine.device)
         self._release()

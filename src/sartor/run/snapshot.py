@@ -21,6 +21,7 @@ from contextlib import contextmanager
 
 import torch
 
+from sartor.device import is_on_host
 from sartor.errors import RunFolderError
 from sartor.run.recover import is_out_of_memory
 
@@ -157,7 +158,7 @@ class Snapshot:
 
 def _copied(tensor: torch.Tensor) -> torch.Tensor:
     """On the CPU, and nobody else's."""
-    return tensor.detach().cpu() if tensor.device.type != "cpu" else tensor.detach().clone()
+    return tensor.detach().clone() if is_on_host(tensor) else tensor.detach().cpu()
 
 
 class Writer:

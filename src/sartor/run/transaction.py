@@ -23,9 +23,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from sartor.device import HOST, kind_of
 from sartor.errors import ConfigurationError, OutOfMemoryError
 from sartor.records import UPDATE_PIECE_BYTES, Plan
-from sartor.run.host_states import HOST, HostStates, settle_on_device
+from sartor.run.host_states import HostStates, settle_on_device
 from sartor.run.recover import is_out_of_memory
 from sartor.run.rounded_update import RoundedUpdate
 
@@ -250,7 +251,7 @@ def simulated_rehearsal(optimizer: torch.optim.Optimizer, plan: Plan) -> bool:
 
 
 def _simulated(optimizer: torch.optim.Optimizer, plan: Plan) -> Update:
-    place = HOST if plan.device.startswith("cpu") else "meta"
+    place = HOST if kind_of(plan.device).is_host else "meta"
     return planned_update(optimizer, plan, place=place, is_simulated=True)
 
 

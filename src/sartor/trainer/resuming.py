@@ -22,6 +22,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from sartor.config import resolved_configuration
 from sartor.config.resumption import OPTIMIZER, changed_memory, changed_settings
 from sartor.config.table import OPTIONS
+from sartor.device import kind_of
 from sartor.errors import ConfigurationError, ModelError, RunFolderError
 from sartor.memory.plan import plan_of
 from sartor.records import Plan
@@ -480,6 +481,6 @@ def restore_state(trainer: SFTTrainer, resumption: Resumption) -> None:
 
 def keep_threads(trainer: SFTTrainer, plan: Plan) -> None:
     """As many threads as before: sums of another number of threads differ in their last bits."""
-    if trainer.args.device.type == "cpu" and torch.get_num_threads() != plan.num_threads:
+    if kind_of(trainer.args.device).is_host and torch.get_num_threads() != plan.num_threads:
         trainer.say(f"computing with {plan.num_threads} threads as before, in place of {torch.get_num_threads()}.")
         torch.set_num_threads(plan.num_threads)
