@@ -24,6 +24,13 @@ ASKS_MODELS: dict[str, str] = {
 }
 """Where `getattr` and `hasattr` look at a model or its configuration, and why."""
 
+ASKS_DEVICES: dict[str, str] = {
+    "device.py": "the place for it: a row of facts for each kind, and what torch names otherwise for each",
+}
+"""Where kinds of devices are compared, or torch's modules for one kind are used, and why."""
+
+_KINDS = {"cpu", "cuda", "mps", "xpu", "meta", "hpu", "npu"}
+_KIND_MODULES = {"cpu", "cuda", "mps", "xpu", "backends", "accelerator", "version"}
 _MODELS = {"model", "inner", "config", "decoder", "decoder_module", "head", "base", "module"}
 _PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 _FILES = sorted(SOURCE.rglob("*.py"))
@@ -140,6 +147,90 @@ def _is_model(node: ast.expr) -> bool:
         return "get_text_config" in ast.unparse(node) or "get_base_model" in ast.unparse(node)
     last = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
     return last in _MODELS
+
+
+def test_devices_are_asked_for_their_kind_in_one_place() -> None:
+    asking = {
+        f"{name_of(file)}:{getattr(node, 'lineno', 0)}": ast.unparse(node)
+        for file in _FILES
+        if name_of(file) not in ASKS_DEVICES
+        for node in ast.walk(tree_of(file))
+        if _asks_for_a_kind(node)
+    }
+    assert not asking, "ask sartor.device: give `Kind` the fact that the decision rests on, or add a function there"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        'device.type == "cuda"',
+        "model.device.type != other.type",
+        'device.type in ("cpu", "mps")',
+        '"xpu" == name',
+        'plan.device.startswith("cuda")',
+        'plan.device.partition(":")[0] == "cpu"',
+        "parameter.is_cuda",
+        "torch.cuda.is_available()",
+        "torch.mps.empty_cache()",
+        "torch.backends.mps.is_available()",
+        "torch.cpu.get_capabilities()",
+        "from torch import cuda",
+        "import torch.backends.cuda",
+        'open("/proc/cpuinfo")',
+        'match device.type:\n    case "cuda":\n        pass',
+        '{"cpu": 1, "cuda": 2}[device.type]',
+    ],
+)
+def test_questions_about_kinds_are_recognised(code: str) -> None:
+    assert any(_asks_for_a_kind(node) for node in ast.walk(ast.parse(code)))
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["torch.autocast(device.type, dtype)", 'load(path, device="cpu")', "column.type", "kind_of(device).is_host"],
+)
+def test_handing_a_device_on_is_no_question(code: str) -> None:
+    assert not any(_asks_for_a_kind(node) for node in ast.walk(ast.parse(code)))
+
+
+def _asks_for_a_kind(node: ast.AST) -> bool:
+    """Whether it compares or looks up a device's kind, asks a tensor for it, or uses torch's module for one kind."""
+    match node:
+        case ast.Compare(left=left, comparators=others):
+            return any(_is_a_kind(side) for side in (left, *others))
+        case ast.Match(subject=subject):
+            return _is_a_kind(subject)
+        case ast.Subscript(slice=key):
+            return isinstance(key, ast.Attribute) and _is_a_kind(key)
+        case ast.Call(func=ast.Attribute(attr="startswith"), args=[start, *_]):
+            return _is_a_kind(start)
+        case ast.Attribute(value=ast.Name(id="torch"), attr=attribute):
+            return attribute in _KIND_MODULES
+        case ast.Attribute(value=value, attr="is_cuda" | "is_cpu" | "is_mps" | "is_xpu" | "is_meta"):
+            return not (isinstance(value, ast.Name) and value.id == "self")
+        case ast.ImportFrom(module="torch", names=names):
+            return any(alias.name in _KIND_MODULES for alias in names)
+        case ast.ImportFrom(module=str(module)):
+            return _is_of_a_kind(module)
+        case ast.Import(names=names):
+            return any(_is_of_a_kind(alias.name) for alias in names)
+        case ast.Constant(value=str(text)):
+            return text.endswith("/cpuinfo")
+    return False
+
+
+def _is_a_kind(node: ast.expr) -> bool:
+    """Whether an expression is a device's type, or the name of a kind, or several of them."""
+    if isinstance(node, ast.Tuple | ast.List | ast.Set):
+        return any(_is_a_kind(element) for element in node.elts)
+    if isinstance(node, ast.Constant):
+        return isinstance(node.value, str) and node.value in _KINDS
+    return isinstance(node, ast.Attribute) and node.attr == "type"
+
+
+def _is_of_a_kind(module: str) -> bool:
+    first, _, rest = module.partition(".")
+    return first == "torch" and rest.partition(".")[0] in _KIND_MODULES
 
 
 def test_there_is_no_module_for_this_and_that() -> None:
