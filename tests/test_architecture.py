@@ -6,6 +6,7 @@ Which room may import which is held by import-linter (pyproject.toml), which `ma
 import ast
 import importlib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ LARGE_WITH_REASON: dict[str, str] = {}
 
 ASKS_MODELS: dict[str, str] = {
     "engine/traits.py": "the place for it: one frozen record of everything the engine needs to know",
+    "compat.py": "only for what is private there and may be missing",
     "chat/": "stands alone, so it cannot ask traits; it asks only how long a context is, and about tokens that end",
     "trainer/": "before there are traits: what must not be trained at all (device maps, quantized weights), and names "
     "for card and folder",
@@ -29,6 +31,28 @@ ASKS_DEVICES: dict[str, str] = {
 }
 """Where kinds of devices are compared, or torch's modules for one kind are used, and why."""
 
+SAYS_VERSIONS: dict[str, str] = {
+    "__init__.py": "where Sartor's own is written down",
+    "cli/main.py": "`sartor --version` prints it",
+    "cli/env.py": "prints them all for a bug report",
+    "trainer/fingerprints.py": "a checkpoint says what wrote it, so that resuming can say what is another now",
+    "report/card.py": "the card says what a model was trained with",
+    "data/encoding/keys.py": "prepared data are found again under a key of what prepared them",
+    "demo/recipe.py": "the demo's base model says what it was made with",
+}
+"""Where versions are written or printed; nothing is decided by comparing them.  `compat.py` asks the thing itself."""
+
+PRIVATE_ELSEWHERE: dict[str, str] = {
+    "torch.utils._python_dispatch": "torch's notes on extending it document TorchDispatchMode under this name",
+    "torch._subclasses.fake_tensor": "torch's notes on fake tensors document FakeTensorMode under this name",
+    "_actions": "argparse, of the standard library, has no public list of a parser's options",
+}
+"""What has a private name and is used outside of compat.py all the same, and why."""
+
+_LIBRARIES = {"torch", "transformers", "datasets", "peft", "accelerate", "huggingface_hub", "tokenizers", "jinja2"}
+_OF_LIBRARIES = {"trainer", "layer", "model", "module", "optimizer", "schedule", "scheduler", "tensor"}
+"""What objects of libraries are called."""
+_VERSIONS = {"packaging", "pkg_resources", "importlib.metadata", "importlib_metadata"}
 _KINDS = {"cpu", "cuda", "mps", "xpu", "meta", "hpu", "npu"}
 _KIND_MODULES = {"cpu", "cuda", "mps", "xpu", "backends", "accelerator", "version"}
 _MODELS = {"model", "inner", "config", "decoder", "decoder_module", "head", "base", "module"}
@@ -40,6 +64,7 @@ def name_of(file: Path) -> str:
     return file.relative_to(SOURCE).as_posix()
 
 
+@cache
 def tree_of(file: Path) -> ast.Module:
     return ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
 
@@ -231,6 +256,135 @@ def _is_a_kind(node: ast.expr) -> bool:
 def _is_of_a_kind(module: str) -> bool:
     first, _, rest = module.partition(".")
     return first == "torch" and rest.partition(".")[0] in _KIND_MODULES
+
+
+def test_versions_are_told_and_never_compared() -> None:
+    told, decided = {}, {}
+    for file in _FILES:
+        if name_of(file) == "compat.py":
+            continue
+        for node in ast.walk(tree_of(file)):
+            where = f"{name_of(file)}:{getattr(node, 'lineno', 0)}"
+            if _is_a_version(node) and name_of(file) not in SAYS_VERSIONS:
+                told[where] = ast.unparse(node)
+            if _decides_by_version(node) and not (name_of(file) == "cli/env.py" and isinstance(node, ast.Try)):
+                decided[where] = ast.unparse(node)
+    assert not told, "versions are for people: name the place in SAYS_VERSIONS, or ask the thing itself in compat.py"
+    assert not decided, "what differs between versions is asked in compat.py"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        'version("torch") >= "2.13"',
+        "torch.__version__.startswith('2.') and transformers.__version__ < '5'",
+        "Version(version('peft')) < Version('1')",
+        "sys.version_info >= (3, 12)",
+        'hasattr(torch, "accelerator")',
+        'getattr(transformers.utils, "is_x", None)',
+        "try:\n    from transformers import x\nexcept ImportError:\n    x = None",
+    ],
+)
+def test_decisions_by_version_are_recognised(code: str) -> None:
+    assert any(_decides_by_version(node) for node in ast.walk(ast.parse(code)))
+
+
+def _is_a_version(node: ast.AST) -> bool:
+    """Whether it is, or imports what is, the version of something."""
+    match node:
+        case ast.Attribute(attr="__version__" | "version_info") | ast.Name(id="__version__"):
+            return True
+        case ast.Call(func=ast.Name(id="version") | ast.Attribute(value=ast.Name(id="metadata"), attr="version")):
+            return True
+        case ast.Import(names=names):
+            return any(_is_or_is_in(alias.name, _VERSIONS) for alias in names)
+        case ast.ImportFrom(module=str(module), names=names):
+            return any(_is_or_is_in(name, _VERSIONS) for name in (module, *(f"{module}.{a.name}" for a in names)))
+    return False
+
+
+def _decides_by_version(node: ast.AST) -> bool:
+    """Whether it compares a version, looks whether a library has a name, or does without a library's name."""
+    match node:
+        case ast.Compare():
+            return any(_is_a_version(part) for part in ast.walk(node))
+        case ast.Call(func=ast.Name(id=asks), args=[owner, *rest]) if asks == ("hasattr", "getattr")[len(rest) > 1]:
+            return ast.unparse(owner).partition(".")[0] in _LIBRARIES
+        case ast.Try(body=body, handlers=handlers):
+            caught = {name for one in handlers if one.type is not None for name in _names(one.type)}
+            imported = [name for part in body for name in _imported(part)]
+            return bool(caught & {"ImportError", "ModuleNotFoundError", "AttributeError"}) and any(
+                _is_or_is_in(name, _LIBRARIES) for name in imported
+            )
+    return False
+
+
+def _names(node: ast.expr) -> set[str]:
+    return {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
+
+
+def _imported(node: ast.AST) -> list[str]:
+    """The modules that a statement, or one within it, imports."""
+    found = []
+    for part in ast.walk(node):
+        if isinstance(part, ast.Import):
+            found += [alias.name for alias in part.names]
+        elif isinstance(part, ast.ImportFrom) and part.module is not None:
+            found.append(part.module)
+    return found
+
+
+def _is_or_is_in(module: str, packages: set[str]) -> bool:
+    return any(f"{module}.".startswith(f"{package}.") for package in packages)
+
+
+def test_private_functions_of_libraries_are_called_in_one_place_and_listed() -> None:
+    own = {name for file in _FILES if file.name != "compat.py" for name in _defined(tree_of(file))}
+    table = (SOURCE.parents[1] / "docs" / "README.md").read_text(encoding="utf-8")
+    elsewhere, unlisted = {}, set()
+    for file in _FILES:
+        for node in ast.walk(tree_of(file)):
+            for name in _private_names(node, own):
+                is_trainers = name_of(file).startswith("trainer/") and ast.unparse(node).startswith("trainer.")
+                is_trainers |= name_of(file).startswith("trainer/") and ast.unparse(node).startswith("self.")
+                if name_of(file) != "compat.py" and not is_trainers and name not in PRIVATE_ELSEWHERE:
+                    elsewhere[f"{name_of(file)}:{getattr(node, 'lineno', 0)}"] = name
+                if name.rpartition(".")[2] not in table and name not in table:
+                    unlisted.add(name)
+    assert not elsewhere, "give it an accessor in compat.py that says what happens where it is missing"
+    assert not unlisted, "the table of private functions in docs/README.md lacks them"
+
+
+def _defined(tree: ast.Module) -> Iterator[str]:
+    """Names that a file defines or assigns to on itself."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                yield name
+            case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name):
+                yield name
+            case ast.Attribute(value=ast.Name(id=owner), attr=name, ctx=ast.Store()) if owner not in _OF_LIBRARIES:
+                yield name
+
+
+def _private_names(node: ast.AST, own: set[str]) -> Iterator[str]:
+    """Names beginning with one underscore that a node takes from elsewhere than this package."""
+    match node:
+        case ast.Attribute(value=ast.Name(id="os" | "_aten")):
+            return  # `os._exit` is documented; operators of torch are called by their names
+        case ast.Attribute(attr=name) if _is_private(name) and name not in own:
+            yield name
+        case ast.keyword(arg=str(name)) if _is_private(name) and name not in own:
+            yield name
+        case ast.ImportFrom(module=str(module), names=names) if not module.startswith("sartor"):
+            if any(_is_private(part) for part in module.split(".")):
+                yield module
+            else:
+                yield from (alias.name for alias in names if _is_private(alias.name))
+
+
+def _is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
 
 
 def test_there_is_no_module_for_this_and_that() -> None:

@@ -349,7 +349,7 @@ LOSS = (
     Mutant(
         "who watches a model sees imagined passes",
         "src/sartor/memory/meta_model.py",
-        "for name in _HOOKS if name in vars(module)",
+        "for name in compat.HOOKS if name in vars(module)",
         "for name in ()",
         ("tests/memory/test_meta_model.py",),
     ),
@@ -398,6 +398,20 @@ LOSS = (
 )
 
 STATE = (
+    Mutant(
+        "bf16 on a GPU without it",
+        "src/sartor/device.py",
+        "if capability >= (8, 0):",
+        "if capability >= (7, 0):",
+        ("tests/test_device.py::test_a_gpus_fast_dtypes_follow_its_compute_capability",),
+    ),
+    Mutant(
+        "the second processor's flags are read too",
+        "src/sartor/device.py",
+        'text.split("\\n\\n")[0].splitlines()',
+        "text.splitlines()",
+        ("tests/test_device.py::test_a_processors_fast_dtypes_are_read_off_its_flags",),
+    ),
     Mutant(
         "bf16 on any processor",
         f"{ENGINE}/precision.py",
@@ -1196,7 +1210,7 @@ RECOVERY = (
     Mutant(
         "answers are asked in training mode's random numbers",
         "src/sartor/chat/sample.py",
-        "    with torch.random.fork_rng(devices=devices):",
+        "    with generators_apart(model.device):",
         "    with torch.no_grad():",
         ("tests/run/test_evaluate.py::test_asking_changes_neither_weights_nor_random_numbers",),
     ),
@@ -1706,15 +1720,15 @@ WAYS = (
     Mutant(
         "a last product that is needed is dropped",
         f"{ENGINE}/recompute.py",
-        "self._saves_nothing &= is_asked or func._schema.name in _SAVE_NOTHING",
+        "self._saves_nothing &= is_asked or schema.name in _SAVE_NOTHING",
         "pass",
         (f"{RECOMPUTED}::test_a_layers_last_product_is_kept_only_where_what_follows_needs_it",),
     ),
     Mutant(
         "simulated, a layer's last product is kept",
         f"{ENGINE}/recompute.py",
-        "is_asked or func._schema.name in _SAVE_NOTHING",
-        "func._schema.name in _SAVE_NOTHING",
+        "is_asked or schema.name in _SAVE_NOTHING",
+        "schema.name in _SAVE_NOTHING",
         (
             "tests/memory/test_simulate.py::"
             "test_what_is_kept_of_each_layer_is_foreseen_where_the_last_product_is_dropped",

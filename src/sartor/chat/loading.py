@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from sartor import compat
 from sartor.device import KINDS, default_kind, fast_dtypes, is_supported, kind_of, num_devices
 from sartor.errors import ModelError
 
@@ -242,19 +243,8 @@ def _adapter_tokenizer(adapter_source: str, base_source: str, access: _Access, b
     if folder.is_dir():
         has_own = any((folder / name).is_file() for name in _TOKENIZER_FILES)
     else:
-        from transformers.utils import cached_file
-
         with _loading(adapter_source):
-            has_own = (
-                cached_file(
-                    adapter_source,
-                    _TOKENIZER_FILES[0],
-                    revision=access.revision,
-                    token=access.token,
-                    _raise_exceptions_for_missing_entries=False,
-                )
-                is not None
-            )
+            has_own = compat.has_file(adapter_source, _TOKENIZER_FILES[0], revision=access.revision, token=access.token)
     return _load_tokenizer(adapter_source, access) if has_own else _load_tokenizer(base_source, base_access)
 
 

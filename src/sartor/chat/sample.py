@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from sartor import compat
 from sartor.chat.decode import TextDecoder, decode, hidden_tokens
 from sartor.chat.loading import load_model
 from sartor.chat.options import Sampling, SamplingOptions, settle
@@ -247,7 +248,7 @@ class Speaker:
     @property
     def _mixes_padding(self) -> bool:
         """Whether the model carries a state along the row, which padding on the left would disturb."""
-        return bool(self.model._is_stateful)
+        return compat.carries_state(self.model)
 
     def _generate_batch(self, prompts: Sequence[Prompt], options: SamplingOptions) -> list[list[int]]:
         """New tokens of each row, without the end token and what follows."""

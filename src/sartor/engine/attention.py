@@ -19,6 +19,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from sartor import compat
+
 NAME = "sartor_documents"
 
 
@@ -119,7 +121,7 @@ def _no_mask(*args: Any, **kwargs: Any) -> None:
 @contextmanager
 def attention_implementation(model: Any, name: str) -> Iterator[None]:
     """Run a transformers model with another attention implementation, and put its own back: `generate()` needs it."""
-    before = model.config._attn_implementation
+    before = compat.attention_of(model.config)
     if name == before:
         yield
         return

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sartor import compat
 from sartor.device import kind_of
 from sartor.engine import attention, compiled, layout, noise
 from sartor.engine.embedding import rows_added_directly
@@ -205,7 +206,7 @@ class Engine:
         parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if inverse_scale != 1.0:
-            torch._foreach_mul_(gradients, inverse_scale)
+            compat.multiply_(gradients, inverse_scale)
         norm = norm_of(gradients)
         if max_norm > 0:
             torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from sartor.compat import schema
 from sartor.device import Kind, cpu_has_amx
 from sartor.memory.tracker import ScratchRule
 
@@ -39,7 +40,7 @@ def rules(kind: Kind, num_threads: int = 1, packs: bool | None = None) -> Scratc
     table = _cpu(num_threads, cpu_has_amx() if packs is None else packs) if kind.is_host else _cuda()
 
     def scratch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
-        rule = table.get(func._schema.name.removeprefix("aten::"))
+        rule = table.get(schema(func).name.removeprefix("aten::"))
         return 0 if rule is None else rule(args, result)
 
     return scratch

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sartor import compat
 from sartor.device import allocated_peak, kind_of, reset_peak
 from sartor.memory.prediction import Prediction, Stretch
 from sartor.memory.tracker import Phase
@@ -76,9 +77,7 @@ class Trace:
             return
         self._profile.__exit__(kind, error, traceback)
         if error is None:
-            results = self._profile.kineto_results
-            assert results is not None
-            self._replay([*results.events()])
+            self._replay(compat.profiled_events(self._profile))
         self._profile = None
 
     def enter(self, phase: Phase, layer: int | None = None) -> None:
@@ -125,12 +124,11 @@ def _profiler_of_the_user() -> str:
     A session that is prepared and has not begun, as `torch.profiler.schedule` prepares one in its warm-up, shows in no
     flag of torch's; starting another one then ends the process with a segmentation fault.  So such are looked for.
     """
-    # Of this thread; of all threads.
-    if torch._C._autograd._profiler_enabled() or torch.autograd.profiler._is_profiler_enabled:
+    if compat.profiler_is_on():
         return "a profiler of torch's is at work already, which is left alone"
     kind = torch.autograd.profiler.profile
     for one in gc.get_objects():
-        if type(one) is kind and one.entered and one.kineto_results is None:
+        if type(one) is kind and compat.is_prepared(one):
             return "a profiler of torch's is about to begin, which is left alone"
     return ""
 

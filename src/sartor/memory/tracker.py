@@ -20,6 +20,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sartor.compat import storage_key
 from sartor.device import has_memory
 from sartor.memory.prediction import Component, Stretch
 
@@ -123,7 +124,7 @@ class LiveSet(TorchDispatchMode):
             if tensor is None:
                 continue
             for storage in _storages(tensor):
-                found = self._alive.get(storage._cdata)
+                found = self._alive.get(storage_key(storage))
                 if found is not None:
                     found[1].owner = component
 
@@ -147,7 +148,7 @@ class LiveSet(TorchDispatchMode):
         return result
 
     def _count(self, storage: Any) -> None:
-        key = storage._cdata
+        key = storage_key(storage)
         num_bytes = -(-storage.nbytes() // self._rounding_bytes) * self._rounding_bytes
         found = self._alive.get(key)
         if found is not None:

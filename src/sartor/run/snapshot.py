@@ -21,6 +21,7 @@ from contextlib import contextmanager
 
 import torch
 
+from sartor.compat import num_writes
 from sartor.device import is_on_host
 from sartor.errors import RunFolderError
 from sartor.run.recover import is_out_of_memory
@@ -50,7 +51,7 @@ class Snapshot:
                 self._tensors[name] = _copied(tensor)
             else:
                 self._tensors[name] = tensor.detach()
-                self._versions[name] = tensor._version
+                self._versions[name] = num_writes(tensor)
 
     def __iter__(self) -> Iterator[str]:
         """Names of what was not returned yet."""
@@ -139,7 +140,7 @@ class Snapshot:
 
     def _see_unchanged(self, names: Iterable[str]) -> None:
         for name in names:
-            if name in self._versions and self._tensors[name]._version != self._versions[name]:
+            if name in self._versions and num_writes(self._tensors[name]) != self._versions[name]:
                 raise RunFolderError(
                     f"{name} was changed while the checkpoint was being written, and not by an optimizer's step: the "
                     "checkpoint is left out. Set save_in_background=False, or change it in on_step_end."

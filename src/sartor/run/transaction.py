@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sartor import compat
 from sartor.device import HOST, kind_of
 from sartor.errors import ConfigurationError, OutOfMemoryError
 from sartor.records import UPDATE_PIECE_BYTES, Plan
@@ -218,7 +219,7 @@ class Update:
         """Writes in place that parameters and states have seen: torch counts them."""
         states = (value for state in self.optimizer.state.values() for value in state.values())
         tensors = [value for value in states if torch.is_tensor(value)]
-        return sum(tensor._version for tensor in tensors) + sum(parameter._version for parameter in self._waiting())
+        return sum(map(compat.num_writes, (*tensors, *self._waiting())))
 
 
 def planned_update(
@@ -261,9 +262,8 @@ def goes_in_pieces(optimizer: torch.optim.Optimizer) -> bool:
     Hooks of a user's own would be called once per piece, which they do not expect.
     """
     kind = type(optimizer)
-    hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
     is_torchs = f"{kind.__module__}.".startswith("torch.optim.")
-    return is_torchs and kind is not torch.optim.LBFGS and not hooks
+    return is_torchs and kind is not torch.optim.LBFGS and not compat.has_step_hooks(optimizer)
 
 
 def state_bytes_per_value(optimizer: torch.optim.Optimizer) -> int:
