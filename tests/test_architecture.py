@@ -5,14 +5,11 @@ Which room may import which is held by import-linter (pyproject.toml), which `ma
 
 import ast
 import importlib
-import inspect
-import re
-import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
-import transformers
 
 SOURCE = Path(__file__).parents[1] / "src" / "sartor"
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 600, 80
@@ -22,15 +19,42 @@ LARGE_WITH_REASON: dict[str, str] = {}
 
 ASKS_MODELS: dict[str, str] = {
     "engine/traits.py": "the place for it: one frozen record of everything the engine needs to know",
+    "compat.py": "only for what is private there and may be missing",
     "chat/": "stands alone, so it cannot ask traits; it asks only how long a context is, and about tokens that end",
     "trainer/": "before there are traits: what must not be trained at all (device maps, quantized weights), and names "
     "for card and folder",
 }
 """Where `getattr` and `hasattr` look at a model or its configuration, and why."""
 
-DOCUMENTED = {"_exit"}
-"""Of names that begin with an underscore, those that their library documents for everybody: `os._exit`."""
+ASKS_DEVICES: dict[str, str] = {
+    "device.py": "the place for it: a row of facts for each kind, and what torch names otherwise for each",
+}
+"""Where kinds of devices are compared, or torch's modules for one kind are used, and why."""
 
+SAYS_VERSIONS: dict[str, str] = {
+    "__init__.py": "where Sartor's own is written down",
+    "cli/main.py": "`sartor --version` prints it",
+    "cli/env.py": "prints them all for a bug report",
+    "trainer/fingerprints.py": "a checkpoint says what wrote it, so that resuming can say what is another now",
+    "report/card.py": "the card says what a model was trained with",
+    "data/encoding/keys.py": "prepared data are found again under a key of what prepared them",
+    "demo/recipe.py": "the demo's base model says what it was made with",
+}
+"""Where versions are written or printed; nothing is decided by comparing them.  `compat.py` asks the thing itself."""
+
+PRIVATE_ELSEWHERE: dict[str, str] = {
+    "torch.utils._python_dispatch": "torch's notes on extending it document TorchDispatchMode under this name",
+    "torch._subclasses.fake_tensor": "torch's notes on fake tensors document FakeTensorMode under this name",
+    "_actions": "argparse, of the standard library, has no public list of a parser's options",
+}
+"""What has a private name and is used outside of compat.py all the same, and why."""
+
+_LIBRARIES = {"torch", "transformers", "datasets", "peft", "accelerate", "huggingface_hub", "tokenizers", "jinja2"}
+_OF_LIBRARIES = {"trainer", "layer", "model", "module", "optimizer", "schedule", "scheduler", "tensor"}
+"""What objects of libraries are called."""
+_VERSIONS = {"packaging", "pkg_resources", "importlib.metadata", "importlib_metadata"}
+_KINDS = {"cpu", "cuda", "mps", "xpu", "meta", "hpu", "npu"}
+_KIND_MODULES = {"cpu", "cuda", "mps", "xpu", "backends", "accelerator", "version"}
 _MODELS = {"model", "inner", "config", "decoder", "decoder_module", "head", "base", "module"}
 _PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 _FILES = sorted(SOURCE.rglob("*.py"))
@@ -40,6 +64,7 @@ def name_of(file: Path) -> str:
     return file.relative_to(SOURCE).as_posix()
 
 
+@cache
 def tree_of(file: Path) -> ast.Module:
     return ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
 
@@ -149,126 +174,218 @@ def _is_model(node: ast.expr) -> bool:
     return last in _MODELS
 
 
-def test_there_is_no_module_for_this_and_that() -> None:
-    assert not [name_of(file) for file in _FILES if file.stem in {"utils", "util", "helpers", "misc", "common"}]
+def test_devices_are_asked_for_their_kind_in_one_place() -> None:
+    asking = {
+        f"{name_of(file)}:{getattr(node, 'lineno', 0)}": ast.unparse(node)
+        for file in _FILES
+        if name_of(file) not in ASKS_DEVICES
+        for node in ast.walk(tree_of(file))
+        if _asks_for_a_kind(node)
+    }
+    assert not asking, "ask sartor.device: give `Kind` the fact that the decision rests on, or add a function there"
 
 
-# --- private functions of libraries ----------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "code",
+    [
+        'device.type == "cuda"',
+        "model.device.type != other.type",
+        'device.type in ("cpu", "mps")',
+        '"xpu" == name',
+        'plan.device.startswith("cuda")',
+        'plan.device.partition(":")[0] == "cpu"',
+        "parameter.is_cuda",
+        "torch.cuda.is_available()",
+        "torch.mps.empty_cache()",
+        "torch.backends.mps.is_available()",
+        "torch.cpu.get_capabilities()",
+        "from torch import cuda",
+        "import torch.backends.cuda",
+        'open("/proc/cpuinfo")',
+        'match device.type:\n    case "cuda":\n        pass',
+        '{"cpu": 1, "cuda": 2}[device.type]',
+    ],
+)
+def test_questions_about_kinds_are_recognised(code: str) -> None:
+    assert any(_asks_for_a_kind(node) for node in ast.walk(ast.parse(code)))
 
 
-def private_parts(names: Iterable[str]) -> set[str]:
-    return {name for name in names if name.startswith("_") and not name.startswith("__")}
+@pytest.mark.parametrize(
+    "code",
+    ["torch.autocast(device.type, dtype)", 'load(path, device="cpu")', "column.type", "kind_of(device).is_host"],
+)
+def test_handing_a_device_on_is_no_question(code: str) -> None:
+    assert not any(_asks_for_a_kind(node) for node in ast.walk(ast.parse(code)))
 
 
-def defined_names(tree: ast.Module) -> set[str]:
-    """Everything private that a module defines: functions, classes, fields, variables, attributes of `self`."""
-    names = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            names.add(node.name)
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            names.add(node.id)
-        elif isinstance(node, ast.arg):
-            names.add(node.arg)
-        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and root_of(node) in ("self", "cls"):
-            names.add(node.attr)
-    return private_parts(names)
+def _asks_for_a_kind(node: ast.AST) -> bool:
+    """Whether it compares or looks up a device's kind, asks a tensor for it, or uses torch's module for one kind."""
+    match node:
+        case ast.Compare(left=left, comparators=others):
+            return any(_is_a_kind(side) for side in (left, *others))
+        case ast.Match(subject=subject):
+            return _is_a_kind(subject)
+        case ast.Subscript(slice=key):
+            return isinstance(key, ast.Attribute) and _is_a_kind(key)
+        case ast.Call(func=ast.Attribute(attr="startswith"), args=[start, *_]):
+            return _is_a_kind(start)
+        case ast.Attribute(value=ast.Name(id="torch"), attr=attribute):
+            return attribute in _KIND_MODULES
+        case ast.Attribute(value=value, attr="is_cuda" | "is_cpu" | "is_mps" | "is_xpu" | "is_meta"):
+            return not (isinstance(value, ast.Name) and value.id == "self")
+        case ast.ImportFrom(module="torch", names=names):
+            return any(alias.name in _KIND_MODULES for alias in names)
+        case ast.ImportFrom(module=str(module)):
+            return _is_of_a_kind(module)
+        case ast.Import(names=names):
+            return any(_is_of_a_kind(alias.name) for alias in names)
+        case ast.Constant(value=str(text)):
+            return text.endswith("/cpuinfo")
+    return False
 
 
-def imported_from_libraries(tree: ast.Module) -> set[str]:
-    """The names that a module's imports bind to something that is not ours."""
-    names = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names |= {alias.asname or alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and not (node.module or "").startswith("sartor"):
-            names |= {alias.asname or alias.name for alias in node.names}
-    return names - {"sartor"}
+def _is_a_kind(node: ast.expr) -> bool:
+    """Whether an expression is a device's type, or the name of a kind, or several of them."""
+    if isinstance(node, ast.Tuple | ast.List | ast.Set):
+        return any(_is_a_kind(element) for element in node.elts)
+    if isinstance(node, ast.Constant):
+        return isinstance(node.value, str) and node.value in _KINDS
+    return isinstance(node, ast.Attribute) and node.attr == "type"
 
 
-def imported_parts(node: ast.AST) -> list[str]:
-    """The parts of what an import of somebody else's names: torch, _dynamo, list_backends."""
-    if isinstance(node, ast.Import):
-        return [part for alias in node.names for part in alias.name.split(".")]
-    if isinstance(node, ast.ImportFrom) and not (node.module or "").startswith("sartor"):
-        return [*(node.module or "").split("."), *(alias.name for alias in node.names)]
-    return []
+def _is_of_a_kind(module: str) -> bool:
+    first, _, rest = module.partition(".")
+    return first == "torch" and rest.partition(".")[0] in _KIND_MODULES
 
 
-def asked_name(node: ast.AST) -> tuple[str, ast.expr] | None:
-    """The attribute that an expression asks for, and of what: `x._y`, `getattr(x, "_y")`."""
-    if isinstance(node, ast.Attribute):
-        return node.attr, node.value
-    is_probe = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and len(node.args) > 1
-    if is_probe and node.func.id in {"getattr", "hasattr", "setattr"} and isinstance(node.args[1], ast.Constant):
-        return str(node.args[1].value), node.args[0]
-    return None
-
-
-def root_of(node: ast.expr) -> str:
-    while isinstance(node, ast.Attribute):
-        node = node.value
-    return node.id if isinstance(node, ast.Name) else ""
-
-
-def privates_of_trainer() -> set[str]:
-    """Private methods and attributes of transformers' Trainer and TrainingArguments, which ours inherit."""
-    names = set()
-    for kind in (transformers.Trainer, transformers.TrainingArguments):
-        for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(kind)))):
-            if isinstance(node, ast.FunctionDef):
-                names.add(node.name)
-            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and root_of(node) == "self":
-                names.add(node.attr)
-    return private_parts(names)
-
-
-def overridden_privates() -> dict[str, str]:
-    """Private names that a class of ours defines, and one that it inherits from, which is not ours, too."""
-    found = {}
+def test_versions_are_told_and_never_compared() -> None:
+    told, decided = {}, {}
     for file in _FILES:
-        for node in tree_of(file).body:
-            if not isinstance(node, ast.ClassDef) or not node.bases:
-                continue
-            names = private_parts(part.name for part in node.body if isinstance(part, ast.FunctionDef))
-            if names:
-                module = ".".join(["sartor", *file.relative_to(SOURCE).with_suffix("").parts])
-                kind = getattr(importlib.import_module(module.removesuffix(".__init__")), node.name)
-                bases = [base for base in kind.__mro__ if not base.__module__.startswith("sartor")]
-                found |= {
-                    name: f"{name_of(file)}:{node.name}" for name in names if any(name in vars(base) for base in bases)
-                }
+        if name_of(file) == "compat.py":
+            continue
+        for node in ast.walk(tree_of(file)):
+            where = f"{name_of(file)}:{getattr(node, 'lineno', 0)}"
+            if _is_a_version(node) and name_of(file) not in SAYS_VERSIONS:
+                told[where] = ast.unparse(node)
+            if _decides_by_version(node) and not (name_of(file) == "cli/env.py" and isinstance(node, ast.Try)):
+                decided[where] = ast.unparse(node)
+    assert not told, "versions are for people: name the place in SAYS_VERSIONS, or ask the thing itself in compat.py"
+    assert not decided, "what differs between versions is asked in compat.py"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        'version("torch") >= "2.13"',
+        "torch.__version__.startswith('2.') and transformers.__version__ < '5'",
+        "Version(version('peft')) < Version('1')",
+        "sys.version_info >= (3, 12)",
+        'hasattr(torch, "accelerator")',
+        'getattr(transformers.utils, "is_x", None)',
+        "try:\n    from transformers import x\nexcept ImportError:\n    x = None",
+    ],
+)
+def test_decisions_by_version_are_recognised(code: str) -> None:
+    assert any(_decides_by_version(node) for node in ast.walk(ast.parse(code)))
+
+
+def _is_a_version(node: ast.AST) -> bool:
+    """Whether it is, or imports what is, the version of something."""
+    match node:
+        case ast.Attribute(attr="__version__" | "version_info") | ast.Name(id="__version__"):
+            return True
+        case ast.Call(func=ast.Name(id="version") | ast.Attribute(value=ast.Name(id="metadata"), attr="version")):
+            return True
+        case ast.Import(names=names):
+            return any(_is_or_is_in(alias.name, _VERSIONS) for alias in names)
+        case ast.ImportFrom(module=str(module), names=names):
+            return any(_is_or_is_in(name, _VERSIONS) for name in (module, *(f"{module}.{a.name}" for a in names)))
+    return False
+
+
+def _decides_by_version(node: ast.AST) -> bool:
+    """Whether it compares a version, looks whether a library has a name, or does without a library's name."""
+    match node:
+        case ast.Compare():
+            return any(_is_a_version(part) for part in ast.walk(node))
+        case ast.Call(func=ast.Name(id=asks), args=[owner, *rest]) if asks == ("hasattr", "getattr")[len(rest) > 1]:
+            return ast.unparse(owner).partition(".")[0] in _LIBRARIES
+        case ast.Try(body=body, handlers=handlers):
+            caught = {name for one in handlers if one.type is not None for name in _names(one.type)}
+            imported = [name for part in body for name in _imported(part)]
+            return bool(caught & {"ImportError", "ModuleNotFoundError", "AttributeError"}) and any(
+                _is_or_is_in(name, _LIBRARIES) for name in imported
+            )
+    return False
+
+
+def _names(node: ast.expr) -> set[str]:
+    return {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
+
+
+def _imported(node: ast.AST) -> list[str]:
+    """The modules that a statement, or one within it, imports."""
+    found = []
+    for part in ast.walk(node):
+        if isinstance(part, ast.Import):
+            found += [alias.name for alias in part.names]
+        elif isinstance(part, ast.ImportFrom) and part.module is not None:
+            found.append(part.module)
     return found
 
 
-def used_privates() -> dict[str, str]:
-    """Each private name of a library's that the source uses, and a place where it does."""
-    trees = {name_of(file): tree_of(file) for file in _FILES}
-    own = {place: defined_names(tree) for place, tree in trees.items()}
-    ours, trainers = set().union(*own.values()), privates_of_trainer()
-    found = overridden_privates()
-    for place, tree in trees.items():
-        libraries = imported_from_libraries(tree)
-        for node in ast.walk(tree):
-            names = set(imported_parts(node))
-            if (asked := asked_name(node)) is not None:
-                name, owner = asked
-                is_of_this_class = ast.unparse(owner) in ("self", "cls") and name in own[place]
-                is_trainers = name in trainers and not is_of_this_class
-                if name not in ours or is_trainers or root_of(owner) in libraries:
-                    names.add(name)
-            found |= {name: f"{place}:{getattr(node, 'lineno', 0)}" for name in private_parts(names)}
-    return {name: place for name, place in found.items() if name not in DOCUMENTED}
+def _is_or_is_in(module: str, packages: set[str]) -> bool:
+    return any(f"{module}.".startswith(f"{package}.") for package in packages)
 
 
-def test_every_private_name_of_a_library_that_is_used_stands_in_the_list() -> None:
-    page = (SOURCE.parents[1] / "docs" / "README.md").read_text(encoding="utf-8")
-    section = page.split("## Private functions of libraries that are used")[1].split("\n## ")[0]
-    first_cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("|")]
-    listed = private_parts(
-        part for cell in first_cells for code in re.findall(r"`([^`]+)`", cell) for part in code.split(".")
-    )
-    used = used_privates()
-    missing = {name: place for name, place in used.items() if name not in listed}
-    assert not missing, "name each in docs/README.md, with the reason, or do without it"
-    assert not listed - used.keys(), "these are used no more: take them out of docs/README.md"
+def test_private_functions_of_libraries_are_called_in_one_place_and_listed() -> None:
+    own = {name for file in _FILES if file.name != "compat.py" for name in _defined(tree_of(file))}
+    table = (SOURCE.parents[1] / "docs" / "README.md").read_text(encoding="utf-8")
+    elsewhere, unlisted = {}, set()
+    for file in _FILES:
+        for node in ast.walk(tree_of(file)):
+            for name in _private_names(node, own):
+                is_trainers = name_of(file).startswith("trainer/") and ast.unparse(node).startswith("trainer.")
+                is_trainers |= name_of(file).startswith("trainer/") and ast.unparse(node).startswith("self.")
+                if name_of(file) != "compat.py" and not is_trainers and name not in PRIVATE_ELSEWHERE:
+                    elsewhere[f"{name_of(file)}:{getattr(node, 'lineno', 0)}"] = name
+                if name.rpartition(".")[2] not in table and name not in table:
+                    unlisted.add(name)
+    assert not elsewhere, "give it an accessor in compat.py that says what happens where it is missing"
+    assert not unlisted, "the table of private functions in docs/README.md lacks them"
+
+
+def _defined(tree: ast.Module) -> Iterator[str]:
+    """Names that a file defines or assigns to on itself."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                yield name
+            case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name):
+                yield name
+            case ast.Attribute(value=ast.Name(id=owner), attr=name, ctx=ast.Store()) if owner not in _OF_LIBRARIES:
+                yield name
+
+
+def _private_names(node: ast.AST, own: set[str]) -> Iterator[str]:
+    """Names beginning with one underscore that a node takes from elsewhere than this package."""
+    match node:
+        case ast.Attribute(value=ast.Name(id="os" | "_aten")):
+            return  # `os._exit` is documented; operators of torch are called by their names
+        case ast.Attribute(attr=name) if _is_private(name) and name not in own:
+            yield name
+        case ast.keyword(arg=str(name)) if _is_private(name) and name not in own:
+            yield name
+        case ast.ImportFrom(module=str(module), names=names) if not module.startswith("sartor"):
+            if any(_is_private(part) for part in module.split(".")):
+                yield module
+            else:
+                yield from (alias.name for alias in names if _is_private(alias.name))
+
+
+def _is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def test_there_is_no_module_for_this_and_that() -> None:
+    assert not [name_of(file) for file in _FILES if file.stem in {"utils", "util", "helpers", "misc", "common"}]

@@ -189,7 +189,7 @@ class TestDtype:
     def test_bfloat16_becomes_float32_where_it_does_not_and_that_is_said(
         self, half_folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+        monkeypatch.setattr("sartor.device.cpu_flags", lambda: {"avx2"})
         speaker = load(half_folder, device="cpu")
         assert speaker.model.dtype == torch.float32
         assert speaker.notes == ("this cpu has no bfloat16 instructions: computing in float32",)
@@ -197,10 +197,10 @@ class TestDtype:
 
     @pytest.mark.parametrize("flag", ["avx512_bf16", "amx_bf16"])
     def test_a_cpu_computes_bfloat16_where_its_flags_say_so(self, flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {flag: True})
+        monkeypatch.setattr("sartor.device.cpu_flags", lambda: {flag})
         assert computes_well(torch.bfloat16, CPU)
         assert not computes_well(torch.float16, CPU)
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {flag: False})
+        monkeypatch.setattr("sartor.device.cpu_flags", set)
         assert not computes_well(torch.bfloat16, CPU)
         assert computes_well(torch.float32, CPU)
 

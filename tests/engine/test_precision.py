@@ -2,49 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from sartor.engine import precision
-from sartor.engine.precision import Masters, autocast, choose_compute_dtype, cpu_has_bf16
+from sartor.engine.precision import Masters, autocast, choose_compute_dtype
 from sartor.errors import ConfigurationError
 from tests.engine.architectures import make
 
-CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda", 0), torch.device("mps")
-X86 = "processor\t: 0\nflags\t\t: fpu sse2 avx2 {}\nbugs\t\t: bf16_is_no_bug\n"
-
-
-def cpuinfo(folder: Path, text: str) -> str:
-    path = folder / "cpuinfo"
-    path.write_text(text)
-    cpu_has_bf16.cache_clear()
-    return str(path)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (X86.format("avx512_bf16"), True),
-        (X86.format("amx_bf16 amx_tile"), True),
-        (X86.format("avx512f"), False),
-        ("Features\t: fp asimd i8mm bf16\n", True),
-        ("Features\t: fp asimd\n", False),
-        ("model name\t: nothing else\n", False),
-    ],
-)
-def test_bf16_is_read_off_the_processors_flags(tmp_path: Path, text: str, expected: bool) -> None:
-    assert cpu_has_bf16(cpuinfo(tmp_path, text)) is expected
-
-
-def test_no_flags_are_no_bf16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu_has_bf16.cache_clear()
-    assert not cpu_has_bf16(str(tmp_path / "nothing"))
-    monkeypatch.setattr(precision.sys, "platform", "darwin")
-    assert not cpu_has_bf16(cpuinfo(tmp_path, X86.format("avx512_bf16")))
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +24,6 @@ def test_no_flags_are_no_bf16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         (CPU, True, {"fp16": True}, torch.float32, "although fp16 is permitted"),
         (CPU, False, {"bf16": True, "strict": True}, torch.bfloat16, "strict_precision=True"),
         (CPU, False, {"fp16": True, "strict": True}, torch.float16, "strict_precision=True"),
-        (MPS, True, {"bf16": True}, torch.float32, "although bf16 is permitted"),
         (CUDA, (8, 0), {"bf16": True}, torch.bfloat16, "this GPU has it"),
         (CUDA, (9, 0), {"fp16": True}, torch.float16, "this GPU has it"),
         (CUDA, (7, 5), {"bf16": True}, torch.float16, "loss scaling"),
@@ -68,7 +35,7 @@ def test_no_flags_are_no_bf16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_compute_dtype_follows_permission_and_device(
     monkeypatch: pytest.MonkeyPatch, device: torch.device, has: Any, options: Any, expected: torch.dtype, reason: str
 ) -> None:
-    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: has)
+    monkeypatch.setattr("sartor.device.cpu_has_bf16", lambda: has)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: has)
 
     dtype, why = choose_compute_dtype(device, **{"bf16": False, "fp16": False, "strict": False, **options})

@@ -11,6 +11,7 @@ import torch
 from benchmarks import memory_measure, memory_models
 from benchmarks.memory import plan_of, recomputation
 
+from sartor.device import CPU
 from sartor.errors import ConfigurationError
 from sartor.memory import optimizers, rates
 from sartor.memory.estimates import Memory, MemoryEstimates, Shape
@@ -239,7 +240,7 @@ TABLE = Sizes(LAYERS, 20_060_000, 28_975_104, 49_000_000, 49_000_000, 576)
 def seconds(**changes: Any) -> float:
     given: dict[str, Any] = {"micro_batch_tokens": 1_024, "recomputed_layers": 0, "loss_chunk_rows": 1_024,
                              "is_cuda": False, "is_half": False}  # fmt: skip
-    return step_seconds(TABLE, Batch(1_024, 1_024, 230), rates.measured(1.6e11, "cpu", "float32"),
+    return step_seconds(TABLE, Batch(1_024, 1_024, 230), rates.measured(1.6e11, CPU, "float32"),
                         **{**given, **changes})  # fmt: skip
 
 
@@ -254,7 +255,7 @@ def test_streamed_states_cost_their_way_to_the_device_and_back() -> None:
     rate = rates.listed(card, "bfloat16")
     assert rate.host_bytes_per_second == card.host_bytes_per_second > rates.card("T4").host_bytes_per_second
     slower = seconds(streamed_bytes=10**9) - seconds()
-    assert slower == pytest.approx(2 * 10**9 / rates.measured(1e11, "cpu", "float32").host_bytes_per_second)
+    assert slower == pytest.approx(2 * 10**9 / rates.measured(1e11, CPU, "float32").host_bytes_per_second)
     assert seconds(num_update_passes=4) > seconds()
 
 

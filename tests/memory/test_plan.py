@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from sartor.device import peak_bytes
 from sartor.engine.layout import LayoutChoice, choose_layout
 from sartor.engine.traits import ModelTraits, read_traits
 from sartor.memory import limits
-from sartor.memory.device import available_bytes, peak_bytes
+from sartor.memory.limits import available_bytes
 from sartor.memory.plan import default_plan, read_plan, write_plan
 from sartor.records import EngineSettings, Layout, Plan
 from tests.trainer import tiny

@@ -9,7 +9,7 @@ import pytest
 import torch
 from benchmarks.memory_measure import AllocatorPeak
 
-from sartor.engine.precision import cpu_has_amx, cpu_has_bf16
+from sartor.device import CPU, cpu_has_amx, cpu_has_bf16
 from sartor.memory.scratch import rules
 from sartor.memory.tracker import LiveSet, Phase
 
@@ -81,7 +81,7 @@ def test_what_a_kernel_takes_is_in_the_table(name: str) -> None:
 
 def foreseen_bytes(operation: Callable[[], Any], *, packs: bool | None) -> int:
     """What an operation takes at its worst moment, results and scratch, by the table."""
-    live = LiveSet(rules("cpu", torch.get_num_threads(), packs))
+    live = LiveSet(rules(CPU, torch.get_num_threads(), packs))
     with live:
         operation()  # what it writes into is known from here on
         before, first = live.live_bytes, live.num_marks()

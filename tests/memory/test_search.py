@@ -13,6 +13,7 @@ from benchmarks import memory_models
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sartor.device import CPU
 from sartor.engine import attention
 from sartor.engine.traits import read_traits
 from sartor.errors import ConfigurationError
@@ -139,7 +140,7 @@ TABLE = Sizes(LAYERS, 20_060_000, 28_975_104, 49_000_000, 49_000_000, 576)
 
 
 def seconds(tokens: int, layers: int = 0, *, half: bool = False) -> float:
-    rate = rates.measured(2.5e11 if half else 1.6e11, "cpu", "float32")
+    rate = rates.measured(2.5e11 if half else 1.6e11, CPU, "float32")
     return step_seconds(TABLE, Batch(3_300, 3_000, 170), rate, micro_batch_tokens=tokens, recomputed_layers=layers,
                         loss_chunk_rows=1_024, is_cuda=False, is_half=half)  # fmt: skip
 
@@ -206,7 +207,7 @@ def deciding(available: int, needed: Callable[[Setting], int]) -> Decider:
         return prediction(needed(setting))
 
     found.prediction = foreseen  # type: ignore[method-assign]
-    return Decider(found, all_free(), TABLE, rates.measured(1e11, "cpu", "float32"))
+    return Decider(found, all_free(), TABLE, rates.measured(1e11, CPU, "float32"))
 
 
 def test_margin_losses_and_reserve_are_kept_free_and_what_is_held_counts_once() -> None:
@@ -243,7 +244,7 @@ def simulating(available: int, known: Known) -> tuple[Decider, MemoryEstimates]:
     executions = (ExecutionOptions(False, "fused"), ExecutionOptions(True, "fused"))
     free = search_space(tokens=None, layers=None, rows=1_024, smallest_tokens=300, largest_tokens=1_000, num_layers=12,
                    largest_rows=1_024, executions=executions)  # fmt: skip
-    return Decider(found, free, sizes_of(read_traits(model), model), rates.measured(1e11, "cpu", "float32")), found
+    return Decider(found, free, sizes_of(read_traits(model), model), rates.measured(1e11, CPU, "float32")), found
 
 
 def test_estimates_from_three_simulations_choose_as_well_as_the_line_between_corners() -> None:

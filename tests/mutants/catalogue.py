@@ -355,7 +355,7 @@ LOSS = (
     Mutant(
         "who watches a model sees imagined passes",
         "src/sartor/memory/meta_model.py",
-        "for name in _HOOKS if name in vars(module)",
+        "for name in compat.HOOKS if name in vars(module)",
         "for name in ()",
         ("tests/memory/test_meta_model.py",),
     ),
@@ -419,10 +419,24 @@ LOSS = (
 
 STATE = (
     Mutant(
+        "bf16 on a GPU without it",
+        "src/sartor/device.py",
+        "if capability >= (8, 0):",
+        "if capability >= (7, 0):",
+        ("tests/test_device.py::test_a_gpus_fast_dtypes_follow_its_compute_capability",),
+    ),
+    Mutant(
+        "the second processor's flags are read too",
+        "src/sartor/device.py",
+        'text.split("\\n\\n")[0].splitlines()',
+        "text.splitlines()",
+        ("tests/test_device.py::test_a_processors_fast_dtypes_are_read_off_its_flags",),
+    ),
+    Mutant(
         "bf16 on any processor",
         f"{ENGINE}/precision.py",
-        'if bf16 and device.type == "cpu" and cpu_has_bf16():',
-        'if bf16 and device.type == "cpu":',
+        "if bf16 and torch.bfloat16 in fast:",
+        "if bf16:",
         ("tests/engine/test_precision.py::test_compute_dtype_follows_permission_and_device",),
     ),
     Mutant(
@@ -1012,7 +1026,7 @@ SOURCES = (
     Mutant(
         "a profiler of the user's ended",
         "src/sartor/memory/trace.py",
-        'self.reason = "" if device.type == "cuda" else _profiler_of_the_user()',
+        'self.reason = _profiler_of_the_user() if self._kind.is_host else ""',
         'self.reason = ""',
         ("tests/trainer/test_rehearsal.py::test_a_profiler_of_the_users_keeps_its_session",),
     ),
@@ -1237,7 +1251,7 @@ RECOVERY = (
     Mutant(
         "answers are asked in training mode's random numbers",
         "src/sartor/chat/sample.py",
-        "    with torch.random.fork_rng(devices=devices):",
+        "    with generators_apart(model.device):",
         "    with torch.no_grad():",
         ("tests/run/test_evaluate.py::test_asking_changes_neither_weights_nor_random_numbers",),
     ),
@@ -1747,15 +1761,15 @@ WAYS = (
     Mutant(
         "a last product that is needed is dropped",
         f"{ENGINE}/recompute.py",
-        "self._saves_nothing &= is_asked or func._schema.name in _SAVE_NOTHING",
+        "self._saves_nothing &= is_asked or schema.name in _SAVE_NOTHING",
         "pass",
         (f"{RECOMPUTED}::test_a_layers_last_product_is_kept_only_where_what_follows_needs_it",),
     ),
     Mutant(
         "simulated, a layer's last product is kept",
         f"{ENGINE}/recompute.py",
-        "is_asked or func._schema.name in _SAVE_NOTHING",
-        "func._schema.name in _SAVE_NOTHING",
+        "is_asked or schema.name in _SAVE_NOTHING",
+        "schema.name in _SAVE_NOTHING",
         (
             "tests/memory/test_simulate.py::"
             "test_what_is_kept_of_each_layer_is_foreseen_where_the_last_product_is_dropped",
@@ -1799,7 +1813,7 @@ WAYS = (
     Mutant(
         "the host's memory counts to the device",
         "src/sartor/memory/tracker.py",
-        'if tensor.device.type == "meta":',
+        "if not has_memory(tensor):",
         "if False:",
         (f"{WAYS_TESTED}::test_on_a_gpu_the_hosts_states_are_not_the_devices",),
     ),

@@ -16,7 +16,7 @@ def events(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Calls a callback's events with a clock that only moves when told."""
     clock = SimpleNamespace(now=100.0)
     monkeypatch.setattr(progress.time, "perf_counter", lambda: clock.now)
-    monkeypatch.setattr(progress, "peak_memory_bytes", lambda: 2_500_000_000)
+    monkeypatch.setattr(progress, "peak_bytes", lambda: 2_500_000_000)
     args, control = TrainingArguments(output_dir="unused", use_cpu=True), TrainerControl()
 
     def call(callback: TrainingProgress, event: str, step: int, seconds: float = 0.0, **more: Any) -> None:

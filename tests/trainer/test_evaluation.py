@@ -217,7 +217,7 @@ def test_full_evaluation_in_bf16_computes_in_it_and_casts_no_weight(
             seen.append(trainer.engine.compute_dtype)
 
     trainer.add_callback(Watch())
-    monkeypatch.setattr("sartor.engine.precision.cpu_has_bf16", lambda: True)
+    monkeypatch.setattr("sartor.device.cpu_has_bf16", lambda: True)
     found = trainer.evaluate(rows)["eval_loss"]
     assert seen[0] == torch.bfloat16
     assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}

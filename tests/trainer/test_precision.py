@@ -97,7 +97,7 @@ def test_float16_that_is_forced_scales_its_loss_and_skips_what_overflows(tmp_pat
 
 def test_bf16_is_used_where_the_processor_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for has_it, expected in ((True, "bfloat16"), (False, "float32")):
-        monkeypatch.setattr("sartor.engine.precision.cpu_has_bf16", lambda has_it=has_it: has_it)
+        monkeypatch.setattr("sartor.device.cpu_has_bf16", lambda has_it=has_it: has_it)
         trainer = tiny.trainer(tmp_path, bf16=True, max_steps=1)
         trainer.train()
         assert trainer.plan is not None

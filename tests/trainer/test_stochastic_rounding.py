@@ -229,7 +229,7 @@ def test_what_cannot_be_is_an_error_before_anything_is_loaded(options: Any, told
 def test_a_processor_without_bfloat16_refuses_unless_it_is_forced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sartor.engine.precision.cpu_has_bf16", lambda: False)
+    monkeypatch.setattr("sartor.device.cpu_has_bf16", lambda: False)
     trainer = make(tmp_path, strict_precision=False, max_steps=1)
     with pytest.raises(ConfigurationError, match=r"products here are in float32, although bf16 is permitted"):
         trainer.train()

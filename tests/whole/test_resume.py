@@ -24,7 +24,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from sartor import SFTTrainer
 from sartor.errors import ConfigurationError, DataError, DiskFullError, ModelError, RunFolderError
-from sartor.memory import device
+from sartor.memory import limits
 from sartor.report.metrics import MetricsFile
 from sartor.run import checkpoint, snapshot, state, tensor_file
 from sartor.trainer import resuming
@@ -297,7 +297,7 @@ def test_the_plan_of_the_checkpoint_holds_whatever_memory_is_free(
     whole = tiny.trainer(tmp_path / "whole", model=dropping(), **EVERY, max_steps=6, micro_batch_tokens=9)
     whole.train()
     stop(tmp_path / "one", 5, **EVERY, max_steps=6, micro_batch_tokens=9)
-    monkeypatch.setattr(device, "available_bytes", lambda which: 1)
+    monkeypatch.setattr(limits, "available_bytes", lambda which: 1)
     monkeypatch.setattr("sartor.trainer.setup.available_bytes", lambda which: 1, raising=False)
     torch.set_num_threads(2)
     other = tiny.trainer(tmp_path / "other", model=dropping(), **EVERY, max_steps=6)

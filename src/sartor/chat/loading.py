@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from sartor import compat
+from sartor.device import KINDS, default_kind, fast_dtypes, is_supported, kind_of, num_devices
 from sartor.errors import ModelError
 
 DTYPES = {
@@ -100,19 +102,22 @@ def load_model(
 def choose_device(device: str | torch.device | None) -> torch.device:
     """The device asked for, else the first CUDA device, else the CPU.  Raises ModelError."""
     if device is None:
-        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+        kind = default_kind()
+        return torch.device(kind.name) if kind.is_host else torch.device(kind.name, 0)
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
         raise ModelError(
             f"no device is called {str(device)!r}: use cpu, cuda, or cuda:1 for the second GPU."
         ) from error
-    if chosen.type not in ("cpu", "cuda"):
-        raise ModelError(f"device {chosen} is not supported: use cpu or cuda.")
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ModelError(f"device {chosen}: this machine, or this build of torch, has no CUDA; use cpu.")
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise ModelError(f"device {chosen}: there are {torch.cuda.device_count()} CUDA devices, counted from 0.")
+    if not is_supported(chosen):
+        raise ModelError(f"device {chosen} is not supported: use {' or '.join(KINDS)}.")
+    kind = kind_of(chosen)
+    count = num_devices(kind)
+    if not count:
+        raise ModelError(f"device {chosen}: this machine, or this build of torch, has no {kind.label}; use cpu.")
+    if not kind.is_host and (chosen.index or 0) >= count:
+        raise ModelError(f"device {chosen}: there are {count} {kind.label} devices, counted from 0.")
     return chosen
 
 
@@ -138,13 +143,7 @@ def computes_well(dtype: torch.dtype, device: torch.device) -> bool:
 
     On a CPU without them, bfloat16 products take 15 to 500 times as long as float32 ones.
     """
-    if dtype not in (torch.bfloat16, torch.float16):
-        return True
-    if device.type == "cuda":
-        return dtype == torch.float16 or torch.cuda.get_device_capability(device) >= (8, 0)
-    flags = torch.cpu.get_capabilities()
-    names = ("avx512_bf16", "amx_bf16") if dtype == torch.bfloat16 else ("avx512_fp16", "amx_fp16")
-    return any(flags.get(name) for name in names)
+    return dtype not in (torch.bfloat16, torch.float16) or dtype in fast_dtypes(device)
 
 
 def _fit_dtype(model: Any, device: torch.device) -> tuple[Any, list[str]]:
@@ -244,19 +243,8 @@ def _adapter_tokenizer(adapter_source: str, base_source: str, access: _Access, b
     if folder.is_dir():
         has_own = any((folder / name).is_file() for name in _TOKENIZER_FILES)
     else:
-        from transformers.utils import cached_file
-
         with _loading(adapter_source):
-            has_own = (
-                cached_file(
-                    adapter_source,
-                    _TOKENIZER_FILES[0],
-                    revision=access.revision,
-                    token=access.token,
-                    _raise_exceptions_for_missing_entries=False,
-                )
-                is not None
-            )
+            has_own = compat.has_file(adapter_source, _TOKENIZER_FILES[0], revision=access.revision, token=access.token)
     return _load_tokenizer(adapter_source, access) if has_own else _load_tokenizer(base_source, base_access)
 
 

@@ -22,9 +22,11 @@ from typing import Any
 
 import torch
 
+from sartor import compat
 from sartor.chat.decode import TextDecoder, decode, hidden_tokens
 from sartor.chat.loading import load_model
 from sartor.chat.options import Sampling, SamplingOptions, settle
+from sartor.device import generators_apart
 from sartor.errors import ModelError
 
 __all__ = ["Ending", "Message", "Prompt", "Reply", "SamplingOptions", "Speaker", "load"]
@@ -246,7 +248,7 @@ class Speaker:
     @property
     def _mixes_padding(self) -> bool:
         """Whether the model carries a state along the row, which padding on the left would disturb."""
-        return bool(self.model._is_stateful)
+        return compat.carries_state(self.model)
 
     def _generate_batch(self, prompts: Sequence[Prompt], options: SamplingOptions) -> list[list[int]]:
         """New tokens of each row, without the end token and what follows."""
@@ -377,8 +379,7 @@ def _as_found(model: Any, seed: int | None) -> Iterator[None]:
     A model in training mode would drop out, and draws would move the random state that a training run depends on.
     """
     training = [module for module in model.modules() if module.training]
-    devices = [model.device.index or 0] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with generators_apart(model.device):
         torch.manual_seed(secrets.randbits(63) if seed is None else seed)
         model.eval()
         try:

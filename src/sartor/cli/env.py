@@ -4,9 +4,9 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Sequence
-from pathlib import Path
 
 import sartor
+from sartor import device
 from sartor.errors import ConfigurationError
 from sartor.masking import masked
 
@@ -74,9 +74,8 @@ def _software() -> list[tuple[str, str]]:
 def _hardware() -> list[tuple[str, str]]:
     import psutil
 
-    information = _cpu_information()
-    present = set(information.get("flags", information.get("Features", "")).split())
-    flags = [flag for flag in _CPU_FLAGS if flag in present]
+    information = device.cpu_information()
+    flags = [flag for flag in _CPU_FLAGS if flag in device.cpu_flags()]
     memory = psutil.virtual_memory()
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return [
@@ -87,32 +86,12 @@ def _hardware() -> list[tuple[str, str]]:
     ]
 
 
-def _cpu_information() -> dict[str, str]:
-    """The first processor's entries of /proc/cpuinfo; empty where there is none."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return {}
-    pairs = (line.partition(":") for line in text.split("\n\n")[0].splitlines())
-    return {name.strip(): value.strip() for name, _, value in pairs}
-
-
 def _devices() -> list[tuple[str, str]]:
     try:
         import torch
     except (ImportError, OSError) as error:
         return [("devices", f"torch cannot be loaded: {error}")]
-    lines = [
-        ("threads", str(torch.get_num_threads())),
-        ("cuda build", torch.version.cuda or "none: this torch is for CPUs"),
-    ]
-    if not torch.cuda.is_available():
-        return [*lines, ("gpu", "none that torch can use")]
-    for index in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(index)
-        capability = f"sm{properties.major}{properties.minor}"
-        lines.append((f"gpu {index}", f"{properties.name}, {properties.total_memory / 1e9:.1f} GB, {capability}"))
-    return lines
+    return [("threads", str(torch.get_num_threads())), *device.described()]
 
 
 def _variables(environment: dict[str, str]) -> list[tuple[str, str]]:

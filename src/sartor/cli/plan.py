@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sartor.cli import plan_data
 from sartor.cli.plan_flags import Request, read, usage
+from sartor.device import CUDA, default_kind, kind_of
 from sartor.errors import ModelError, SartorError
 from sartor.run.output import readers_may_leave
 
@@ -94,7 +95,7 @@ def _decide(
     from sartor.trainer.device_batch import parts
     from sartor.trainer.planning import execution_options_of, search_space_of, with_unasked
 
-    device = torch.device("cuda" if card is not None or torch.cuda.is_available() else "cpu")
+    device = torch.device((CUDA if card is not None else default_kind()).name)
     config = _configuration(request.model, args)
     compute, compute_reason = _compute_dtype(args, card, device)
     if engine.stochastic_rounding:
@@ -184,8 +185,8 @@ def _memory(card: "Card | None", stated: int | None, device: Any, process_bytes:
     if card is not None:
         return card.memory_bytes, process_bytes
     if stated is not None:
-        return stated, process_bytes + (INTERPRETER_BYTES if device.type == "cpu" else 0)
-    from sartor.memory.device import available_bytes
+        return stated, process_bytes + (INTERPRETER_BYTES if kind_of(device).is_host else 0)
+    from sartor.memory.limits import available_bytes
 
     return available_bytes(device), process_bytes  # this process is one already
 
@@ -225,4 +226,4 @@ def _rates(card: "Card | None", device: Any, compute: str) -> "Rates":
 
     if card is not None:
         return rates.listed(card, compute)
-    return rates.measured(measured_matrix_rate(device, getattr(torch, compute)), device.type, compute)
+    return rates.measured(measured_matrix_rate(device, getattr(torch, compute)), kind_of(device), compute)

@@ -22,6 +22,7 @@ from sartor.config import checks
 from sartor.config.environment import environment_problems, is_true, precision_problem
 from sartor.config.names import OldNames
 from sartor.config.own_options import OwnOptions
+from sartor.device import is_supported
 from sartor.errors import ConfigurationError, RenamedWarning
 from sartor.masking import is_secret, masked, masked_text
 
@@ -335,9 +336,8 @@ class SFTConfig(OwnOptions, TrainingArguments, metaclass=OldNames):
         self.mixed_precision = "no"
 
     def _device_problems(self) -> dict[str, str]:
-        kind = self.device.type
-        if kind not in ("cpu", "cuda"):
-            return {"device": f"the device {kind!r} is not supported: set use_cpu=True to train on the CPU"}
+        if not is_supported(self.device):
+            return {"device": f"the device {self.device.type!r} is not supported: set use_cpu=True to train on the CPU"}
         if self.n_gpu > 1:
             return {
                 "device": f"this process sees {self.n_gpu} GPUs, and Sartor trains on one: pick it with the "

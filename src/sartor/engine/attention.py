@@ -19,6 +19,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from sartor import compat
+from sartor.compat import registered_in
+
 NAME = "sartor_documents"
 
 
@@ -111,7 +114,7 @@ def registered(*, between_programs: bool = False) -> Iterator[None]:
     function = torch.compiler.disable(documents_attention) if between_programs else documents_attention
     with ExitStack() as undo:
         for interface, new in ((AttentionInterface, function), (AttentionMaskInterface, _no_mask)):
-            undo.callback(_put_back, interface, interface._global_mapping.get(NAME))
+            undo.callback(_put_back, interface, registered_in(interface).get(NAME))
             interface.register(NAME, new)
         yield
 
@@ -119,7 +122,7 @@ def registered(*, between_programs: bool = False) -> Iterator[None]:
 def _put_back(interface: Any, before: Any) -> None:
     """transformers has a method to register, and none to take back; masks are looked up in this very mapping."""
     if before is None:
-        interface._global_mapping.pop(NAME, None)
+        registered_in(interface).pop(NAME, None)
     else:
         interface.register(NAME, before)
 
@@ -131,7 +134,7 @@ def _no_mask(*args: Any, **kwargs: Any) -> None:
 @contextmanager
 def attention_implementation(model: Any, name: str) -> Iterator[None]:
     """Run a transformers model with another attention implementation, and put its own back: `generate()` needs it."""
-    before = model.config._attn_implementation
+    before = compat.attention_of(model.config)
     if name == before:
         yield
         return

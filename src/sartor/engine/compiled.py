@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from sartor import compat
+from sartor.device import kind_of
 from sartor.errors import ConfigurationError
 from sartor.records import Plan
 
@@ -44,7 +46,7 @@ def compiled_calls(inner: nn.Module, plan: Plan) -> Calls:
     return tuple(
         (
             layer,
-            torch.compile(layer._call_impl, backend=plan.compile_backend, mode=plan.compile_mode, dynamic=True),
+            torch.compile(compat.plain_call(layer), backend=plan.compile_backend, mode=plan.compile_mode, dynamic=True),
         )
         for layer in layers
     )
@@ -54,12 +56,12 @@ def compiled_calls(inner: nn.Module, plan: Plan) -> Calls:
 def in_use(calls: Calls) -> Iterator[None]:
     """Layers are called through their compiled forms within the block."""
     for layer, call in calls:
-        layer._compiled_call_impl = call
+        compat.set_compiled_call(layer, call)
     try:
         yield
     finally:
         for layer, _ in calls:
-            layer._compiled_call_impl = None
+            compat.set_compiled_call(layer, None)
 
 
 def check_compiler(backend: str, device: torch.device) -> None:
@@ -72,31 +74,21 @@ def check_compiler(backend: str, device: torch.device) -> None:
     Raises:
         ConfigurationError: the backend is unknown, or what makes its programs is not installed; says what to do.
     """
-    from torch._dynamo import list_backends
-
-    known = list_backends(exclude_tags=())
+    known = torch.compiler.list_backends(exclude_tags=())
     if backend not in known:
         raise ConfigurationError(
             f"torch_compile_backend={backend!r} is unknown here: choose one of {', '.join(sorted(known))}."
         )
     if backend != "inductor":
         return
-    if device.type == "cpu":
-        from torch._inductor.cpp_builder import get_cpp_compiler
-        from torch._inductor.exc import InvalidCxxCompiler
-
-        try:
-            get_cpp_compiler()
-        except (InvalidCxxCompiler, RuntimeError) as error:
+    if not kind_of(device).needs_triton:
+        if not compat.has_cpp_compiler():
             raise ConfigurationError(
                 "torch_compile=True needs a C++ compiler on a CPU, and none was found: install one (g++ or clang), or "
                 "leave torch_compile out."
-            ) from error
-    else:
-        from torch.utils._triton import has_triton
-
-        if not has_triton():
-            raise ConfigurationError(
-                f"torch_compile=True needs Triton on {device.type}, which is not installed or does not know this "
-                "device: install it (pip install triton), or leave torch_compile out."
             )
+    elif not compat.has_triton():
+        raise ConfigurationError(
+            f"torch_compile=True needs Triton on {device.type}, which is not installed or does not know this "
+            "device: install it (pip install triton), or leave torch_compile out."
+        )

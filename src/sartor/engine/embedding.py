@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from sartor.device import kind_of
+
 
 @contextmanager
 def rows_added_directly(embedding: nn.Module, device: torch.device) -> Iterator[bool]:
@@ -21,7 +23,8 @@ def rows_added_directly(embedding: nn.Module, device: torch.device) -> Iterator[
 
     Only for a plain `nn.Embedding` on a CPU: a subclass may do more than look up (Gemma scales), an adapter wraps it.
     """
-    if device.type != "cpu" or type(embedding) is not nn.Embedding or embedding.scale_grad_by_freq or embedding.sparse:
+    is_plain = type(embedding) is nn.Embedding and not (embedding.scale_grad_by_freq or embedding.sparse)
+    if not (is_plain and kind_of(device).is_host):
         yield False
         return
     handle = embedding.register_forward_hook(_detach)

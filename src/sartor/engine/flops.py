@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 import torch
 
+from sartor.device import synchronize
 from sartor.engine.traits import ModelTraits
 
 
@@ -39,7 +40,6 @@ def measured_matrix_rate(device: torch.device, dtype: torch.dtype, size: int = 1
     for _ in range(repeats + 1):  # the first is a warm-up, and is the slowest
         start = time.perf_counter()
         _ = left @ right
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronize(device)
         best = max(best, 2.0 * size**3 / (time.perf_counter() - start))
     return best

@@ -6,47 +6,18 @@ why, and `Masters`, which widens what is trained and rounds it back.
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import lru_cache
 
 import torch
 from torch import nn
 
+from sartor.device import architecture, fast_dtypes, kind_of
 from sartor.errors import ConfigurationError
 
 _HALF = frozenset({torch.bfloat16, torch.float16})
 _ROUNDED = frozenset({torch.float32, *_HALF})
 """What bfloat16 takes the place of where updates are rounded stochastically."""
-_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # x86: the first two; arm64 lists "bf16"
-
-
-@lru_cache(maxsize=1)
-def cpu_has_bf16(cpuinfo: str = "/proc/cpuinfo") -> bool:
-    """Whether this processor has bfloat16 matrix instructions.
-
-    From its flags, never by timing: without them a bfloat16 product is 15 to 500 times slower than a float32 one.
-    """
-    return not _BF16_FLAGS.isdisjoint(_cpu_flags(cpuinfo))
-
-
-@lru_cache(maxsize=1)
-def cpu_has_amx(cpuinfo: str = "/proc/cpuinfo") -> bool:
-    """Whether this processor multiplies bfloat16 in tiles (Intel's AMX), for which torch packs its operands."""
-    return "amx_bf16" in _cpu_flags(cpuinfo)
-
-
-def _cpu_flags(cpuinfo: str) -> list[str]:
-    """The first processor's flags; none where the system does not list them."""
-    if sys.platform != "linux" or not os.path.exists(cpuinfo):
-        return []
-    with open(cpuinfo, encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            if line.startswith(("flags", "Features")):
-                return line.split(":", 1)[1].split()
-    return []
 
 
 def choose_compute_dtype(device: torch.device, *, bf16: bool, fp16: bool, strict: bool) -> tuple[torch.dtype, str]:
@@ -65,15 +36,14 @@ def choose_compute_dtype(device: torch.device, *, bf16: bool, fp16: bool, strict
     name = "bf16" if bf16 else "fp16"
     if strict:
         return wanted, f"{name}: strict_precision=True"
-    if device.type == "cuda":
-        capability = torch.cuda.get_device_capability(device)
-        if capability >= (8, 0):
+    fast = fast_dtypes(device)
+    if not kind_of(device).is_host:
+        if torch.bfloat16 in fast:
             return wanted, f"{name}: this GPU has it"
-        if capability >= (7, 0):
+        if torch.float16 in fast:
             return torch.float16, "fp16 with loss scaling: this GPU has no bf16 instructions"
-        architecture = f"sm_{capability[0]}{capability[1]}"
-        return torch.float32, f"float32: this GPU ({architecture}) is fast at neither bf16 nor fp16"
-    if bf16 and device.type == "cpu" and cpu_has_bf16():
+        return torch.float32, f"float32: this GPU ({architecture(device)}) is fast at neither bf16 nor fp16"
+    if bf16 and torch.bfloat16 in fast:
         return torch.bfloat16, "bf16: this processor has bf16 instructions"
     return torch.float32, (
         f"float32, although {name} is permitted: this processor has no {name} instructions, and would be 15 to 500 "

@@ -25,6 +25,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
+from sartor import compat
 from sartor.errors import ModelError
 from sartor.records import Plan
 
@@ -106,7 +107,7 @@ def set_recomputation(inner: Any, plan: Plan) -> None:
     for number, layer in enumerate(layers):
         layer.gradient_checkpointing = number < num_whole or plan.recomputes_cheap
         if number >= num_whole and plan.recomputes_cheap:
-            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, context_fn=_contexts)
+            compat.set_layer_checkpoint(layer, partial(checkpoint, use_reentrant=False, context_fn=_contexts))
 
 
 def _enable(inner: Any, *, keeps_products: bool = False) -> None:
@@ -144,7 +145,7 @@ class _Result:
     def of(cls, result: Any) -> _Result:
         parts = [result] if isinstance(result, torch.Tensor) else list(result)
         # With this key left in, torch counts writes to the result as writes to what is kept of it.
-        with torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.ADInplaceOrView, False):
+        with compat.uncounted_views():
             detached = [part.detach() if isinstance(part, torch.Tensor) else part for part in parts]
         return cls(detached, _versions(detached), isinstance(result, torch.Tensor))
 
@@ -157,7 +158,7 @@ class _Result:
 
 
 def _versions(parts: Iterable[Any]) -> tuple[int, ...]:
-    return tuple(part._version for part in parts if isinstance(part, torch.Tensor))
+    return tuple(compat.num_writes(part) for part in parts if isinstance(part, torch.Tensor))
 
 
 class _Keeping(TorchDispatchMode):
@@ -184,11 +185,12 @@ class _Keeping(TorchDispatchMode):
             self._saves_nothing = True
             return result
         # Questions about a tensor, of which fake ones are asked more, are no step of the computation.
+        schema = compat.schema(func)
         is_asked = not isinstance(result, (torch.Tensor, tuple, list))
-        self._saves_nothing &= is_asked or func._schema.name in _SAVE_NOTHING
+        self._saves_nothing &= is_asked or schema.name in _SAVE_NOTHING
         # What is written to is no longer what the product gave: it is taken again.  By storage, since torch's count of
         # writes does not reach from what a linear layer returns, an "unsafe view", to its product.
-        if func._schema.is_mutable:
+        if schema.is_mutable:
             for key in _storages(_written(func, args)):
                 if key in self._places:
                     self._results[self._places[key]].parts = None
@@ -223,12 +225,12 @@ class _Returning(TorchDispatchMode):
 
 
 def _storages(parts: Iterable[Any] | None) -> Iterator[int]:
-    return (part.untyped_storage()._cdata for part in parts or () if isinstance(part, torch.Tensor))
+    return (compat.storage_key(part.untyped_storage()) for part in parts or () if isinstance(part, torch.Tensor))
 
 
 def _written(function: Any, args: tuple[Any, ...]) -> Iterator[Any]:
     """The arguments that an operator writes to."""
-    for argument, value in zip(function._schema.arguments, args, strict=False):
+    for argument, value in zip(compat.schema(function).arguments, args, strict=False):
         if argument.alias_info is not None and argument.alias_info.is_write:
             yield from value if isinstance(value, (list, tuple)) else (value,)
 
@@ -241,7 +243,7 @@ def is_kept(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> boo
         args: its arguments; of tensors only shapes are looked at.
         kwargs: those given by name.
     """
-    name = function._schema.name
+    name = compat.schema(function).name
     if name in _PRODUCTS:
         left, right = args[_PRODUCTS[name] : _PRODUCTS[name] + 2]
         return bool(right.shape[1] <= WIDENED * left.shape[1])
@@ -255,7 +257,7 @@ def is_kept(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> boo
 
 
 def _dropout(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
-    for place, argument in enumerate(function._schema.arguments):
+    for place, argument in enumerate(compat.schema(function).arguments):
         if argument.name == "dropout_p":
             return float(args[place] if place < len(args) else kwargs.get("dropout_p", 0.0))
     return 0.0

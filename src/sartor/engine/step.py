@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from sartor import compat
+from sartor.device import kind_of
 from sartor.engine import attention, compiled, layout, noise
 from sartor.engine.embedding import rows_added_directly
 from sartor.engine.loss import LogitsBuffer, LossForm, linear_cross_entropy, no_sums
@@ -43,7 +45,7 @@ class Engine:
             Objective.of(settings),
             traits.logit_scale,
             traits.logit_softcap,
-            fits_cache=self.device.type == "cpu",
+            fits_cache=kind_of(self.device).is_host,
         )
         self.balance_coefficient = 0.0
         """Weight of a mixture of experts' load-balancing loss; set by the trainer."""
@@ -72,7 +74,7 @@ class Engine:
             if self.settings.neftune_noise_alpha:
                 handle = inner.get_input_embeddings().register_forward_hook(self._noise_hook)
                 undo.callback(handle.remove)
-            if self.device.type == "cpu":
+            if kind_of(self.device).is_host:
                 self._logits = LogitsBuffer()
                 undo.callback(self._give_back_logits)
             yield
@@ -205,7 +207,7 @@ class Engine:
         parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if inverse_scale != 1.0:
-            torch._foreach_mul_(gradients, inverse_scale)
+            compat.multiply_(gradients, inverse_scale)
         norm = norm_of(gradients)
         if max_norm > 0:
             torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sartor import compat
 from sartor.errors import ModelError
 
 # Model types whose attention was proven, per parameter and against a float64 reference, to be reproduced by our
@@ -169,7 +170,7 @@ def read_traits(model: nn.Module) -> ModelTraits:
     decoder_module = decoder(model)
     output_head(model)
     config = inner.config.get_text_config()
-    attention = str(config._attn_implementation)
+    attention = str(compat.attention_of(config))
     layer_types = tuple(getattr(config, "layer_types", None) or ())
     softcap = _first(config, "attn_logit_softcapping", "attention_logit_cap")
     heads = int(_first(config, "num_attention_heads", "n_head") or 0)
@@ -282,8 +283,8 @@ def has_own_saving(model: Any) -> bool:
         or "save_pretrained" in vars(model)
         or model.is_remote_code()
         or getattr(model, "hf_quantizer", None) is not None
-        or getattr(model, "_hf_peft_config_loaded", False)
+        or compat.has_inner_adapter(model)
         or hasattr(model, "hf_device_map")
         or getattr(model.config, "distributed_config", None) is not None
-        or model._tp_size is not None
+        or compat.is_tensor_parallel(model)
     )

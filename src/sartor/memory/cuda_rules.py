@@ -11,9 +11,6 @@ import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-ROUNDING_BYTES = 512
-"""The caching allocator's blocks are multiples of it (CUDACachingAllocator.cpp, kMinBlockSize)."""
-
 _HALF = (torch.bfloat16, torch.float16)
 
 FLOAT32_OPERATIONS = frozenset(

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from sartor.device import kind_of
 from sartor.memory.estimates import MemoryEstimates, scaled_peak
 from sartor.memory.prediction import Prediction
 from sartor.memory.rates import Rates
@@ -85,7 +86,7 @@ class Decider:
         self._sizes = sizes
         self._rates = rates
         plan = estimates.plan
-        self._is_cuda = plan.device.startswith("cuda")
+        self._is_host = kind_of(plan.device).is_host
         self._is_half = plan.compute_dtype in ("bfloat16", "float16")
 
     def seconds(self, setting: Setting) -> float:
@@ -98,7 +99,7 @@ class Decider:
             micro_batch_tokens=max(setting.micro_batch_tokens, 1),
             recomputed_layers=setting.recomputed_layers,
             loss_chunk_rows=setting.loss_chunk_rows,
-            is_cuda=self._is_cuda,
+            is_cuda=not self._is_host,
             is_half=self._is_half,
             recomputes_cheap=setting.execution.recomputes_cheap,
             streamed_bytes=self._state_bytes() if setting.execution.states == "host" else 0,
@@ -225,7 +226,7 @@ class Decider:
             and other != execution.implementation
             and (other != "fused" or device in registry.named(name).fused_on)
         ]
-        if self._is_cuda:
+        if not self._is_host:
             other = "host" if execution.states == "device" else "device"
             changed.append((f"optimizer states on the {other}", replace(execution, states=other)))
         return [self.option(label, replace(chosen, execution=other_way)) for label, other_way in changed]

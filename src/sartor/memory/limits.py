@@ -16,8 +16,13 @@ import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from sartor.device import free_bytes
 from sartor.memory import glibc
+
+if TYPE_CHECKING:
+    import torch
 
 RESIDENT_PER_LIVE = 1.14
 """What glibc's heap takes for each byte of tensors at the peak, between its blocks: 13 to 14 % in steps like these."""
@@ -75,6 +80,15 @@ def rooms(other_bytes: int = 0) -> list[Room]:
 def tightest(other_bytes: int) -> Room:
     """The room under the limit that is met first; see `rooms`."""
     return min(rooms(other_bytes), key=lambda room: room.usable_bytes)
+
+
+def available_bytes(device: torch.device) -> int:
+    """Free memory: of an accelerator, or what the machine, its control groups and limits on this process leave.
+
+    The least counts, with what this process's own heap holds and does not use.
+    """
+    own = free_bytes(device)
+    return tightest(other_bytes()).usable_bytes if own is None else own
 
 
 def other_bytes() -> int:

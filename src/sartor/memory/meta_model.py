@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sartor import compat
 from sartor.engine.traits import base_model, decoder
 from sartor.errors import ModelError
 
@@ -63,9 +64,6 @@ def _without_initialisation() -> Iterator[None]:
         yield
 
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-
-
 def imitate(model: nn.Module) -> nn.Module:
     """A copy of a model on the meta device: shapes, dtypes, ties and what is trained, without a byte of its weights.
 
@@ -73,9 +71,9 @@ def imitate(model: nn.Module) -> nn.Module:
     """
     memo: dict[int, Any] = {}
     for module in model.modules():
-        memo |= {id(vars(module)[name]): OrderedDict() for name in _HOOKS if name in vars(module)}
+        memo |= {id(vars(module)[name]): OrderedDict() for name in compat.HOOKS if name in vars(module)}
         plain = (value for holder in _holders(module) for value in holder.values())
-        for tensor in (*module._parameters.values(), *module._buffers.values(), *plain):
+        for tensor in (*compat.own_parameters(module).values(), *compat.own_buffers(module).values(), *plain):
             if not isinstance(tensor, torch.Tensor) or id(tensor) in memo:
                 continue
             with torch.no_grad():
@@ -104,19 +102,20 @@ def materialise(model: nn.Module) -> None:
         return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
 
     for module in model.modules():
-        for name, parameter in list(module._parameters.items()):
+        parameters, buffers = compat.own_parameters(module), compat.own_buffers(module)
+        for name, parameter in list(parameters.items()):
             if parameter is None:
                 continue
             if id(parameter) not in swapped:
                 new = nn.Parameter(empty(parameter), requires_grad=parameter.requires_grad)
                 swapped[id(parameter)] = (new, parameter)
-            module._parameters[name] = swapped[id(parameter)][0]
-        for name, buffer in list(module._buffers.items()):
+            parameters[name] = swapped[id(parameter)][0]
+        for name, buffer in list(buffers.items()):
             if buffer is None:
                 continue
             if id(buffer) not in swapped:
                 swapped[id(buffer)] = (empty(buffer), buffer)
-            module._buffers[name] = swapped[id(buffer)][0]
+            buffers[name] = swapped[id(buffer)][0]
         _swap_plain_tensors(module, swapped, empty)
 
 
@@ -137,10 +136,9 @@ def _holders(module: nn.Module) -> list[dict[Any, Any]]:
     Example: FourierFT and SHiRA keep the places of what they train in `{"default": tensor}`.
     """
     attributes = vars(module)
-    registered = ("_parameters", "_buffers", "_modules")
     return [
         attributes,
-        *(value for name, value in attributes.items() if type(value) is dict and name not in registered),
+        *(value for name, value in attributes.items() if type(value) is dict and name not in compat.REGISTERED),
     ]
 
 

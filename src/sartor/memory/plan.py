@@ -12,6 +12,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from sartor.device import Kind, kind_of
 from sartor.masking import masked
 from sartor.optim import registry
 from sartor.records import EngineSettings, Layout, Plan
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     from sartor.engine.layout import LayoutChoice
     from sartor.engine.traits import ModelTraits
 
-CPU_MICRO_BATCH_TOKENS, CPU_HALF_MICRO_BATCH_TOKENS = 1_024, 2_048
-"""In float32 and in 16 bits: more at once is no faster (docs/log.md)."""
-CUDA_MICRO_BATCH_TOKENS = 16_384
 LOSS_CHUNK_BYTES = 1 << 28
 """Of float32 logits that exist at a time."""
 ACTIVATION_VALUES_PER_HIDDEN = 20
@@ -55,7 +53,7 @@ def default_plan(
         tokens = settings.micro_batch_tokens
         reasons["micro_batch_tokens"] = "as asked; a longer document goes alone"
     else:
-        default = most_tokens(device.type, compute_dtype)
+        default = most_tokens(kind_of(device), compute_dtype)
         tokens = max(default, longest_tokens)
         reasons["micro_batch_tokens"] = (
             f"the longest document, {longest_tokens} tokens"
@@ -106,7 +104,7 @@ def with_optimizer(plan: Plan, settings: EngineSettings, name: str | None) -> Pl
         settings: what was asked for.
         name: `SFTConfig.optim`; None: an optimizer of the user's own, which is left as it is.
     """
-    possible = () if name is None else registry.implementations(name, plan.device.partition(":")[0])
+    possible = () if name is None else registry.implementations(name, kind_of(plan.device).name)
     reasons = dict(plan.reasons)
     implementation = settings.optimizer_implementation
     if implementation is not None:
@@ -116,7 +114,7 @@ def with_optimizer(plan: Plan, settings: EngineSettings, name: str | None) -> Pl
         reasons["optimizer_implementation"] = f"the fastest of optim={name!r} on {plan.device}"
     if settings.optimizer_states is not None:
         reasons["optimizer_states"] = "as asked"
-        if settings.optimizer_states == "host" and plan.device.startswith("cpu"):
+        if settings.optimizer_states == "host" and kind_of(plan.device).is_host:
             reasons["optimizer_states"] += ", though on a CPU the host's memory is the device's"
     return dataclasses.replace(
         plan,
@@ -132,11 +130,9 @@ def most_chunk_rows(vocabulary_size: int) -> int:
     return min(4_096, 1 << (fitting.bit_length() - 1))
 
 
-def most_tokens(device_type: str, compute_dtype: str) -> int:
+def most_tokens(kind: Kind, compute_dtype: str) -> int:
     """Tokens at once beyond which nothing is gained."""
-    if device_type != "cpu":
-        return CUDA_MICRO_BATCH_TOKENS
-    return CPU_HALF_MICRO_BATCH_TOKENS if compute_dtype in ("bfloat16", "float16") else CPU_MICRO_BATCH_TOKENS
+    return kind.most_half_tokens if compute_dtype in ("bfloat16", "float16") else kind.most_tokens
 
 
 def device_rows(total_rows: int, longest_tokens: int, micro_batch_tokens: int) -> int:

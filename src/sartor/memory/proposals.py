@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from sartor.device import kind_of
 from sartor.memory.decide import Decider, Decision, Proposal
 from sartor.memory.estimates import Memory, MemoryEstimates, Shape
 from sartor.memory.failure import reason_of
@@ -92,7 +93,7 @@ def _adapters(case: Case) -> Iterator[Proposal]:
             "an adapter of low rank is trained, and the weights stay",
             replace(case.training, lora=lora),
         )
-    if case.plan.device.startswith("cuda"):
+    if not kind_of(case.plan.device).is_host:
         yield from _changed(
             case,
             f"QLoRA, rank {LORA_RANK}",
@@ -132,7 +133,7 @@ def _rounding(case: Case) -> Iterator[Proposal]:
 def _optimizer(case: Case) -> Iterator[Proposal]:
     """Fewer or smaller states in place of AdamW's; of an adapter they are next to nothing."""
     if case.training.lora is None and state_bytes(case.training.optimizer) == 8:
-        if case.plan.device.startswith("cuda"):
+        if not kind_of(case.plan.device).is_host:
             yield from _changed(
                 case,
                 "8-bit optimizer states",

@@ -12,14 +12,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from sartor.device import CUDA, Kind
 from sartor.errors import ConfigurationError
-
-REACHED_SHARE = 0.4
-"""Of a listed rate that a training reaches.  An assumption: large models reach 35 to 50 %."""
-MEASURED_SHARE = 0.75
-"""Of a measured matrix rate that a step on a CPU reaches: 72 to 82 % (docs/log.md)."""
-CPU_BYTES_PER_SECOND = 1e10
-"""Of a step's reads and writes of weights and gradients on a CPU of two cores; from the table in docs/log.md."""
 
 _GIB = 1 << 30
 _PCIE_3, _PCIE_5 = 1.2e10, 5.0e10
@@ -93,27 +87,26 @@ def listed(card: Card, compute_dtype: str) -> Rates:
     """A GPU's rates, as far as a training reaches them."""
     rate = card.float32_rate if compute_dtype == "float32" else card.half_rate
     return Rates(
-        rate * REACHED_SHARE,
+        rate * CUDA.reached_share,
         card.bytes_per_second,
-        f"listed: {rate / 1e12:,.0f} TFLOP/s in {compute_dtype} for a {card.name}, of which {REACHED_SHARE:.0%} is "
-        "assumed to be reached",
+        f"listed: {rate / 1e12:,.0f} TFLOP/s in {compute_dtype} for a {card.name}, of which "
+        f"{CUDA.reached_share:.0%} is assumed to be reached",
         card.host_bytes_per_second,
     )
 
 
-def measured(matrix_rate: float, device: str, compute_dtype: str) -> Rates:
+def measured(matrix_rate: float, kind: Kind, compute_dtype: str) -> Rates:
     """This machine's rates.
 
     Args:
         matrix_rate: FLOP/s of square matrix products, measured now.
-        device: "cpu" or "cuda".
+        kind: of the device that was measured.
         compute_dtype: of the products.
     """
-    bandwidth = CPU_BYTES_PER_SECOND if device == "cpu" else 1e12
     return Rates(
-        matrix_rate * (MEASURED_SHARE if device == "cpu" else REACHED_SHARE),
-        bandwidth,
-        f"measured: {matrix_rate / 1e9:,.0f} GFLOP/s in {compute_dtype} on this machine's {device}",
+        matrix_rate * kind.reached_share,
+        kind.bytes_per_second,
+        f"measured: {matrix_rate / 1e9:,.0f} GFLOP/s in {compute_dtype} on this machine's {kind.name}",
     )
 
 

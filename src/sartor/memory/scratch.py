@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from sartor.engine.precision import cpu_has_amx
+from sartor.compat import schema
+from sartor.device import Kind, cpu_has_amx
 from sartor.memory.tracker import ScratchRule
 
 _aten = torch.ops.aten
@@ -28,18 +29,18 @@ _POINTWISE = frozenset(
 )
 
 
-def rules(device: str, num_threads: int = 1, packs: bool | None = None) -> ScratchRule:
-    """The table of a device type.
+def rules(kind: Kind, num_threads: int = 1, packs: bool | None = None) -> ScratchRule:
+    """The table of a kind of devices.
 
     Args:
-        device: "cpu" or "cuda".
+        kind: whose kernels they are.
         num_threads: of a CPU: attention keeps a buffer for each.
         packs: whether a CPU's attention packs keys and values for AMX; None: if this processor has it.
     """
-    table = _cpu(num_threads, cpu_has_amx() if packs is None else packs) if device == "cpu" else _cuda()
+    table = _cpu(num_threads, cpu_has_amx() if packs is None else packs) if kind.is_host else _cuda()
 
     def scratch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
-        rule = table.get(func._schema.name.removeprefix("aten::"))
+        rule = table.get(schema(func).name.removeprefix("aten::"))
         return 0 if rule is None else rule(args, result)
 
     return scratch

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from sartor.device import kind_of
 from sartor.engine.traits import ModelTraits, base_model, read_traits
 from sartor.errors import ConfigurationError
-from sartor.memory import cuda_rules, layer_subsets, meta_model, optimizers, rehearsal_peak, simulated_step
+from sartor.memory import layer_subsets, meta_model, optimizers, rehearsal_peak, simulated_step
 from sartor.memory.extrapolate import extrapolated
 from sartor.memory.layer_subsets import Kinds
 from sartor.memory.limits import RESIDENT_PER_LIVE
@@ -149,7 +150,7 @@ def _more(part: Stretch, changes: Mapping[Component, int], sign: int = 1) -> Str
 
 def _micro_batch_bytes(work: Work, plan: Plan) -> int:
     """Of tokens, positions, targets and their rows."""
-    rounding = cuda_rules.ROUNDING_BYTES if plan.device.startswith("cuda") else 1
+    rounding = kind_of(plan.device).block_bytes
     return sum(2 * rounding * -(-8 * count // rounding) for count in (sum(work.document_lengths), work.num_targets))
 
 
@@ -234,7 +235,7 @@ def _prediction(timeline: Sequence[Stretch], notes: list[str], plan: Plan, train
     if training.quantization is not None:
         notes.append(f"{training.quantization} weights by rule, unmeasured")
     peak = max(stretch.num_bytes for stretch in timeline)
-    is_cuda = plan.device.startswith("cuda")
+    is_cuda = not kind_of(plan.device).is_host
     if is_cuda:
         notes.append("CUDA by rules, unmeasured")
     return Prediction(

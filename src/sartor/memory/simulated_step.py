@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sartor.device import kind_of
 from sartor.engine.precision import autocast
 from sartor.engine.step import Engine
 from sartor.engine.traits import ModelTraits, base_model, evaluating, is_adapter
@@ -125,12 +126,9 @@ def staged(
     """Everything set up as a run sets it up, for the model with these of its layers."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    is_cuda = plan.device.startswith("cuda")
-    live = LiveSet(
-        scratch.rules("cuda" if is_cuda else "cpu", plan.num_threads),
-        answers=answers.largest,
-        rounding_bytes=cuda_rules.ROUNDING_BYTES if is_cuda else 1,
-    )
+    kind = kind_of(plan.device)
+    is_cuda = not kind.is_host
+    live = LiveSet(scratch.rules(kind, plan.num_threads), answers=answers.largest, rounding_bytes=kind.block_bytes)
     with ExitStack() as stack:
         stack.enter_context(meta_model.with_layers(model, traits.num_layers, places))
         stack.enter_context(FakeTensorMode())

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from sartor.optim.host_states import HOST, HostStates
+from sartor.device import HOST, kind_of
+from sartor.optim.host_states import HostStates
 from sartor.optim.rounded_update import RoundedUpdate, Slice, copied, is_array
 from sartor.optim.transaction import Update
 from sartor.records import Plan
@@ -20,7 +21,7 @@ from sartor.records import Plan
 
 def simulated_update(optimizer: torch.optim.Optimizer, plan: Plan) -> Update:
     """The update as a plan wants it; where the device has memory of its own, what the host holds is on "meta"."""
-    place = HOST if plan.device.startswith("cpu") else "meta"
+    place = HOST if kind_of(plan.device).is_host else "meta"
     host = HostStates(optimizer, place) if plan.optimizer_states == "host" else None
     return Update(optimizer, host, _ShortRoundedUpdate(optimizer, 0, host) if plan.stochastic_rounding else None)
 

@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from sartor import compat
+from sartor.device import allocated_peak, kind_of, reset_peak
 from sartor.memory.prediction import Prediction, Stretch
 from sartor.memory.tracker import Phase
 
@@ -49,17 +51,18 @@ class Trace:
         held_bytes: of the tensors that are there already.
         """
         self._device = device
+        self._kind = kind_of(device)
         self._held_bytes = held_bytes
         self._stretches: list[Measured] = []
         self._profile: torch.autograd.profiler.profile | None = None
-        self.reason = "" if device.type == "cuda" else _profiler_of_the_user()
+        self.reason = _profiler_of_the_user() if self._kind.is_host else ""
         """Why nothing can be measured; then every stretch has 0 bytes."""
         self.phase = Phase.BUILD
 
     def __enter__(self) -> Trace:
         self._stretches = [Measured(Phase.BUILD, None, self._held_bytes)]
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
+        if not self._kind.is_host:
+            reset_peak(self._device)
         elif not self.reason:
             self._profile = torch.autograd.profiler.profile(use_kineto=True, profile_memory=True)
             with _silent_profiler():
@@ -74,9 +77,7 @@ class Trace:
             return
         self._profile.__exit__(kind, error, traceback)
         if error is None:
-            results = self._profile.kineto_results
-            assert results is not None
-            self._replay([*results.events()])
+            self._replay(compat.profiled_events(self._profile))
         self._profile = None
 
     def enter(self, phase: Phase, layer: int | None = None) -> None:
@@ -101,8 +102,8 @@ class Trace:
     def _read_peak(self) -> None:
         if self.reason:
             return
-        self._stretches[-1].num_bytes = int(torch.cuda.max_memory_allocated(self._device))
-        torch.cuda.reset_peak_memory_stats(self._device)
+        self._stretches[-1].num_bytes = allocated_peak(self._device)
+        reset_peak(self._device)
 
     def _replay(self, events: list[Any]) -> None:
         """The allocator's events and our marks, in their order."""
@@ -123,12 +124,11 @@ def _profiler_of_the_user() -> str:
     A session that is prepared and has not begun, as `torch.profiler.schedule` prepares one in its warm-up, shows in no
     flag of torch's; starting another one then ends the process with a segmentation fault.  So such are looked for.
     """
-    # Of this thread; of all threads.
-    if torch._C._autograd._profiler_enabled() or torch.autograd.profiler._is_profiler_enabled:
+    if compat.profiler_is_on():
         return "a profiler of torch's is at work already, which is left alone"
     kind = torch.autograd.profiler.profile
     for one in gc.get_objects():
-        if type(one) is kind and one.entered and one.kineto_results is None:
+        if type(one) is kind and compat.is_prepared(one):
             return "a profiler of torch's is about to begin, which is left alone"
     return ""
 
@@ -148,9 +148,8 @@ def _silent_profiler() -> Iterator[None]:
 
 def instrument(device: torch.device) -> str:
     """What is read, for people."""
-    if device.type == "cuda":
-        return "the CUDA allocator's peak"
-    return "torch's allocator, by its profiler"
+    kind = kind_of(device)
+    return "torch's allocator, by its profiler" if kind.is_host else f"the {kind.label} allocator's peak"
 
 
 def held_bytes(model: nn.Module, more: Iterable[torch.Tensor] = ()) -> int:

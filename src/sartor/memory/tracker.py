@@ -20,6 +20,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sartor.compat import storage_key
+from sartor.device import has_memory
 from sartor.memory.prediction import Component, Stretch
 
 _DEVICE_OF = torch.ops.prim.device.default
@@ -122,7 +124,7 @@ class LiveSet(TorchDispatchMode):
             if tensor is None:
                 continue
             for storage in _storages(tensor):
-                found = self._alive.get(storage._cdata)
+                found = self._alive.get(storage_key(storage))
                 if found is not None:
                     found[1].owner = component
 
@@ -146,7 +148,7 @@ class LiveSet(TorchDispatchMode):
         return result
 
     def _count(self, storage: Any) -> None:
-        key = storage._cdata
+        key = storage_key(storage)
         num_bytes = -(-storage.nbytes() // self._rounding_bytes) * self._rounding_bytes
         found = self._alive.get(key)
         if found is not None:
@@ -212,7 +214,7 @@ def _storages(tensor: torch.Tensor) -> Iterator[Any]:
 
     What is on "meta" has none: a simulation's name for memory that is not the device's.
     """
-    if tensor.device.type == "meta":
+    if not has_memory(tensor):
         return
     try:
         yield tensor.untyped_storage()

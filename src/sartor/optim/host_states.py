@@ -20,8 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-HOST = "cpu"
-"""torch's name of the host's memory."""
+from sartor.device import HOST, await_copies, reads_pinned
 
 
 class HostStates:
@@ -35,7 +34,7 @@ class HostStates:
         self._optimizer = optimizer
         self._place = torch.device(place)
         parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
-        self._pins = place == HOST and any(parameter.is_cuda for parameter in parameters)
+        self._pins = place == HOST and any(reads_pinned(parameter) for parameter in parameters)
         """Whether a GPU is to read what the host holds."""
         self._homes: dict[nn.Parameter, dict[str, Any] | None] = {}
         """Of parameters whose states are on the device: what the host holds; None: it holds nothing yet."""
@@ -73,7 +72,7 @@ class HostStates:
     def await_copies(self) -> None:
         """Until what was put away has arrived: from here on others may read it, a checkpoint."""
         if self._pins:
-            torch.cuda.current_stream().synchronize()
+            await_copies()
 
     def memory_like(self, parameter: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Memory of the host for a state of a parameter's shape."""

@@ -21,6 +21,8 @@ from typing import Any, Literal
 
 import torch
 
+from sartor.device import kind_of
+
 IMPLEMENTATIONS = ("fused", "foreach", "for-loop")
 """Of the same update, equal up to rounding: one kernel per parameter; one list of kernels for all of them, with
 temporaries as large; one parameter after the other."""
@@ -237,7 +239,7 @@ def implementations(name: str, device_type: str) -> tuple[str, ...]:
         return ()
     if device_type in facts.fused_on and facts.implementation != "unfused":
         return ("fused",)
-    return ("for-loop",) if device_type == "cpu" else ("foreach", "for-loop")
+    return ("for-loop",) if kind_of(device_type).is_host else ("foreach", "for-loop")
 
 
 def options_of(name: str, optim_args: str | None) -> dict[str, Any]:

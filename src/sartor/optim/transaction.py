@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sartor import compat
 from sartor.errors import ConfigurationError, OutOfMemoryError, is_out_of_memory
 from sartor.optim.host_states import HostStates, settle_on_device
 from sartor.optim.registry import facts_of
@@ -218,7 +219,7 @@ class Update:
         """Writes in place that parameters and states have seen: torch counts them."""
         states = (value for state in self.optimizer.state.values() for value in state.values())
         tensors = [value for value in states if torch.is_tensor(value)]
-        return sum(tensor._version for tensor in tensors) + sum(parameter._version for parameter in self._waiting())
+        return sum(map(compat.num_writes, (*tensors, *self._waiting())))
 
 
 def planned_update(optimizer: torch.optim.Optimizer, plan: Plan, *, seed: int = 0) -> Update:
@@ -240,8 +241,7 @@ def goes_in_pieces(optimizer: torch.optim.Optimizer) -> bool:
     Hooks of a user's own would be called once per piece, which they do not expect.
     """
     facts = facts_of(optimizer)
-    hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
-    return facts is not None and facts.goes_in_pieces and not hooks
+    return facts is not None and facts.goes_in_pieces and not compat.has_step_hooks(optimizer)
 
 
 def state_bytes_per_value(optimizer: torch.optim.Optimizer) -> int:

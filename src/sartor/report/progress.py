@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from transformers import TrainerCallback
 
+from sartor.device import peak_bytes
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
     from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -124,7 +126,7 @@ class _TokenClock:
 
     def measured(self, logs: Mapping[str, Any]) -> dict[str, float]:
         """What can be measured from outside, under the names the log would have; starts the next interval."""
-        result: dict[str, float] = {"peak_memory_bytes": peak_memory_bytes()}
+        result: dict[str, float] = {"peak_memory_bytes": peak_bytes()}
         num_tokens = logs.get("num_tokens")
         if isinstance(num_tokens, int | float):
             if self._num_tokens is not None and self._seconds > 0:
@@ -166,20 +168,6 @@ def duration(seconds: float | None) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def peak_memory_bytes() -> int:
-    """The most memory used so far: of the GPU in use, else of this process; 0 where the system does not say."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
-        return int(torch.cuda.max_memory_allocated())
-    try:
-        import resource
-    except ImportError:
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Linux counts kibibytes, macOS bytes.
-    return int(peak) if sys.platform == "darwin" else int(peak) * 1024
 
 
 def _bar(stream: TextIO) -> Progress:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sartor.device import ACCELERATORS
 from sartor.optim.registry import IMPLEMENTATIONS, facts_of
 from sartor.records import Layout
 from sartor.run.plain_files import DamagedError
@@ -163,8 +164,8 @@ def scalar(value: Any, place: str) -> None:
 
 def generators(value: Any, place: str) -> None:
     """What `state.generator_states` returns."""
-    known = {"python": _python, "numpy": _numpy, "torch": _torch, "cuda": list_of(_cuda)}
-    fields(known, may_lack=("cuda",))(value, place)
+    known = {"python": _python, "numpy": _numpy, "torch": _torch, **dict.fromkeys(ACCELERATORS, list_of(_cuda))}
+    fields(known, may_lack=ACCELERATORS)(value, place)
 
 
 _MERSENNE = 624

@@ -22,8 +22,7 @@ import gc
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-import torch
-
+from sartor.device import empty_cache
 from sartor.engine.step import Engine
 from sartor.errors import ForeseenMemoryError, OutOfMemoryError, is_out_of_memory
 from sartor.records import Incident, Plan
@@ -249,6 +248,5 @@ class Recovery:
 
     def _free(self) -> None:
         gc.collect()
-        if self.engine.device.type == "cuda":
-            torch.cuda.empty_cache()
+        empty_cache(self.engine.device)
         self._release()

@@ -21,6 +21,8 @@ from contextlib import contextmanager
 
 import torch
 
+from sartor.compat import num_writes
+from sartor.device import is_on_host
 from sartor.errors import RunFolderError, is_out_of_memory
 
 SMALL_BYTES = 1 << 16
@@ -48,7 +50,7 @@ class Snapshot:
                 self._tensors[name] = _copied(tensor)
             else:
                 self._tensors[name] = tensor.detach()
-                self._versions[name] = tensor._version
+                self._versions[name] = num_writes(tensor)
 
     def __iter__(self) -> Iterator[str]:
         """Names of what was not returned yet."""
@@ -137,7 +139,7 @@ class Snapshot:
 
     def _see_unchanged(self, names: Iterable[str]) -> None:
         for name in names:
-            if name in self._versions and self._tensors[name]._version != self._versions[name]:
+            if name in self._versions and num_writes(self._tensors[name]) != self._versions[name]:
                 raise RunFolderError(
                     f"{name} was changed while the checkpoint was being written, and not by an optimizer's step: the "
                     "checkpoint is left out. Set save_in_background=False, or change it in on_step_end."
@@ -156,7 +158,7 @@ class Snapshot:
 
 def _copied(tensor: torch.Tensor) -> torch.Tensor:
     """On the CPU, and nobody else's."""
-    return tensor.detach().cpu() if tensor.device.type != "cpu" else tensor.detach().clone()
+    return tensor.detach().clone() if is_on_host(tensor) else tensor.detach().cpu()
 
 
 class Writer:

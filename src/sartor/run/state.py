@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sartor import device
 from sartor.errors import ConfigurationError
 
 _TAG = "$"
@@ -134,14 +135,12 @@ def _packed_mapping(value: Mapping[Any, Any], place: str, what: str, tensors: di
 
 def generator_states() -> dict[str, Any]:
     """The state of every global random generator: Python's, numpy's, torch's, and of each GPU in use."""
-    states: dict[str, Any] = {
+    return {
         "python": random.getstate(),
         "numpy": np.random.get_state(legacy=False),
         "torch": torch.get_rng_state(),
+        **device.generator_states(),
     }
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        states["cuda"] = torch.cuda.get_rng_state_all()
-    return states
 
 
 def restore_generators(states: Mapping[str, Any]) -> None:
@@ -149,6 +148,4 @@ def restore_generators(states: Mapping[str, Any]) -> None:
     random.setstate(states["python"])
     np.random.set_state(states["numpy"])
     torch.set_rng_state(states["torch"])
-    if torch.cuda.is_available():
-        for index, state in enumerate(states.get("cuda", ())[: torch.cuda.device_count()]):
-            torch.cuda.set_rng_state(state, index)
+    device.restore_generators(states)

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from sartor import compat
 from sartor.config import SFTConfig
 from sartor.errors import ConfigurationError, RenamedWarning
 
@@ -73,7 +74,7 @@ def as_sft_config(args: Any, model: Any, changes: Mapping[str, Any]) -> SFTConfi
     Given, made of TrainingArguments, or the default for this model, with old arguments applied.
     """
     if args is None:
-        name = model if isinstance(model, str) else str(getattr(model.config, "_name_or_path", "") or "model")
+        name = model if isinstance(model, str) else compat.name_or_path(model) or "model"
         args = SFTConfig(f"{name.rstrip('/').split('/')[-1]}-SFT", **changes)
     elif isinstance(args, SFTConfig):
         for field, value in changes.items():

@@ -22,9 +22,10 @@ from transformers.trainer_callback import ExportableState, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
 from sartor.config import resolved_configuration
+from sartor.device import HOST
 from sartor.engine.step import Engine
 from sartor.errors import DiskFullError, RunFolderError, is_out_of_memory
-from sartor.memory.device import available_bytes
+from sartor.memory.limits import available_bytes
 from sartor.run import checked_state, checkpoint, state
 from sartor.run.snapshot import Snapshot, Writer
 from sartor.run.stepper import Updater
@@ -265,7 +266,7 @@ class Checkpoints:
     def _has_room(self, lent_bytes: int) -> bool:
         """Whether memory has room for a copy of what the thread has not read yet."""
         needed = lent_bytes * _COPY_MARGIN
-        free = available_bytes(torch.device("cpu"))
+        free = available_bytes(torch.device(HOST))
         if needed <= free:
             return True
         if not self._has_said_room:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from transformers import PreTrainedTokenizerBase, set_seed
 
+from sartor import compat
 from sartor.config import Settings, SFTConfig, resolve
 from sartor.engine.traits import num_embeddings, num_positions
 from sartor.errors import ConfigurationError, ModelError, SartorError
@@ -71,7 +72,7 @@ def build(
     problems.raise_any()
     assert settings is not None
     assert tokenizer is not None
-    for name in (tokenizer.name_or_path, "" if isinstance(model, str) else model.config._name_or_path):
+    for name in (tokenizer.name_or_path, "" if isinstance(model, str) else compat.name_or_path(model)):
         model_folder.check(name or "")
     added: list[str] = []
     eos_before = tokenizer.eos_token
@@ -135,7 +136,7 @@ class Problems:
 def _tokenizer(model: Any, args: SFTConfig, processing_class: Any) -> Any:
     """The one that was passed, else the model's own."""
     if processing_class is None:
-        name = model if isinstance(model, str) else model.config._name_or_path
+        name = model if isinstance(model, str) else compat.name_or_path(model)
         if not name:
             raise ConfigurationError(
                 "processing_class is required for a model that was built in code: pass its tokenizer."

@@ -17,7 +17,7 @@ from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, has_len
 
 from sartor.engine.precision import autocast
 from sartor.engine.step import Engine
-from sartor.memory.device import available_bytes
+from sartor.memory.limits import available_bytes
 from sartor.records import Example
 from sartor.run import evaluate as evaluation
 from sartor.trainer.disk import gigabytes

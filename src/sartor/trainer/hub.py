@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sartor import compat
 from sartor.config import SFTConfig, resolved_configuration
 from sartor.engine.traits import base_model, is_adapter
 from sartor.errors import RunFolderError
@@ -28,7 +29,7 @@ def write_card(trainer: SFTTrainer, about: dict[str, Any]) -> None:
     """
     args = trainer.args
     inner = base_model(trainer.model)
-    base = about.pop("finetuned_from", None) or getattr(inner.config, "_name_or_path", None) or None
+    base = about.pop("finetuned_from", None) or compat.name_or_path(inner) or None
     name = about.pop("model_name", None) or short_name(args)
     if about.get("dataset_name") is None and about.get("dataset") is None and about.get("dataset_tags") is None:
         about["dataset_name"] = trainer.dataset_id

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from sartor.device import peak_bytes
 from sartor.errors import DiskFullError
-from sartor.memory.device import peak_bytes
 from sartor.report.metrics import MetricsFile
 
 if TYPE_CHECKING:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from sartor import compat
 from sartor.engine.traits import has_own_saving
 from sartor.run import tensor_file
 from sartor.run.snapshot import Snapshot
@@ -114,7 +115,7 @@ def model_files(model: nn.Module, arrival_dtype: Callable[[nn.Parameter], torch.
 
     if not isinstance(model, PreTrainedModel) or has_own_saving(model):
         return None
-    left_out = set(model._keys_to_ignore_on_save or ())
+    left_out = compat.weights_not_saved(model)
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in left_out}
     tensors = remove_tied_weights_from_state_dict(state, model)
     parameters = dict(model.named_parameters(remove_duplicate=False))

@@ -19,6 +19,7 @@ import torch
 from transformers.trainer_utils import SaveStrategy
 from transformers.training_args import OptimizerNames
 
+from sartor.device import kind_of
 from sartor.engine.traits import ModelTraits, base_model, is_adapter
 from sartor.memory import meta_model, plan_text, rates
 from sartor.memory.decide import Decider, Decision, recomputation
@@ -115,7 +116,7 @@ def _searched(
     model = meta_model.imitate(trainer.model)
     training = training_of(trainer)
     shape = replace(shape_of(trainer, data_loader), document_limit=traits.rope_switch_tokens)
-    host_bytes = int(psutil.virtual_memory().available) if base.device.startswith("cuda") else None
+    host_bytes = None if kind_of(base.device).is_host else int(psutil.virtual_memory().available)
     memory = Memory(available_bytes, _held_bytes(trainer.model), host_bytes=host_bytes)
     free = search_space_of(
         trainer.model,
@@ -126,12 +127,12 @@ def _searched(
         execution_options_of(trainer.model, base, settings, training, memory),
     )
     sizes = sizes_of(traits, trainer.model)
-    device = base.device.partition(":")[0]
+    kind = kind_of(base.device)
     rate = matrix_rate()
     speed = (
-        rates.Rates(ASSUMED_CPU_RATE, rates.CPU_BYTES_PER_SECOND, "assumed: this processor has no such products")
+        rates.Rates(ASSUMED_CPU_RATE, kind.bytes_per_second, "assumed: this processor has no such products")
         if rate is None
-        else rates.measured(rate, device, base.compute_dtype)
+        else rates.measured(rate, kind, base.compute_dtype)
     )
     estimates = MemoryEstimates(model, base, shape, training, memory)
     decider = Decider(estimates, free, sizes, speed)
@@ -295,13 +296,13 @@ def execution_options_of(
         or not base_model(model).supports_gradient_checkpointing
     ):
         cheap = (False,)
-    name, device = training.optimizer, base.device.partition(":")[0]
+    name, kind = training.optimizer, kind_of(base.device)
     implementations: tuple[str | None, ...] = (base.optimizer_implementation,)
     if settings.optimizer_implementation is None:
-        implementations = registry.implementations(name, device) or implementations
+        implementations = registry.implementations(name, kind.name) or implementations
     places: tuple[str, ...] = (base.optimizer_states,)
     each = registry.state_bytes(name, training.optimizer_options)
-    if settings.optimizer_states is None and device != "cpu" and each:
+    if settings.optimizer_states is None and not kind.is_host and each:
         needed = each * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         if memory.host_bytes is None or needed <= HOST_SHARE * memory.host_bytes:
             places = ("device", "host")
@@ -335,7 +336,7 @@ def search_space_of(
         layers = traits.num_layers if settings.gradient_checkpointing else 0
     elif not can_recompute:
         layers = 0
-    most = most_tokens(base.device.partition(":")[0], base.compute_dtype)
+    most = most_tokens(kind_of(base.device), base.compute_dtype)
     free = search_space(
         tokens=settings.micro_batch_tokens,
         layers=layers,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sartor.device import kind_of
 from sartor.engine.traits import base_model, read_traits
 from sartor.errors import ConfigurationError
 from sartor.memory import meta_model, trace
@@ -49,7 +50,7 @@ def profile(trainer: SFTTrainer) -> dict[str, Any]:
     data_loader = TrainDataLoader(trainer)
     made_optimizer = trainer.optimizer is None
     with ExitStack() as stack:
-        stack.enter_context(retaining(wanted=trainer.args.device.type == "cpu"))
+        stack.enter_context(retaining(wanted=kind_of(trainer.args.device).is_host))
         engine = stack.enter_context(
             engine_for(trainer, longest_tokens=data_loader.longest_document, trains=True, data_loader=data_loader)
         )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sartor.device import kind_of
 from sartor.engine.step import Engine
 from sartor.errors import DiskFullError, RunFolderError
 from sartor.memory import limits
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 def recovery_for(trainer: SFTTrainer, engine: Engine) -> Recovery:
     """The recovery of a run, or of an evaluation outside of training."""
-    guard = MemoryGuard(_needs(engine)) if engine.device.type == "cpu" else None
+    guard = MemoryGuard(_needs(engine)) if kind_of(engine.device).is_host else None
 
     def tell(incident: Incident, plan: Plan) -> None:
         trainer.say(incident.sentence)

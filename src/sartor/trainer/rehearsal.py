@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from sartor import compat
 from sartor.engine.flops import step_flops
 from sartor.engine.step import Engine
 from sartor.engine.traits import ModelTraits
@@ -346,8 +347,7 @@ def estimate_peak(
     try:
         model = meta_model.imitate(engine.model)
         for module in model.modules():  # the engine's own come again with the simulation's engine
-            module._forward_hooks.clear()
-            module._forward_pre_hooks.clear()
+            compat.drop_forward_hooks(module)
         training = Training(
             make_optimizer=maker_of(trainer),
             rehearses=True,

@@ -19,9 +19,11 @@ import torch
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from sartor import compat
 from sartor.config import resolved_configuration
 from sartor.config.resumption import OPTIMIZER, changed_memory, changed_settings
 from sartor.config.table import OPTIONS
+from sartor.device import kind_of
 from sartor.errors import ConfigurationError, ModelError, RunFolderError
 from sartor.memory.plan import plan_of
 from sartor.optim.host_states import HostStates
@@ -138,7 +140,7 @@ def _trainer_state(path: Path, num_steps: int) -> TrainerState:
 def _see_attention(trainer: SFTTrainer, plan: Mapping[str, Any]) -> None:
     """See that the plan asks for no attention from the Hub, whose code would be run, but for this run's own."""
     attention = plan["attention"]
-    if "/" in attention and attention != trainer.model.config._attn_implementation:
+    if "/" in attention and attention != compat.attention_of(trainer.model.config):
         raise checkpoint.DamagedError(
             f"run_state/state.json: /plan/attention is {attention!r}, which is not this run's"
         )
@@ -444,7 +446,7 @@ def restore_optimizer(trainer: SFTTrainer, resumption: Resumption, plan: Plan) -
     if isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
         for group, rate in zip(optimizer.param_groups, scheduler.get_lr(), strict=True):
             group["lr"] = rate
-        scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
+        compat.set_last_rates(scheduler, (group["lr"] for group in optimizer.param_groups))
 
 
 def _restore_dtypes(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
@@ -480,6 +482,6 @@ def restore_state(trainer: SFTTrainer, resumption: Resumption) -> None:
 
 def keep_threads(trainer: SFTTrainer, plan: Plan) -> None:
     """As many threads as before: sums of another number of threads differ in their last bits."""
-    if trainer.args.device.type == "cpu" and torch.get_num_threads() != plan.num_threads:
+    if kind_of(trainer.args.device).is_host and torch.get_num_threads() != plan.num_threads:
         trainer.say(f"computing with {plan.num_threads} threads as before, in place of {torch.get_num_threads()}.")
         torch.set_num_threads(plan.num_threads)

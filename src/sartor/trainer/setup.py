@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 import torch
 from transformers.training_args import OptimizerNames
 
+from sartor.device import fast_dtypes, kind_of
 from sartor.engine.flops import measured_matrix_rate
 from sartor.engine.layout import choose_layout
-from sartor.engine.precision import choose_compute_dtype, cpu_has_bf16, require_bf16
+from sartor.engine.precision import choose_compute_dtype, require_bf16
 from sartor.engine.step import Engine
 from sartor.engine.traits import ModelTraits, read_traits
 from sartor.errors import ConfigurationError
-from sartor.memory.device import available_bytes
+from sartor.memory.limits import available_bytes
 from sartor.memory.plan import default_plan, with_optimizer, write_plan
 from sartor.records import Plan
 from sartor.trainer import device_batch, saving
@@ -164,7 +165,7 @@ def _balance_coefficient(trainer: SFTTrainer, traits: ModelTraits) -> float:
 @lru_cache(maxsize=4)
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float | None:
     """FLOP/s of this device in this dtype; None where measuring would take longer than it is worth."""
-    if device.type == "cpu" and dtype != torch.float32 and not (dtype == torch.bfloat16 and cpu_has_bf16()):
+    if kind_of(device).is_host and dtype not in fast_dtypes(device):
         return None  # without instructions for it a single product takes seconds
     return measured_matrix_rate(device, dtype)
 

@@ -13,6 +13,7 @@ from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, TrainOutput, align_special_tokens
 
 from sartor.config import resolved_configuration
+from sartor.device import kind_of
 from sartor.engine.step import Engine
 from sartor.errors import NonFiniteError, OutOfMemoryError
 from sartor.memory.allocator import retaining
@@ -66,7 +67,7 @@ def _train(
     with ExitStack() as stack:
         stack.callback(_end, trainer)
         trainer.is_in_train = True
-        stack.enter_context(retaining(wanted=trainer.args.device.type == "cpu"))
+        stack.enter_context(retaining(wanted=kind_of(trainer.args.device).is_host))
         plan = None if resumption is None else resumption.plan
         if plan is not None:
             stack.callback(torch.set_num_threads, torch.get_num_threads())

@@ -17,6 +17,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from sartor import compat
+
 T = TypeVar("T")
 
 AHEAD = 2
@@ -92,7 +94,7 @@ def is_stock(tokenizer: Any) -> bool:
     kind = type(tokenizer)
     return (
         kind.__call__ is PreTrainedTokenizerBase.__call__
-        and kind._encode_plus is PreTrainedTokenizerFast._encode_plus
+        and compat.encodes_as_usual(kind)
         and kind.apply_chat_template is PreTrainedTokenizerBase.apply_chat_template
     )
 

@@ -25,6 +25,8 @@ from jinja2 import nodes
 from jinja2.runtime import Undefined
 from jinja2.utils import Namespace, missing
 
+from sartor.compat import namespace_values
+
 _NOT_REPEATABLE = frozenset(["random", "lipsum", "cycler", "joiner"])
 """What does not do the same each time: a filter, and functions."""
 
@@ -198,7 +200,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, WatchedMessages):
         return value.place()
     if isinstance(value, Namespace):
-        return _plain(value._Namespace__attrs)
+        return _plain(namespace_values(value))
     if value is missing or isinstance(value, Undefined):
         return "undefined"
     if isinstance(value, str):

@@ -6,11 +6,12 @@ traced text is transformers' own, byte for byte; where it is not, that is an err
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from sartor import compat
 from sartor.data.targets.provenance.environment import Message, ShadowEnvironment
 from sartor.data.targets.provenance.order import Progress, WatchedMessages, spliced
 from sartor.data.targets.provenance.shadow import OUTSIDE, Kind, Shadow, joined, tag_of, tags_of
@@ -56,12 +57,10 @@ class Renderer:
         Raises:
             jinja2.TemplateSyntaxError: it is no template.
         """
-        from transformers.utils import chat_template_utils
-
-        self._plain_data: Callable[[Any], Any] = chat_template_utils._plain_template_data
-        self._alias_reasoning: Callable[[Any], Any] = chat_template_utils._alias_reasoning_fields
+        functions = compat.template_functions()
+        self._plain_data, self._alias_reasoning = functions.plain_data, functions.alias_reasoning
         self._special_tokens = dict(special_tokens)
-        self._stock = chat_template_utils._compile_jinja_template(template)
+        self._stock = functions.compile(template)
         self._environment = ShadowEnvironment(self._stock.environment)
         self._traced = self._environment.from_string(template)
         # Jinja chains the globals anew for each rendering, which takes as long as rendering a short conversation
