@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sartor.cli.inspect_flags import Request, read, usage
+from sartor.cli.inspect_flags import read, usage
+from sartor.cli.request import Request
 from sartor.errors import DataError, RunFolderError
 from sartor.run.output import readers_may_leave
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from sartor.data.inspection.record import Inspection
     from sartor.records import DataSettings
 
-HELP = "show what would be trained on, and what is wrong with it"
+__all__ = ["run", "usage"]
 
 TERMINAL_ROWS, PAGE_ROWS = 3, 50
 
@@ -31,9 +32,6 @@ class Unusable(Exception):
 
 def run(argv: Sequence[str]) -> int:
     """Run the command with the arguments after `sartor inspect`; returns the exit code.  Raises SartorError."""
-    if any(argument in ("-h", "--help") for argument in argv):
-        print(usage())
-        return 0
     request = read(argv)
     files = _files(request)
     with readers_may_leave():
@@ -87,8 +85,7 @@ def inspections_of(request: Request) -> "list[Inspection]":
     own = request.own
     config, revision = own.get("dataset_config"), own.get("dataset_revision")
     kept = settings.data.data_cache
-    texts = (request.data,) if isinstance(request.data, str) else tuple(request.data)
-    rows = read_rows(texts, "train", own.get("split"), config, revision, kept)
+    rows = read_rows(request.data, "train", own.get("split"), config, revision, kept)
     train = _examined(rows, given, "train")
     inspections = [inspection for _, inspection in train]
     if len(train) > 1:
@@ -96,10 +93,10 @@ def inspections_of(request: Request) -> "list[Inspection]":
     if own.get("eval_data") is not None or own.get("eval_split") is not None:
         source = own.get("eval_data")
         if source is None:
-            rows = read_rows(texts, "eval", own.get("eval_split"), config, revision, kept)
+            rows = read_rows(request.data, "eval", own.get("eval_split"), config, revision, kept)
         else:
             rows = read_rows((source,), "eval", own.get("eval_split"), data_cache=kept)
-        given = replace(given, settings=settings.eval_data, source=_name(source or request.data))
+        given = replace(given, settings=settings.eval_data, source=source or ", ".join(request.data))
         inspections += [inspection for _, inspection in _examined(rows, given, "eval", [one for one, _ in train])]
     return inspections
 
@@ -193,7 +190,7 @@ def _given(request: Request, args: "SFTConfig", settings: "DataSettings") -> "Gi
     return Given(
         tokenizer,
         settings,
-        source=_name(request.data),
+        source=", ".join(request.data),
         model=request.model,
         pack=pack,
         end_tokens=tuple(end_tokens),
@@ -201,11 +198,6 @@ def _given(request: Request, args: "SFTConfig", settings: "DataSettings") -> "Gi
         num_samples=PAGE_ROWS if num_rows is None else num_rows,
         options=tuple(shown.items()),
     )
-
-
-def _name(data: Any) -> str:
-    """What the rows were given as."""
-    return ", ".join(map(str, data)) if isinstance(data, list | tuple) else str(data)
 
 
 def _write(inspections: "Sequence[Inspection]", files: dict[str, Path]) -> None:

@@ -9,7 +9,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sartor.cli import plan_data
-from sartor.cli.plan_flags import Request, read, usage
+from sartor.cli.plan_flags import read, usage
+from sartor.cli.request import Request
 from sartor.errors import ModelError, SartorError
 from sartor.run.output import readers_may_leave
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from sartor.memory.rates import Card, Rates
     from sartor.records import Plan
 
-HELP = "say what a training would need, and what would make it fit"
+__all__ = ["run", "usage"]
 
 INTERPRETER_BYTES = 450 << 20
 """Of a process that trains on a CPU, before its model: Python, torch and transformers.  Measured: 400 to 440 MB."""
@@ -27,9 +28,6 @@ INTERPRETER_BYTES = 450 << 20
 
 def run(argv: Sequence[str]) -> int:
     """Run the command with the arguments after `sartor plan`; returns the exit code.  Raises SartorError."""
-    if any(argument in ("-h", "--help") for argument in argv):
-        print(usage())
-        return 0
     request = read(argv)
     with readers_may_leave():
         return _plan(request)

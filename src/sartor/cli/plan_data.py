@@ -5,7 +5,7 @@ In: the request and its configuration.  Out: the data as far as memory and time 
 
 from typing import TYPE_CHECKING, Any
 
-from sartor.cli.plan_flags import Request
+from sartor.cli.request import Request
 from sartor.errors import ConfigurationError
 
 if TYPE_CHECKING:

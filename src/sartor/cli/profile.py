@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sartor.cli.train_flags import Request, read, usage
+from sartor.cli import train_flags
+from sartor.cli.request import Request
 from sartor.errors import ConfigurationError, RunFolderError
 from sartor.run.output import readers_may_leave
-
-HELP = "measure a step's memory, and show what consumes it"
 
 DEFAULT_FOLDER = "profile_output"
 
@@ -27,12 +26,14 @@ Writes memory.png, settings.png (both as .svg too), lengths.png and memory.json 
 """
 
 
+def usage() -> str:
+    """What `sartor profile --help` prints."""
+    return f"{_HEAD}\n{train_flags.usage().partition('Switches: ')[2].partition(chr(10))[2].lstrip(chr(10))}"
+
+
 def run(argv: Sequence[str]) -> int:
     """Run the command with the arguments after `sartor profile`; returns the exit code.  Raises SartorError."""
-    if any(argument in ("-h", "--help") for argument in argv):
-        print(f"{_HEAD}\n{usage().partition('Switches: ')[2].partition(chr(10))[2].lstrip(chr(10))}")
-        return 0
-    request = read(argv)
+    request = train_flags.read(argv)
     folder = Path(request.fields.get("output_dir") or DEFAULT_FOLDER).expanduser()
     _require_own_folder(folder)
     with readers_may_leave():
