@@ -10,8 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sartor.cli.inspect_flags import read, usage
-from sartor.cli.request import Request
+from sartor.cli.inspect_flags import read
+from sartor.cli.inspect_flags import usage as usage
+from sartor.cli.request import Request, configuration, tokenizer_of
 from sartor.errors import DataError, RunFolderError
 from sartor.run.output import readers_may_leave
 
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from sartor.data.inspection.examine import Examination, Given
     from sartor.data.inspection.record import Inspection
     from sartor.records import DataSettings
-
-__all__ = ["run", "usage"]
 
 TERMINAL_ROWS, PAGE_ROWS = 3, 50
 
@@ -76,10 +75,10 @@ def _files(request: Request) -> dict[str, Path]:
 def inspections_of(request: Request) -> "list[Inspection]":
     """Everything that is to be shown, the training rows first."""
     from sartor.cli.train import read_rows
-    from sartor.config import SFTConfig, resolve
+    from sartor.config import resolve
 
     # Where the rows would be trained makes no difference here, and is not to be complained about.
-    args = SFTConfig(**{**request.fields, "output_dir": "inspection", "use_cpu": True, "bf16": False})
+    args = configuration(request, {"output_dir": "inspection", "use_cpu": True, "bf16": False})
     settings = resolve(args)
     given = _given(request, args, settings.data)
     own = request.own
@@ -171,17 +170,9 @@ def _given(request: Request, args: "SFTConfig", settings: "DataSettings") -> "Gi
     """Tokenizer and what else the model decides, as for a training run; its weights are not loaded."""
     from sartor.batching.packing import pack
     from sartor.data.inspection.examine import Given
-    from sartor.trainer import construction
     from sartor.trainer.context import context_of
 
-    if request.own.get("model_revision") is not None:
-        more = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
-        args.model_init_kwargs = {**more, "revision": request.own["model_revision"]}
-    tokenizer = construction.load_tokenizer(request.model, args)
-    end_tokens = construction.end_tokens(request.model, tokenizer, args)
-    if args.chat_template_path is not None:
-        construction.apply_template(tokenizer, str(args.chat_template_path))
-    construction.set_eos(tokenizer, args.eos_token)
+    tokenizer, end_tokens = tokenizer_of(request.model, args)
     shown = {
         name: " ".join(map(str, value)) if isinstance(value, list) else str(value)
         for name, value in request.fields.items()
@@ -193,7 +184,7 @@ def _given(request: Request, args: "SFTConfig", settings: "DataSettings") -> "Gi
         source=", ".join(request.data),
         model=request.model,
         pack=pack,
-        end_tokens=tuple(end_tokens),
+        end_tokens=end_tokens,
         context=context_of(request.model, args),
         num_samples=PAGE_ROWS if num_rows is None else num_rows,
         options=tuple(shown.items()),

@@ -9,8 +9,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sartor.cli import plan_data
-from sartor.cli.plan_flags import read, usage
-from sartor.cli.request import Request
+from sartor.cli.plan_flags import read
+from sartor.cli.plan_flags import usage as usage
+from sartor.cli.request import Request, configuration
 from sartor.errors import ModelError, SartorError
 from sartor.run.output import readers_may_leave
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from sartor.memory.estimates import Shape
     from sartor.memory.rates import Card, Rates
     from sartor.records import Plan
-
-__all__ = ["run", "usage"]
 
 INTERPRETER_BYTES = 450 << 20
 """Of a process that trains on a CPU, before its model: Python, torch and transformers.  Measured: 400 to 440 MB."""
@@ -34,17 +33,14 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _plan(request: Request) -> int:
-    from sartor.config import SFTConfig, resolve
+    from sartor.config import resolve
     from sartor.memory import plan_text, rates
     from sartor.memory.failure import reason_of
 
     own = request.own
     card = rates.card(own["gpu"]) if own.get("gpu") is not None else None
     stated = rates.memory_bytes(own["memory"]) if own.get("memory") is not None else None
-    args = SFTConfig(**{**request.fields, "output_dir": "plan", "use_cpu": True})
-    if own.get("model_revision") is not None:
-        more = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
-        args.model_init_kwargs = {**more, "revision": own["model_revision"]}
+    args = configuration(request, {"output_dir": "plan", "use_cpu": True})
     settings = resolve(args)
     shape, source = plan_data.shape(request, args, settings)
     try:

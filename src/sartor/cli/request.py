@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sartor.cli import option_file
 from sartor.cli.flags import Flag, Given, keys_of, parse, tokens
+
+if TYPE_CHECKING:
+    from sartor.config import SFTConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,3 +51,26 @@ def read_options(
     problems += [f"{text!r} belongs to no option" for text in rest]
     values, unreadable = parse(options, flags, command)
     return values, options, problems + unreadable
+
+
+def configuration(request: Request, fixed: Mapping[str, Any]) -> "SFTConfig":
+    """The configuration of a command that trains nothing: what was asked for, but for what the command fixes."""
+    from sartor.config import SFTConfig
+
+    args = SFTConfig(**{**request.fields, **fixed})
+    if request.own.get("model_revision") is not None:
+        more = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
+        args.model_init_kwargs = {**more, "revision": request.own["model_revision"]}
+    return args
+
+
+def tokenizer_of(model: str, args: "SFTConfig") -> tuple[Any, tuple[str, ...]]:
+    """The tokenizer as a training would use it, and the texts at which the model's generation stops."""
+    from sartor.trainer import construction
+
+    tokenizer = construction.load_tokenizer(model, args)
+    end_tokens = construction.end_tokens(model, tokenizer, args)
+    if args.chat_template_path is not None:
+        construction.apply_template(tokenizer, str(args.chat_template_path))
+    construction.set_eos(tokenizer, args.eos_token)
+    return tokenizer, tuple(end_tokens)

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from sartor.cli.own_flags import LORA, OWN_FLAGS
 from sartor.cli.request import Request
-from sartor.cli.train_flags import read, usage
+from sartor.cli.train_flags import read
+from sartor.cli.train_flags import usage as usage
 from sartor.cli.typed import typed
 from sartor.errors import ConfigurationError, RunFolderError, SartorError, SartorWarning
 from sartor.run.folder_lock import refuse_running
@@ -26,8 +27,6 @@ from sartor.run.output import lines_may_be_lost
 
 if TYPE_CHECKING:
     from sartor.config import SFTConfig
-
-__all__ = ["run", "usage"]
 
 DEFAULT_FOLDER = "trainer_output"
 """transformers' default for `output_dir`."""
