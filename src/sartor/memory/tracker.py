@@ -37,7 +37,6 @@ class Phase(StrEnum):
     BACKWARD = "backward"
     CLIP = "clip"
     UPDATE = "update"
-    EVALUATION = "evaluation"
     ANSWERS = "answers"
     SAVING = "saving"
 
