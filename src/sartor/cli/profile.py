@@ -12,6 +12,7 @@ from sartor.cli import train_flags
 from sartor.cli.request import Request
 from sartor.errors import ConfigurationError, RunFolderError
 from sartor.run.output import readers_may_leave
+from sartor.wording import amount
 
 DEFAULT_FOLDER = "profile_output"
 
@@ -119,4 +120,4 @@ def _settings(settings: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _gigabytes(num_bytes: float) -> str:
-    return f"{num_bytes / 1e9:6.2f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:6.2f} MB"
+    return f"{amount(num_bytes):>9}"
