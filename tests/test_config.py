@@ -15,7 +15,7 @@ import torch
 import trl
 from transformers import HfArgumentParser, TrainingArguments
 
-from sartor.config import SFTConfig, resolve, resolved_configuration, translate_old_names
+from sartor.config import SFTConfig, resolve, resolved_configuration
 from sartor.config.own_options import OWN_FIELDS
 from sartor.config.page import page
 from sartor.config.sft_config import DEFAULTS
@@ -399,14 +399,6 @@ def test_other_old_names_are_an_error_as_everywhere() -> None:
         config(no_such_option=1)
 
 
-def test_names_can_be_translated_for_another_owner() -> None:
-    with pytest.warns(RenamedWarning, match="SFTTrainer: tokenizer is called processing_class"):
-        translated = translate_old_names(
-            {"tokenizer": 1, "x": 2}, renamed={"tokenizer": "processing_class"}, owner="SFTTrainer"
-        )
-    assert translated == {"processing_class": 1, "x": 2}
-
-
 # --- a configuration is a plain dataclass ---
 
 
@@ -523,7 +515,6 @@ def test_settings_carry_what_was_asked_for() -> None:
             loss_chunk_rows=32,
             strict_precision=True,
             fp16=True,
-            model_init_kwargs={"attn_implementation": "eager"},
         )
     )
     assert settings.data.mapping == (("user", "{q} = ?"), ("assistant", "{a}"))
@@ -531,7 +522,7 @@ def test_settings_carry_what_was_asked_for() -> None:
     assert (settings.data.num_proc, settings.data.seed, settings.eval_data.packing) == (3, 7, False)
     engine = settings.engine
     assert (engine.loss_type, engine.neftune_noise_alpha, engine.max_grad_norm, engine.seed) == ("dft", 5.0, 0.5, 7)
-    assert (engine.micro_batch_tokens, engine.loss_chunk_rows, engine.attn_implementation) == (64, 32, "eager")
+    assert (engine.micro_batch_tokens, engine.loss_chunk_rows) == (64, 32)
     assert (engine.bf16, engine.fp16, engine.strict_precision) == (False, True, True)
 
 

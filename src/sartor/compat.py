@@ -264,19 +264,6 @@ def uncounted_views() -> AbstractContextManager[Any]:
     return torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.ADInplaceOrView, False)
 
 
-def multiply_(tensors: list[torch.Tensor], factor: float) -> None:
-    """Multiply all of them in place, in few kernels: `_foreach_mul_`, which `torch.nn.utils` uses to clip.
-
-    `engine/step.py` unscales float16 gradients by it.  Without it, it fails.
-    """
-    import torch
-
-    torch._foreach_mul_(tensors, factor)
-
-
-# --- torch: optimizers and profiler ----------------------------------------------------------------------------------
-
-
 def has_step_hooks(optimizer: torch.optim.Optimizer) -> bool:
     """Whether somebody hooked into an optimizer's steps: `_optimizer_step_pre_hooks`, `_optimizer_step_post_hooks`.
 

@@ -348,7 +348,6 @@ class EngineSettings:
     """"fused", "foreach" or "for-loop"."""
     optimizer_states: str | None = None
     """"device" or "host"."""
-    attn_implementation: str | None = None
     bf16: bool = False
     fp16: bool = False
     """Permission for mixed precision; what is used depends on the device."""

@@ -94,7 +94,7 @@ def test_rows_of_which_none_can_be_used_give_1(model: Path, tmp_path: Path, caps
         (["ROWS", "--model", "/nowhere"], ["/nowhere"]),
         (["ROWS", "--model", "MODEL", "--max_lenght", "5"], ["did you mean --max_length?"]),
         (["ROWS", "--model", "MODEL", "--rows", "-1"], ["--rows -1 is no number of rows"]),
-        (["ROWS", "--model", "MODEL", "--data", "ROWS"], ["both say what to inspect"]),
+        (["ROWS", "--model", "MODEL", "--data", "ROWS"], ["--data say the same"]),
         (["ROWS", "--model", "MODEL", "--html", "no/such/folder/x.html"], ["there is no folder"]),
         (["ROWS", "--model", "MODEL", "--packing", "--max_length", "none"], ["max_length"]),
         (["ROWS", "--model", "MODEL", "--completion_only_loss"], ["completion_only_loss=True needs a prompt"]),

@@ -30,6 +30,18 @@ def test_a_misspelt_command_gets_a_suggestion(capsys: pytest.CaptureFixture[str]
     assert "did you mean `sartor train`?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", entry.COMMANDS)
+def test_every_command_has_a_help_and_suggests_the_option_that_was_meant(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert entry.main([command, "--help"]) == 0
+    assert capsys.readouterr().out.startswith(f"usage: sartor {command}")
+    assert entry.main([command, "--sede", "1"]) == 2
+    told = capsys.readouterr().err
+    assert "--sede" in told
+    assert "did you mean --seed?" in told or command == "env"  # which has no options
+
+
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert entry.main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("sartor ")
@@ -61,7 +73,7 @@ def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         entry.main(["train"])
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["train", "--help"], ["inspect", "--help"]])
+@pytest.mark.parametrize("argv", [["--help"], ["train", "--help"], ["chat", "--help"], ["demo", "--help"]])
 def test_help_loads_nothing_heavy_and_is_quick(argv: list[str]) -> None:
     code = (
         "import sys; from sartor.cli.main import main; main(sys.argv[1:]);"

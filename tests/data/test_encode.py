@@ -10,6 +10,7 @@ from datasets import Dataset
 
 from sartor.batching.packing import pack
 from sartor.data.encoding.encode import prepare
+from sartor.data.encoding.store import dataset_in_memory
 from sartor.data.encoding.table import TokenRows
 from sartor.data.reading.sources import load
 from sartor.errors import ConfigurationError, DataError
@@ -339,7 +340,7 @@ def test_ids_and_labels_move_together() -> None:
 def test_large_tables_keep_their_rows_across_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sartor.data.encoding.store.EXAMPLES_PER_BATCH", 2)
     ids = [[1], [2, 3], [4], [5, 6, 7], [8]]
-    dataset = TokenRows.from_lists(ids, ids, [[len(row)] for row in ids]).to_dataset()
+    dataset, _ = dataset_in_memory(TokenRows.from_lists(ids, ids, [[len(row)] for row in ids]))
     assert dataset["input_ids"][:] == ids
     assert dataset["seq_lengths"][:] == [[1], [2], [1], [3], [1]]
     assert dataset[3]["labels"] == [5, 6, 7]

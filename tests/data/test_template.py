@@ -28,14 +28,19 @@ def test_it_renders_chatml_where_the_vocabulary_has_its_marks(tokenizer: Any) ->
     assert prompt.endswith("Hi<|im_end|>\n<|im_start|>assistant\n")
 
 
-def test_without_its_marks_an_answer_ends_with_the_end_of_text_token() -> None:
+def without_marks(**tokens: str) -> Any:
+    """A tokenizer of single bytes and `<eos>`, without the marks of ChatML."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     bpe = Tokenizer(models.BPE({symbol: number for number, symbol in enumerate([*alphabet, "<eos>"])}, []))
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<eos>")
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, **tokens)
+
+
+def test_without_its_marks_an_answer_ends_with_the_end_of_text_token() -> None:
+    tokenizer = without_marks(eos_token="<eos>")
     prepared = prepare(Dataset.from_list([{"messages": MESSAGES}]), tokenizer, DataSettings(assistant_only_loss=True))
     labels = [label for label in prepared.dataset[0]["labels"] if label != -100]
     assert labels[-1] == tokenizer.eos_token_id
@@ -50,17 +55,9 @@ def test_a_template_that_is_there_is_left_alone(tokenizer: Any) -> None:
     assert (tokenizer.chat_template, tokenizer.eos_token) == ("{{ messages }}", "<|endoftext|>")
 
 
-def test_the_end_token_is_kept_when_asked(tokenizer: Any) -> None:
-    note = adopt_chatml(tokenizer, keep_eos=True)
-    assert note is not None
-    assert note.endswith("an answer ends with <|endoftext|>.")
-    assert tokenizer.apply_chat_template(MESSAGES, tokenize=False).endswith("Yo<|endoftext|>\n")
-
-
-def test_a_tokenizer_without_any_end_is_refused(tokenizer: Any) -> None:
-    tokenizer.eos_token = None
+def test_a_tokenizer_without_any_end_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="no answer could end"):
-        adopt_chatml(tokenizer, keep_eos=True)
+        adopt_chatml(without_marks())
 
 
 def test_without_marks_a_template_that_ends_no_answer_is_refused(tokenizer: Any) -> None:

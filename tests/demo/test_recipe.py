@@ -14,7 +14,6 @@ from sartor.demo.recipe import (
     CONVERSATIONS_FILE,
     RECIPE_FILE,
     VOCABULARY,
-    Size,
     assets,
     build_model,
     build_tokenizer,
@@ -90,7 +89,6 @@ def test_tokenizer_keeps_conversation_marks_whole_and_any_text_intact() -> None:
 
 def test_same_seed_same_initial_weights() -> None:
     tokenizer = build_tokenizer(iter(write_textbook(make_world(0), 0)[:300]))
-    size = Size(hidden=16, layers=1, heads=2, mlp=32)
-    one, other, different = (build_model(tokenizer, seed, size).state_dict() for seed in (1, 1, 2))
+    one, other, different = (build_model(tokenizer, seed).state_dict() for seed in (1, 1, 2))
     assert all(one[name].equal(other[name]) for name in one)
     assert not all(one[name].equal(different[name]) for name in one)

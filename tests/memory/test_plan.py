@@ -11,8 +11,9 @@ from sartor.device import peak_bytes
 from sartor.engine.layout import LayoutChoice, choose_layout
 from sartor.engine.traits import ModelTraits, read_traits
 from sartor.memory import limits
+from sartor.memory import plan as plans
 from sartor.memory.limits import available_bytes
-from sartor.memory.plan import default_plan, read_plan, write_plan
+from sartor.memory.plan import default_plan, write_plan
 from sartor.records import EngineSettings, Layout, Plan
 from tests.trainer import tiny
 
@@ -89,7 +90,7 @@ def test_what_is_asked_for_is_obeyed_and_said(
 def test_a_plan_comes_back_from_its_file(tmp_path: Path, traits_and_layout: tuple[ModelTraits, LayoutChoice]) -> None:
     plan = plan_of(traits_and_layout)
     write_plan(plan, tmp_path / "plan.json")
-    assert read_plan(tmp_path / "plan.json") == plan
+    assert plans.plan_of(json.loads((tmp_path / "plan.json").read_text())) == plan
     written = json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))
     assert written["layout"] == "flat, attention per document"
     assert written["reasons"]["compute_dtype"] == "asked"

@@ -68,7 +68,7 @@ def _quick_and_full(
     ("recomputation_of_layers", "training"),
     [
         ({}, Training(optimizer="adamw_torch_fused")),
-        ({"gradient_checkpointing": True}, Training(optimizer="adamw_torch", evaluates=True)),
+        ({"gradient_checkpointing": True}, Training(optimizer="adamw_torch")),
         (recomputation("cheap"), Training(optimizer="adamw_torch_fused")),
         ({"gradient_checkpointing": True, "recomputed_layers": 5}, Training(optimizer="sgd")),
         ({"gradient_checkpointing": True, "recomputed_layers": 5, "recomputes_cheap": True}, Training(optimizer="sgd")),
@@ -82,7 +82,7 @@ def test_extrapolating_over_layers_equals_simulating_them_all(
     config.num_hidden_layers = 9
     plan = plan_of(config, tokens=200, compute="float32", recomputes=False)
     plan = dataclasses.replace(plan, **recomputation_of_layers)
-    work = dataclasses.replace(ONE, num_micro_batches=2 if training.evaluates else 1)
+    work = dataclasses.replace(ONE, num_micro_batches=2 if training.optimizer == "adamw_torch" else 1)
     quick, full = _quick_and_full(config, plan, training, monkeypatch, work)
     assert "extrapolated from" in quick.notes[0]
     assert quick.timeline == full.timeline
@@ -247,14 +247,12 @@ def test_recomputing_in_half_precision_no_copies_of_all_weights_are_kept_through
     assert last.components[Component.TEMPORARIES] + last.components[Component.ACTIVATIONS] < 0.7 * weights_bytes
 
 
-def test_evaluating_and_saving_are_stretches_of_their_own() -> None:
+def test_saving_is_a_stretch_of_its_own() -> None:
     config = memory_models.small("llama, tied")
     plan = plan_of(config, tokens=200, compute="bfloat16", recomputes=False)
-    foreseen = simulate(config, plan, WORK, Training(arrival_dtype="bfloat16", evaluates=True, saves=True))
-    evaluation, saving = foreseen.timeline[-2:]
-    assert (evaluation.phase, saving.phase) == ("evaluation", "saving")
-    assert evaluation.components[Component.GRADIENTS] == evaluation.components[Component.ACTIVATIONS] == 0
-    assert 0 < evaluation.components[Component.TEMPORARIES] < foreseen.peak_bytes - evaluation.num_bytes
+    foreseen = simulate(config, plan, WORK, Training(arrival_dtype="bfloat16", saves=True))
+    saving = foreseen.timeline[-1]
+    assert saving.phase == "saving"
     parameters_bytes = 2 * config.vocab_size * config.hidden_size
     assert saving.components[Component.TEMPORARIES] > parameters_bytes
 
@@ -315,7 +313,7 @@ def test_four_bit_weights_take_half_a_byte_and_their_scales() -> None:
     lora = peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
     plan = plan_of(config, tokens=200, compute="bfloat16", recomputes=False)
     plain = simulate(config, plan, WORK, Training(arrival_dtype="bfloat16", lora=lora))
-    four = simulate(config, plan, WORK, Training(arrival_dtype="bfloat16", lora=lora, quantization="4bit"))
+    four = simulate(config, plan, WORK, Training(arrival_dtype="bfloat16", lora=lora, four_bit=True))
     num_values = 4 * (256 * (256 + 128 + 128 + 256) + 3 * 256 * 704)
     saved = plain.components[Component.PARAMETERS] - four.components[Component.PARAMETERS]
     assert saved == pytest.approx(num_values * (2 - 0.5 - 1 / 64 - 4 / (64 * 256)), rel=1e-3)
@@ -346,8 +344,6 @@ def test_what_cannot_be_simulated_is_said() -> None:
         simulate(config, plan, Work((5,), 6))
     with pytest.raises(ConfigurationError, match="optim='madgrad'"):
         simulate(config, plan, WORK, Training(optimizer="madgrad"))
-    with pytest.raises(ConfigurationError, match="quantization='3bit'"):
-        simulate(config, plan, WORK, Training(quantization="3bit"))
 
 
 @pytest.mark.slow

@@ -1943,8 +1943,8 @@ ROUNDING: tuple[Mutant, ...] = (
     Mutant(
         "stochastic rounding proposed for an adapter",
         "src/sartor/memory/proposals.py",
-        "    if training.lora is not None or training.quantization is not None or rounds",
-        "    if training.quantization is not None or rounds",
+        "    if training.lora is not None or training.four_bit or rounds",
+        "    if training.four_bit or rounds",
         ("tests/memory/test_rounding.py::test_it_is_not_proposed_where_it_is_there_or_cannot_be_or_spares_nothing",),
     ),
 )

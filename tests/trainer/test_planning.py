@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sartor.memory import estimates
-from sartor.memory.plan import read_plan
+from sartor.memory.plan import plan_of
 from sartor.trainer import planning
 from tests.trainer import tiny
 
@@ -42,7 +42,7 @@ def test_a_larger_run_is_simulated_and_its_plan_holds_what_was_foreseen(
     assert any("more is needed, of" in line and "optimizer states" in line for line in said)
     assert any("time: a step about" in line and "2 steps" in line and "measured" in line for line in said)
     assert "a step needs" in trainer.plan.reasons["gradient_checkpointing"]
-    forecast = read_plan(tmp_path / "plan.json").forecast
+    forecast = plan_of(json.loads((tmp_path / "plan.json").read_text())).forecast
     assert forecast == trainer.plan.forecast
     assert forecast["run_s"] == 2 * forecast["chosen"]["step_s"] > 0
     assert forecast["neighbours"] == []  # comparing would take longer than the run

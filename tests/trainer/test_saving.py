@@ -17,7 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, TrainerState
 
 from sartor.errors import RunFolderError
-from sartor.memory.plan import read_plan
+from sartor.memory.plan import plan_of
 from sartor.report import metrics
 from sartor.trainer import saving
 from tests.trainer import tiny
@@ -82,7 +82,7 @@ def test_a_run_folder_holds_configuration_plan_and_metrics(tmp_path: Path) -> No
     written = json.loads((tmp_path / "sft_config.json").read_text(encoding="utf-8"))
     assert written["learning_rate"] == 0.01
     assert written["eos_token"] == "<|im_end|>"
-    assert read_plan(tmp_path / "plan.json") == trainer.plan
+    assert plan_of(json.loads((tmp_path / "plan.json").read_text())) == trainer.plan
     rows = metrics.read(tmp_path / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 2]
     assert {"loss", "num_tokens", "tokens_per_second", "peak_memory_bytes", "model_flops_utilization"} <= set(rows[0])

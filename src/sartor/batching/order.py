@@ -8,7 +8,6 @@ The order is the one that trl's trainer would take: a permutation seeded with `e
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -59,9 +58,3 @@ def optimizer_batches(batches: Sequence[list[int]], accumulation: int) -> Iterat
     """
     for start in range(0, len(batches), accumulation):
         yield list(batches[start : start + accumulation])
-
-
-def steps_per_epoch(num_examples: int, batch_size: int, accumulation: int, *, drop_last: bool = False) -> int:
-    """Optimizer steps of one epoch."""
-    num_batches = num_examples // batch_size if drop_last else math.ceil(num_examples / batch_size)
-    return math.ceil(num_batches / accumulation)

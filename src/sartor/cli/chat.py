@@ -5,106 +5,93 @@ No heavy library is imported before the arguments are known to be right.
 
 from __future__ import annotations
 
-import argparse
-import difflib
 import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sartor.chat.options import SamplingOptions
+from sartor.cli.flags import Flag, help_text
 from sartor.cli.quiet import errors_alone
+from sartor.cli.request import read_options
 from sartor.errors import ConfigurationError
 
-HELP = "talk to a model in the terminal, or get one answer for a script"
+ANSWER, SAMPLING, LOADING = "what to answer", "sampling", "loading"
 
-_DESCRIPTION = """\
+FLAGS = (
+    Flag("model", "str", None, "MODEL: folder of a model or a LoRA adapter, or a Hub id.", ANSWER),
+    Flag("prompt", "str", None, 'Answer TEXT once and exit; "-" reads it from standard input.', ANSWER),
+    Flag("system", "str", None, "System text.", ANSWER),
+    Flag("compare", "str", None, "Let this model answer first, then MODEL.", ANSWER),
+    Flag("temperature", "float", None, "0 is greedy; higher is more varied.", SAMPLING),
+    Flag("top_p", "float", None, "Draw among the likeliest tokens, up to probability X together.", SAMPLING),
+    Flag("top_k", "int", None, "Draw among the N likeliest tokens; 0: all.", SAMPLING),
+    Flag("repetition_penalty", "float", None, "Above 1: avoid tokens that are already there.", SAMPLING),
+    Flag("max_new_tokens", "int", None, "Longest answer.", SAMPLING),
+    Flag("seed", "int", None, "The same seed and conversation give the same answer.", SAMPLING),
+    Flag("greedy", "bool", False, "Always the likeliest token.", SAMPLING),
+    Flag("device", "str", None, "cpu, cuda, cuda:1; default: the first GPU, else the CPU.", LOADING),
+    Flag(
+        "dtype",
+        "str",
+        None,
+        "float32, bfloat16 or float16; default: the model's own, but float32 where the device lacks it.",
+        LOADING,
+    ),
+    Flag("base", "str", None, "Base model of an adapter, instead of the one that it names.", LOADING),
+    Flag("revision", "str", None, "Branch, tag or commit of MODEL on the Hub.", LOADING),
+    Flag("trust_remote_code", "bool", False, "Run code that comes with the model.", LOADING),
+)
+
+_USAGE = """usage: sartor chat MODEL [options]
+
 Talk to a model: a folder that training left, a Hub id, or the folder or id of a LoRA adapter.
 
 Answers stream to standard output, notes go to standard error. In the conversation, /reset forgets it, /system TEXT
-sets the system text, /help lists all; Ctrl-C stops an answer, Ctrl-D leaves.
-"""
-_SAMPLING = """\
+sets the system text, /help lists all; Ctrl-C stops an answer, Ctrl-D leaves. Names may be written with dashes or
+underscores."""
+
+_FOOTER = """\
 What is not given follows the model's generation_config.json. Where that says nothing: temperature 0.7, top-p 0.9,
 at most 512 tokens. A temperature, top-p or top-k turns sampling on even where the file says greedy."""
 
 
-class _Parser(argparse.ArgumentParser):
-    """Adds what a misspelt option was probably meant to be."""
-
-    def error(self, message: str) -> NoReturn:
-        words = message.split(": ", 1)[1].split() if message.startswith("unrecognized arguments: ") else []
-        options = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
-        for word in words:
-            near = difflib.get_close_matches(word.partition("=")[0], options, n=1)
-            message += f"; did you mean {near[0]}?" if near else ""
-        super().error(message)
+def usage() -> str:
+    """What `sartor chat --help` prints."""
+    return help_text(_USAGE, FLAGS, _FOOTER)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="sartor chat",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("model", metavar="MODEL", help="folder of a model or a LoRA adapter, or a Hub id")
-    add("--prompt", metavar="TEXT", help='answer TEXT once and exit; "-" reads it from standard input')
-    add("--system", metavar="TEXT", help="system text")
-    add("--compare", metavar="BASE", help="let this model answer first, then MODEL")
-    sampling = parser.add_argument_group("sampling", _SAMPLING).add_argument
-    sampling("--temperature", type=float, metavar="X", help="0 is greedy; higher is more varied")
-    sampling("--top-p", type=float, metavar="X", help="draw among the likeliest tokens, up to probability X together")
-    sampling("--top-k", type=int, metavar="N", help="draw among the N likeliest tokens; 0: all")
-    sampling("--repetition-penalty", type=float, metavar="X", help="above 1: avoid tokens that are already there")
-    sampling("--max-new-tokens", type=int, metavar="N", help="longest answer")
-    sampling("--seed", type=int, metavar="N", help="the same seed and conversation give the same answer")
-    sampling("--greedy", action="store_true", help="always the likeliest token")
-    loading = parser.add_argument_group("loading").add_argument
-    loading("--device", metavar="NAME", help="cpu, cuda, cuda:1; default: the first GPU, else the CPU")
-    loading(
-        "--dtype",
-        metavar="NAME",
-        help="float32, bfloat16 or float16; default: the model's own, but float32 where the device lacks it",
-    )
-    loading("--base", metavar="MODEL", help="base model of an adapter, instead of the one that it names")
-    loading("--revision", metavar="REV", help="branch, tag or commit of MODEL on the Hub")
-    loading("--trust-remote-code", action="store_true", help="run code that comes with the model")
-    return parser
+def read(argv: Sequence[str]) -> dict[str, Any]:
+    """The values of all options, by name.
+
+    Raises:
+        ConfigurationError: with all problems found.
+    """
+    values, _, problems = read_options("chat", argv, FLAGS, positional="model")
+    if "model" not in values:
+        problems.append("MODEL is missing: give the folder of a model or a LoRA adapter, or a Hub id")
+    if problems:
+        raise ConfigurationError(problems)
+    return {flag.name: flag.default for flag in FLAGS} | values
 
 
 def run(argv: Sequence[str]) -> int:
     """Run the command with the arguments after `sartor chat`; returns the exit code.  Raises SartorError."""
-    arguments = _parser().parse_args([_with_dashes(word) for word in argv])
-    options = SamplingOptions(
-        temperature=arguments.temperature,
-        top_p=arguments.top_p,
-        top_k=arguments.top_k,
-        repetition_penalty=arguments.repetition_penalty,
-        max_new_tokens=arguments.max_new_tokens,
-        seed=arguments.seed,
-        greedy=arguments.greedy,
-    )
-    question = _question(arguments.prompt)
+    asked = read(argv)
+    options = SamplingOptions(**{flag.name: asked[flag.name] for flag in FLAGS if flag.group == SAMPLING})
+    question = _question(asked["prompt"])
     try:
         if question is None and sys.stderr.isatty():
-            print(f"loading {arguments.model} ...", file=sys.stderr, flush=True)
+            print(f"loading {asked['model']} ...", file=sys.stderr, flush=True)
         # Of the libraries only errors: what a reader must know is in the notes, and a script's log stays short.
         with errors_alone():
-            return _talk(arguments, options, question)
+            return _talk(asked, options, question)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         # Whoever read the answer has left (`| head`).  Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-
-
-def _with_dashes(word: str) -> str:
-    """Take `--top_p` as `--top-p`; a value after `=` stays as it is."""
-    name, equals, value = word.partition("=")
-    return name.replace("_", "-") + equals + value if name.startswith("--") else word
 
 
 def _question(prompt: str | None) -> str | None:
@@ -117,28 +104,20 @@ def _question(prompt: str | None) -> str | None:
     return text.strip("\n")
 
 
-def _talk(arguments: argparse.Namespace, options: SamplingOptions, question: str | None) -> int:
+def _talk(asked: Mapping[str, Any], options: SamplingOptions, question: str | None) -> int:
     """Load what was named, then answer once or converse."""
     from sartor.chat.sample import load
     from sartor.chat.terminal import Conversation, Participant, Screen, answer_once, converse, line_reader
 
     _write_any_text()
-    device, dtype, trusts = arguments.device, arguments.dtype, arguments.trust_remote_code
+    loading = {name: asked[name] for name in ("device", "dtype", "trust_remote_code")}
     participants = []
-    if arguments.compare is not None:
-        base = load(arguments.compare, device=device, dtype=dtype, trust_remote_code=trusts)
-        participants.append(Participant(arguments.compare, base))
-    tuned = load(
-        arguments.model,
-        device=device,
-        dtype=dtype,
-        revision=arguments.revision,
-        trust_remote_code=trusts,
-        base=arguments.base,
-    )
-    participants.append(Participant(arguments.model, tuned))
+    if asked["compare"] is not None:
+        participants.append(Participant(asked["compare"], load(asked["compare"], **loading)))
+    tuned = load(asked["model"], revision=asked["revision"], base=asked["base"], **loading)
+    participants.append(Participant(asked["model"], tuned))
     screen = Screen(sys.stdout, sys.stderr)
-    conversation = Conversation(participants, options, arguments.system, screen)
+    conversation = Conversation(participants, options, asked["system"], screen)
     if question is not None:
         return answer_once(conversation, question)
     return converse(conversation, screen, line_reader())

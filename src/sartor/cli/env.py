@@ -10,8 +10,6 @@ from sartor import device
 from sartor.errors import ConfigurationError
 from sartor.masking import masked
 
-HELP = "print what a bug report needs"
-
 _PACKAGES = (
     "torch",
     "transformers",
@@ -47,11 +45,13 @@ _PREFIXES = (
 )
 
 
+def usage() -> str:
+    """What `sartor env --help` prints."""
+    return "usage: sartor env\n\nPrints versions, hardware and settings for a bug report; no tokens."
+
+
 def run(argv: Sequence[str]) -> int:
     """Run the command with the arguments after `sartor env`; returns the exit code.  Raises SartorError."""
-    if list(argv) in (["-h"], ["--help"]):
-        print("usage: sartor env\n\nPrints versions, hardware and settings for a bug report; no tokens.")
-        return 0
     if argv:
         raise ConfigurationError(f"sartor env takes no arguments, but got {' '.join(argv)}")
     lines = [*_software(), *_hardware(), *_devices(), *_variables(dict(os.environ))]

@@ -56,7 +56,7 @@ class Given:
     negated: bool = False
 
 
-def parse(givens: Iterable[Given], flags: Sequence[Flag]) -> tuple[dict[str, Any], list[str]]:
+def parse(givens: Iterable[Given], flags: Sequence[Flag], command: str) -> tuple[dict[str, Any], list[str]]:
     """(values of those options that were given, by name; a sentence per unknown name or value that cannot be read)."""
     by_key = keys_of(flags)
     values: dict[str, Any] = {}
@@ -65,7 +65,7 @@ def parse(givens: Iterable[Given], flags: Sequence[Flag]) -> tuple[dict[str, Any
     for given in givens:
         flag = by_key.get(_normal(given.key))
         if flag is None:
-            problems.append(unknown(given, by_key))
+            problems.append(_unknown(given, by_key, command))
             continue
         try:
             value = _convert(flag, given)
@@ -82,8 +82,12 @@ def parse(givens: Iterable[Given], flags: Sequence[Flag]) -> tuple[dict[str, Any
     return values, problems
 
 
-def tokens(argv: Sequence[str], flags: Sequence[Flag]) -> tuple[list[Given], list[str]]:
-    """Cut a command line into options: (options, texts that belong to none)."""
+def tokens(argv: Sequence[str], flags: Sequence[Flag], *, takes_words: bool = False) -> tuple[list[Given], list[str]]:
+    """Cut a command line into options: (options, texts that belong to none).
+
+    Where the command takes words without a name, a word that is neither true nor false does not belong to the switch
+    before it.
+    """
     by_key = keys_of(flags)
     givens: list[Given] = []
     rest: list[str] = []
@@ -107,6 +111,8 @@ def tokens(argv: Sequence[str], flags: Sequence[Flag]) -> tuple[list[Given], lis
         # Of an unknown option nobody knows how many values it takes: all that follow, or they would be told as errors
         # too.
         many = flag is None or flag.kind == "list"
+        if takes_words and flag is not None and flag.kind == "bool" and following[:1]:
+            following = following[: following[0].lower() in (*_TRUE, *_FALSE)]
         count = len(following) if many else 0 if negated else min(1, len(following))
         givens.append(Given(key, tuple(following[:count]), negated=negated))
         position += count
@@ -118,13 +124,12 @@ def keys_of(flags: Sequence[Flag]) -> dict[str, Flag]:
     return {key: flag for flag in flags for key in (flag.name, *flag.aliases)}
 
 
-def unknown(given: Given, known: Mapping[str, Flag]) -> str:
+def _unknown(given: Given, known: Mapping[str, Flag], command: str) -> str:
     """The sentence about a name that does not exist."""
     near = difflib.get_close_matches(_normal(given.key), known, n=1, cutoff=0.6)
     option = f"{given.where}: {given.key}" if given.where else f"--{given.key}"
-    hint = (
-        f"did you mean {'' if given.where else '--'}{near[0]}?" if near else "`sartor train --help` lists all options"
-    )
+    lists_all = f"`sartor {command} --help` lists all options"
+    hint = f"did you mean {'' if given.where else '--'}{near[0]}?" if near else lists_all
     return f"{option} is unknown: {hint}"
 
 
@@ -223,8 +228,8 @@ def _following(argv: Sequence[str]) -> list[str]:
 
 
 def _is_flag(text: str) -> bool:
-    """`--name`; not `-1`, which is a value."""
-    return re.match(r"--[A-Za-z]", text) is not None
+    """`--name`, perhaps with `=` and a value; neither `-1` nor a sentence that begins with dashes, which are values."""
+    return re.match(r"--[A-Za-z][\w-]*(=|$)", text) is not None
 
 
 def _normal(key: str) -> str:

@@ -10,7 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sartor.cli.inspect_flags import Request, read, usage
+from sartor.cli.inspect_flags import read
+from sartor.cli.inspect_flags import usage as usage
+from sartor.cli.request import Request, configuration, tokenizer_of
 from sartor.errors import DataError, RunFolderError
 from sartor.run.output import readers_may_leave
 
@@ -19,8 +21,6 @@ if TYPE_CHECKING:
     from sartor.data.inspection.examine import Examination, Given
     from sartor.data.inspection.record import Inspection
     from sartor.records import DataSettings
-
-HELP = "show what would be trained on, and what is wrong with it"
 
 TERMINAL_ROWS, PAGE_ROWS = 3, 50
 
@@ -31,9 +31,6 @@ class Unusable(Exception):
 
 def run(argv: Sequence[str]) -> int:
     """Run the command with the arguments after `sartor inspect`; returns the exit code.  Raises SartorError."""
-    if any(argument in ("-h", "--help") for argument in argv):
-        print(usage())
-        return 0
     request = read(argv)
     files = _files(request)
     with readers_may_leave():
@@ -78,17 +75,16 @@ def _files(request: Request) -> dict[str, Path]:
 def inspections_of(request: Request) -> "list[Inspection]":
     """Everything that is to be shown, the training rows first."""
     from sartor.cli.train import read_rows
-    from sartor.config import SFTConfig, resolve
+    from sartor.config import resolve
 
     # Where the rows would be trained makes no difference here, and is not to be complained about.
-    args = SFTConfig(**{**request.fields, "output_dir": "inspection", "use_cpu": True, "bf16": False})
+    args = configuration(request, {"output_dir": "inspection", "use_cpu": True, "bf16": False})
     settings = resolve(args)
     given = _given(request, args, settings.data)
     own = request.own
     config, revision = own.get("dataset_config"), own.get("dataset_revision")
     kept = settings.data.data_cache
-    texts = (request.data,) if isinstance(request.data, str) else tuple(request.data)
-    rows = read_rows(texts, "train", own.get("split"), config, revision, kept)
+    rows = read_rows(request.data, "train", own.get("split"), config, revision, kept)
     train = _examined(rows, given, "train")
     inspections = [inspection for _, inspection in train]
     if len(train) > 1:
@@ -96,10 +92,10 @@ def inspections_of(request: Request) -> "list[Inspection]":
     if own.get("eval_data") is not None or own.get("eval_split") is not None:
         source = own.get("eval_data")
         if source is None:
-            rows = read_rows(texts, "eval", own.get("eval_split"), config, revision, kept)
+            rows = read_rows(request.data, "eval", own.get("eval_split"), config, revision, kept)
         else:
             rows = read_rows((source,), "eval", own.get("eval_split"), data_cache=kept)
-        given = replace(given, settings=settings.eval_data, source=_name(source or request.data))
+        given = replace(given, settings=settings.eval_data, source=source or ", ".join(request.data))
         inspections += [inspection for _, inspection in _examined(rows, given, "eval", [one for one, _ in train])]
     return inspections
 
@@ -174,17 +170,9 @@ def _given(request: Request, args: "SFTConfig", settings: "DataSettings") -> "Gi
     """Tokenizer and what else the model decides, as for a training run; its weights are not loaded."""
     from sartor.batching.packing import pack
     from sartor.data.inspection.examine import Given
-    from sartor.trainer import construction
     from sartor.trainer.context import context_of
 
-    if request.own.get("model_revision") is not None:
-        more = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
-        args.model_init_kwargs = {**more, "revision": request.own["model_revision"]}
-    tokenizer = construction.load_tokenizer(request.model, args)
-    end_tokens = construction.end_tokens(request.model, tokenizer, args)
-    if args.chat_template_path is not None:
-        construction.apply_template(tokenizer, str(args.chat_template_path))
-    construction.set_eos(tokenizer, args.eos_token)
+    tokenizer, end_tokens = tokenizer_of(request.model, args)
     shown = {
         name: " ".join(map(str, value)) if isinstance(value, list) else str(value)
         for name, value in request.fields.items()
@@ -193,19 +181,14 @@ def _given(request: Request, args: "SFTConfig", settings: "DataSettings") -> "Gi
     return Given(
         tokenizer,
         settings,
-        source=_name(request.data),
+        source=", ".join(request.data),
         model=request.model,
         pack=pack,
-        end_tokens=tuple(end_tokens),
+        end_tokens=end_tokens,
         context=context_of(request.model, args),
         num_samples=PAGE_ROWS if num_rows is None else num_rows,
         options=tuple(shown.items()),
     )
-
-
-def _name(data: Any) -> str:
-    """What the rows were given as."""
-    return ", ".join(map(str, data)) if isinstance(data, list | tuple) else str(data)
 
 
 def _write(inspections: "Sequence[Inspection]", files: dict[str, Path]) -> None:

@@ -4,14 +4,12 @@ It knows every option of `sartor train`, so that one option file, or one command
 both.  What concerns the data is used; of the rest it says that it has no part in this.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
-from sartor.cli import option_file
 from sartor.cli.field_flags import FIELD_FLAGS
-from sartor.cli.flags import Flag, Given, help_text, parse, tokens
+from sartor.cli.flags import Flag, help_text
 from sartor.cli.own_flags import OWN_FLAGS
+from sartor.cli.request import Request, read_options
 from sartor.errors import ConfigurationError
 
 SHOWN = "what to show"
@@ -40,8 +38,6 @@ INSPECT_FLAGS = (
 
 _OWN = tuple(flag for flag in OWN_FLAGS if flag.name in USED_OWN)
 _FIELDS = tuple(flag for flag in FIELD_FLAGS if flag.group in USED_GROUPS or flag.name in USED_FIELDS)
-USED_FLAGS: tuple[Flag, ...] = (*_OWN, *_FIELDS)
-"""Those that have a part in this."""
 FLAGS: tuple[Flag, ...] = (*OWN_FLAGS, *INSPECT_FLAGS, *FIELD_FLAGS)
 
 _USAGE = """usage: sartor inspect DATA --model MODEL [options]
@@ -58,36 +54,13 @@ Exit code: 0, or 1 where a training run would stop because of the data, or 2 whe
 _FOOTER = "Every other option of `sartor train` is accepted too, and has no part in this."
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What `sartor inspect` was asked for."""
-
-    model: str
-    data: Any
-    """As `sartor train` has it: one source, or a tuple of several with their weights."""
-    fields: Mapping[str, Any]
-    """Keyword arguments of SFTConfig that concern the data."""
-    own: Mapping[str, Any]
-    """Those of the command's own flags that were given."""
-    idle: tuple[str, ...]
-    """Options of `sartor train` that were given and have no part in this."""
-
-
 def read(argv: Sequence[str]) -> Request:
     """Parse a command line and the file it names.
 
     Raises:
         ConfigurationError: with all problems found.
     """
-    givens, rest = tokens(argv, FLAGS)
-    problems: list[str] = []
-    options = option_file.with_files(givens, FLAGS, problems)
-    if rest:
-        options.append(Given("data", tuple(rest)))
-        if any(given.key.replace("-", "_") in ("data", "dataset_name") for given in givens):
-            problems.append(f"{', '.join(map(repr, rest))} and --data both say what to inspect: give one")
-    values, unreadable = parse(options, FLAGS)
-    problems += [text.replace("sartor train --help", "sartor inspect --help") for text in unreadable]
+    values, _, problems = read_options("inspect", argv, FLAGS, positional="data")
     if values.get("data") is None:
         problems.append("DATA is missing: give a file or a Hub id")
     if values.get("model") is None:
@@ -102,7 +75,7 @@ def read(argv: Sequence[str]) -> Request:
     used_own = {flag.name for flag in (*_OWN, *INSPECT_FLAGS)}
     return Request(
         values["model"],
-        values["data"][0] if len(values["data"]) == 1 else tuple(values["data"]),
+        tuple(values["data"]),
         {name: value for name, value in values.items() if name in used_fields},
         {name: value for name, value in values.items() if name in used_own},
         tuple(name for name in values if name not in used_fields | used_own),

@@ -22,7 +22,8 @@ COMMANDS = {
     "demo": "fine-tune the built-in model, and see what changes, in about two minutes",
     "env": "print what a bug report needs",
 }
-"""Command to its line in the help.  A command is the module `sartor.cli.<command>`, loaded when it is called."""
+"""Command to its line in the help.  A command is the module `sartor.cli.<command>`, loaded when it is called; it has
+`run` and `usage`."""
 
 
 BEFORE_TORCH = {"THP_MEM_ALLOC_ENABLE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
@@ -48,7 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         with variables(BEFORE_TORCH), masked_errors(), masked_logs():
-            return int(importlib.import_module(f"sartor.cli.{command}").run(arguments[1:]))
+            module = importlib.import_module(f"sartor.cli.{command}")
+            if any(argument in ("-h", "--help") for argument in arguments[1:]):
+                print(module.usage())
+                return 0
+            return int(module.run(arguments[1:]))
     except SartorError as error:
         _complain(f"sartor {command}: {error}")
         return 2

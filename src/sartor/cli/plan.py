@@ -9,7 +9,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sartor.cli import plan_data
-from sartor.cli.plan_flags import Request, read, usage
+from sartor.cli.plan_flags import read
+from sartor.cli.plan_flags import usage as usage
+from sartor.cli.request import Request, configuration
 from sartor.device import CUDA, default_kind, kind_of
 from sartor.errors import ModelError, SartorError
 from sartor.run.output import readers_may_leave
@@ -20,34 +22,26 @@ if TYPE_CHECKING:
     from sartor.memory.rates import Card, Rates
     from sartor.records import Plan
 
-HELP = "say what a training would need, and what would make it fit"
-
 INTERPRETER_BYTES = 450 << 20
 """Of a process that trains on a CPU, before its model: Python, torch and transformers.  Measured: 400 to 440 MB."""
 
 
 def run(argv: Sequence[str]) -> int:
     """Run the command with the arguments after `sartor plan`; returns the exit code.  Raises SartorError."""
-    if any(argument in ("-h", "--help") for argument in argv):
-        print(usage())
-        return 0
     request = read(argv)
     with readers_may_leave():
         return _plan(request)
 
 
 def _plan(request: Request) -> int:
-    from sartor.config import SFTConfig, resolve
+    from sartor.config import resolve
     from sartor.memory import plan_text, rates
     from sartor.memory.failure import reason_of
 
     own = request.own
     card = rates.card(own["gpu"]) if own.get("gpu") is not None else None
     stated = rates.memory_bytes(own["memory"]) if own.get("memory") is not None else None
-    args = SFTConfig(**{**request.fields, "output_dir": "plan", "use_cpu": True})
-    if own.get("model_revision") is not None:
-        more = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
-        args.model_init_kwargs = {**more, "revision": own["model_revision"]}
+    args = configuration(request, {"output_dir": "plan", "use_cpu": True})
     settings = resolve(args)
     shape, source = plan_data.shape(request, args, settings)
     try:

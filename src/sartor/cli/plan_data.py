@@ -5,7 +5,7 @@ In: the request and its configuration.  Out: the data as far as memory and time 
 
 from typing import TYPE_CHECKING, Any
 
-from sartor.cli.plan_flags import Request
+from sartor.cli.request import Request, tokenizer_of
 from sartor.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -56,18 +56,8 @@ def _of_rows(request: Request, args: "SFTConfig", settings: "Settings") -> "tupl
 
 def _preparation(model: str, args: "SFTConfig", settings: "Settings") -> Any:
     """What a training of this model prepares its rows with."""
-    from sartor.trainer import construction
     from sartor.trainer.preparation import Preparation, skips_preparation
 
-    tokenizer = construction.load_tokenizer(model, args)
-    preparation = Preparation(
-        tokenizer,
-        settings.data,
-        settings.eval_data,
-        skips=skips_preparation(args.dataset_kwargs),
-        end_tokens=construction.end_tokens(model, tokenizer, args),
-    )
-    if args.chat_template_path is not None:
-        construction.apply_template(tokenizer, str(args.chat_template_path))
-    construction.set_eos(tokenizer, args.eos_token)
-    return preparation
+    tokenizer, end_tokens = tokenizer_of(model, args)
+    skips = skips_preparation(args.dataset_kwargs)
+    return Preparation(tokenizer, settings.data, settings.eval_data, skips=skips, end_tokens=end_tokens)

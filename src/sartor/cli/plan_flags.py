@@ -4,14 +4,12 @@ It takes every option of `sartor train`, so that one option file, or one command
 both; the rows may be left out.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
-from sartor.cli import option_file
 from sartor.cli.field_flags import FIELD_FLAGS
-from sartor.cli.flags import Flag, help_text, parse, tokens
+from sartor.cli.flags import Flag, help_text
 from sartor.cli.own_flags import LORA, OWN_FLAGS
+from sartor.cli.request import Request, read_options
 from sartor.errors import ConfigurationError
 from sartor.records import PLAN_CHOICES
 
@@ -54,29 +52,13 @@ Exit code: 0, or 1 where it does not fit, or 2 where the command itself is wrong
 _FOOTER = "Every other option of `sartor train` is accepted too."
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What `sartor plan` was asked for."""
-
-    model: str
-    data: tuple[str, ...]
-    """Sources, with their weights where there are several; none: rows of `max_length` are planned for."""
-    fields: Mapping[str, Any]
-    """Keyword arguments of SFTConfig."""
-    own: Mapping[str, Any]
-    """Those of the command's own flags that were given."""
-
-
 def read(argv: Sequence[str]) -> Request:
     """Parse a command line and the file it names.
 
     Raises:
         ConfigurationError: with all problems found.
     """
-    givens, rest = tokens(argv, FLAGS)
-    problems = [f"{text!r} belongs to no option" for text in rest]
-    values, unreadable = parse(option_file.with_files(givens, FLAGS, problems), FLAGS)
-    problems += [text.replace("sartor train --help", "sartor plan --help") for text in unreadable]
+    values, _, problems = read_options("plan", argv, FLAGS)
     if values.get("model") is None:
         problems.append("--model is missing: give a folder or a Hub id; its configuration is all that is read")
     if values.get("gpu") is not None and values.get("memory") is not None:

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sartor.cli import train_flags
 from sartor.cli.quiet import no_progress_bars
-from sartor.cli.train_flags import Request, read, usage
+from sartor.cli.request import Request
 from sartor.errors import ConfigurationError, RunFolderError
 from sartor.run.output import readers_may_leave
-
-HELP = "measure a step's memory, and show what consumes it"
+from sartor.wording import amount
 
 DEFAULT_FOLDER = "profile_output"
 
@@ -28,12 +28,14 @@ Writes memory.png, settings.png (both as .svg too), lengths.png and memory.json 
 """
 
 
+def usage() -> str:
+    """What `sartor profile --help` prints."""
+    return f"{_HEAD}\n{train_flags.usage().partition('Switches: ')[2].partition(chr(10))[2].lstrip(chr(10))}"
+
+
 def run(argv: Sequence[str]) -> int:
     """Run the command with the arguments after `sartor profile`; returns the exit code.  Raises SartorError."""
-    if any(argument in ("-h", "--help") for argument in argv):
-        print(f"{_HEAD}\n{usage().partition('Switches: ')[2].partition(chr(10))[2].lstrip(chr(10))}")
-        return 0
-    request = read(argv)
+    request = train_flags.read(argv)
     folder = Path(request.fields.get("output_dir") or DEFAULT_FOLDER).expanduser()
     _require_own_folder(folder)
     with readers_may_leave():
@@ -116,4 +118,4 @@ def _settings(settings: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _gigabytes(num_bytes: float) -> str:
-    return f"{num_bytes / 1e9:6.2f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:6.2f} MB"
+    return f"{amount(num_bytes):>9}"

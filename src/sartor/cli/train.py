@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from sartor.cli.own_flags import LORA, OWN_FLAGS
 from sartor.cli.quiet import no_progress_bars
-from sartor.cli.train_flags import Request, read, usage
+from sartor.cli.request import Request
+from sartor.cli.train_flags import read
+from sartor.cli.train_flags import usage as usage
 from sartor.cli.typed import typed
 from sartor.errors import ConfigurationError, RunFolderError, SartorError, SartorWarning
 from sartor.run.folder_lock import refuse_running
@@ -26,8 +28,6 @@ from sartor.run.output import lines_may_be_lost
 
 if TYPE_CHECKING:
     from sartor.config import SFTConfig
-
-HELP = "fine-tune a language model on conversations"
 
 DEFAULT_FOLDER = "trainer_output"
 """transformers' default for `output_dir`."""
@@ -48,9 +48,6 @@ _FULL_BYTES = 1 << 20
 
 def run(argv: Sequence[str]) -> int:
     """Run the command with the arguments after `sartor train`; returns the exit code.  Raises SartorError."""
-    if any(argument in ("-h", "--help") for argument in argv):
-        print(usage())
-        return 0
     request = read(argv)
     folder = Path(request.fields.get("output_dir") or DEFAULT_FOLDER).expanduser()
     resume = resume_of(request)

@@ -1,13 +1,12 @@
 """Reads the command line of `sartor train` and the files it names, and writes its help."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from sartor.cli import option_file
 from sartor.cli.field_flags import FIELD_FLAGS
-from sartor.cli.flags import Flag, Given, help_text, parse, tokens
+from sartor.cli.flags import Flag, Given, help_text
 from sartor.cli.own_flags import LORA, OWN_FLAGS
+from sartor.cli.request import Request, read_options
 from sartor.errors import ConfigurationError
 
 FLAGS: tuple[Flag, ...] = (*OWN_FLAGS, *FIELD_FLAGS)
@@ -25,30 +24,14 @@ _MODEL_KEYS = {"dtype": "dtype", "attn_implementation": "attn_implementation", "
 """Flags that stand for a key of model_init_kwargs."""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What `sartor train` was asked for."""
-
-    model: str
-    data: tuple[str, ...]
-    """Sources as they were written, perhaps with weights; at least one."""
-    fields: Mapping[str, Any]
-    """Keyword arguments of SFTConfig."""
-    own: Mapping[str, Any]
-    """Those of the command's own flags that were given."""
-
-
 def read(argv: Sequence[str]) -> Request:
     """Parse a command line and the files it names.
 
     Raises:
         ConfigurationError: with all problems found.
     """
-    givens, rest = tokens(argv, FLAGS)
-    problems = [f"{text!r} belongs to no option" for text in rest]
-    options = option_file.with_files(givens, FLAGS, problems)
-    values, unreadable = parse(options, FLAGS)
-    problems += [*unreadable, *_own_problems(values, options), *_evaluation_problems(values)]
+    values, options, problems = read_options("train", argv, FLAGS)
+    problems += [*_own_problems(values, options), *_evaluation_problems(values)]
     own_names = {flag.name for flag in OWN_FLAGS}
     fields = {name: value for name, value in values.items() if name not in own_names}
     own = {name: value for name, value in values.items() if name in own_names}

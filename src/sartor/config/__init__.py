@@ -1,7 +1,6 @@
 """Every option of a training run: `SFTConfig` holds and checks them, `resolve` hands each room the few it needs."""
 
-from sartor.config.names import translate_old_names
 from sartor.config.resolve import Settings, resolve, resolved_configuration
 from sartor.config.sft_config import SFTConfig
 
-__all__ = ["SFTConfig", "Settings", "resolve", "resolved_configuration", "translate_old_names"]
+__all__ = ["SFTConfig", "Settings", "resolve", "resolved_configuration"]

@@ -1,7 +1,6 @@
 """Environment variables that launchers set: honoured, or refused by name before anything waits for other processes."""
 
 import os
-from collections.abc import Mapping
 
 _WORLD_SIZE = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 _RANK = ("RANK", "LOCAL_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
@@ -20,13 +19,13 @@ def is_true(value: str | None) -> bool:
     return value is not None and value.strip().lower() in _TRUE
 
 
-def environment_problems(environment: Mapping[str, str] | None = None) -> list[str]:
+def environment_problems() -> list[str]:
     """One sentence for each variable that asks for what is not supported.
 
     transformers would start to wait for the other processes while a configuration is constructed, or ignore the
     variable silently; so this is asked first.
     """
-    variables = os.environ if environment is None else environment
+    variables = os.environ
     problems: list[str] = []
     for name in _WORLD_SIZE:
         if _integer(variables.get(name), 1) > 1:
@@ -54,10 +53,9 @@ def environment_problems(environment: Mapping[str, str] | None = None) -> list[s
     return problems
 
 
-def precision_problem(bf16: bool, fp16: bool, environment: Mapping[str, str] | None = None) -> str | None:
+def precision_problem(bf16: bool, fp16: bool) -> str | None:
     """A sentence where ACCELERATE_MIXED_PRECISION contradicts `bf16` and `fp16`, which alone decide."""
-    variables = os.environ if environment is None else environment
-    asked = variables.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     permitted = "fp16" if fp16 else "bf16" if bf16 else "no"
     if asked in ("", "no", permitted):
         return None

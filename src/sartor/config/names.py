@@ -44,14 +44,11 @@ _CONVERTED: dict[str, Callable[[Any], Any]] = {"warmup_ratio": _warmup_ratio, "g
 """Old names whose value changes too; None means that the old value is today's default."""
 
 
-def translate_old_names(
-    keywords: Mapping[str, Any], *, renamed: Mapping[str, str] = RENAMED, owner: str = "SFTConfig", stacklevel: int = 3
-) -> dict[str, Any]:
+def _translate_old_names(keywords: Mapping[str, Any], owner: str, stacklevel: int) -> dict[str, Any]:
     """The same keyword arguments under today's names; each old one is warned about.
 
     Args:
         keywords: what a constructor was called with.
-        renamed: old name to new name.
         owner: for messages: whose arguments these are.
         stacklevel: of the warning; 3 points at the caller of the caller.
 
@@ -60,7 +57,7 @@ def translate_old_names(
     """
     result = dict(keywords)
     problems: list[str] = []
-    for old, new in renamed.items():
+    for old, new in RENAMED.items():
         if old not in result:
             continue
         value = result.pop(old)
@@ -122,7 +119,7 @@ class OldNames(type):
         """Translate, then construct as usual."""
         owner = cls.__name__
         if keywords:
-            keywords = translate_old_names(keywords, owner=owner)
+            keywords = _translate_old_names(keywords, owner, stacklevel=3)
             _drop_removed(keywords, owner, stacklevel=3)
         return super().__call__(*args, **keywords)
 

@@ -72,7 +72,6 @@ def _data_settings(args: SFTConfig) -> DataSettings:
 
 
 def _engine_settings(args: SFTConfig) -> EngineSettings:
-    model_init = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
     return EngineSettings(
         loss_type=args.loss_type,
         label_smoothing=args.label_smoothing_factor,
@@ -85,7 +84,6 @@ def _engine_settings(args: SFTConfig) -> EngineSettings:
         recomputed_operations=args.recomputed_operations,
         optimizer_implementation=args.optimizer_implementation,
         optimizer_states=args.optimizer_states,
-        attn_implementation=model_init.get("attn_implementation"),
         bf16=bool(args.bf16),
         fp16=args.fp16,
         strict_precision=args.strict_precision,

@@ -17,7 +17,7 @@ MAX_NEW_TOKENS = 72
 BATCH_QUESTIONS = 128
 
 
-def write_answers(speaker: Speaker, questions: Sequence[str], *, max_new_tokens: int = MAX_NEW_TOKENS) -> list[str]:
+def write_answers(speaker: Speaker, questions: Sequence[str]) -> list[str]:
     """What the model writes after each question alone, in the questions' order, up to and with the end of its turn."""
     import torch
 
@@ -35,7 +35,7 @@ def write_answers(speaker: Speaker, questions: Sequence[str], *, max_new_tokens:
         for row, index in enumerate(batch):
             input_ids_BL[row, longest - len(prompts[index]) :] = torch.tensor(prompts[index])
             attention_mask_BL[row, longest - len(prompts[index]) :] = 1
-        output_BL = speaker.generate(input_ids_BL, max_new_tokens, options, attention_mask=attention_mask_BL)
+        output_BL = speaker.generate(input_ids_BL, MAX_NEW_TOKENS, options, attention_mask=attention_mask_BL)
         for index, ids in zip(batch, output_BL[:, longest:].tolist(), strict=True):
             written[index] = speaker.tokenizer.decode(_until_end(ids, speaker.end_ids), skip_special_tokens=False)
     return written

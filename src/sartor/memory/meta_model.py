@@ -27,24 +27,24 @@ from sartor.errors import ModelError
 _HALF = (torch.bfloat16, torch.float16)
 
 
-def build(config: Any, *, dtype: torch.dtype, lora: Any = None, quantization: str | None = None) -> nn.Module:
+def build(config: Any, *, dtype: torch.dtype, lora: Any = None, four_bit: bool = False) -> nn.Module:
     """The model on the meta device, in training mode.
 
     Args:
         config: of a causal language model; it is copied.
         dtype: that it arrives in, as `from_pretrained(dtype=...)` would load it.
         lora: a peft configuration, or None for full training.
-        quantization: "4bit" (nf4, double quantized) or "8bit", by rule; None: weights as they are.
+        four_bit: weights are quantized by rule (nf4, double quantized).
     """
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"), _without_initialisation():
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
         model.tie_weights()  # left out with the initialisation
-        if quantization is not None:
+        if four_bit:
             from sartor.memory.quantized import quantize
 
-            quantize(model, quantization)
+            quantize(model)
         if lora is not None:
             import peft
 

@@ -151,12 +151,6 @@ def write_plan(plan: Plan, path: str | os.PathLike[str]) -> None:
         file.write("\n")
 
 
-def read_plan(path: str | os.PathLike[str]) -> Plan:
-    """Read what `write_plan` wrote."""
-    with open(path, encoding="utf-8") as file:
-        return plan_of(json.load(file))
-
-
 def plan_of(fields: Mapping[str, Any]) -> Plan:
     """A plan from its fields as JSON holds them."""
     incidents = tuple(fields.get("incidents", ()))

@@ -80,7 +80,7 @@ def proposals(case: Case) -> tuple[Proposal, ...]:
 
 def _adapters(case: Case) -> Iterator[Proposal]:
     """LoRA, and on a GPU QLoRA."""
-    if case.training.lora is not None and case.training.quantization is not None:
+    if case.training.lora is not None and case.training.four_bit:
         return
     import peft
 
@@ -99,7 +99,7 @@ def _adapters(case: Case) -> Iterator[Proposal]:
             f"QLoRA, rank {LORA_RANK}",
             "peft_config and quantization_config=BitsAndBytesConfig(load_in_4bit=True) in Python",
             "the same beside weights rounded to 4 bits, which are made wide for each product",
-            replace(case.training, lora=lora, quantization="4bit"),
+            replace(case.training, lora=lora, four_bit=True),
         )
 
 
@@ -110,7 +110,7 @@ def _rounding(case: Case) -> Iterator[Proposal]:
     """
     training = case.training
     rounds = training.settings.stochastic_rounding
-    if training.lora is not None or training.quantization is not None or rounds or training.make_optimizer is not None:
+    if training.lora is not None or training.four_bit or rounds or training.make_optimizer is not None:
         return
     if case.plan.compute_dtype != "bfloat16" or state_bytes(training.optimizer) is None:
         return
@@ -175,7 +175,7 @@ def _shorter(case: Case) -> Iterator[Proposal]:
 
 def _together(case: Case) -> Iterator[Proposal]:
     """An adapter and shorter rows, where neither suffices; the greatest power of two at which an adapter fits."""
-    if case.training.quantization is not None:
+    if case.training.four_bit:
         return
     for length in _shorter_lengths(case.shape):
         shorter = replace(

@@ -1,10 +1,9 @@
-"""Quantized layers by rule: what bitsandbytes' 4-bit and 8-bit layers keep and allocate, without bitsandbytes.
+"""Quantized layers by rule: what bitsandbytes' 4-bit layers keep and allocate, without bitsandbytes.
 
-By rule and unmeasured: a prediction that used one says so.  The rules are those of the papers: 4-bit weights are two to
+By rule and unmeasured: a prediction that used one says so.  The rules are those of the paper: 4-bit weights are two to
 a byte with a scale per 64 values, the scales themselves in 8 bits with a float32 per 256 of them (Dettmers et al. 2023,
-section 3, https://huggingface.co/papers/2305.14314); 8-bit weights have a float32 scale per row (Dettmers et al. 2022,
-section 3, https://huggingface.co/papers/2208.07339).  Both make the whole weight in the compute dtype for a product,
-forward (4-bit) and backward.
+section 3, https://huggingface.co/papers/2305.14314).  The whole weight is made in the compute dtype for a product,
+forward and backward.
 """
 
 from __future__ import annotations
@@ -16,28 +15,21 @@ from torch import nn
 from torch.nn import functional as F
 
 from sartor.engine.traits import decoder
-from sartor.errors import ConfigurationError
 
 _VALUES_PER_SCALE = 64
 _SCALES_PER_SCALE = 256
 
 
-def quantize(model: nn.Module, kind: str) -> None:
+def quantize(model: nn.Module) -> None:
     """Replace the linear layers of the decoder; embeddings and head stay as they are.
 
     Args:
         model: on the meta device.
-        kind: "4bit" or "8bit".
-
-    Raises:
-        ConfigurationError: another kind.
     """
-    if kind not in ("4bit", "8bit"):
-        raise ConfigurationError(f"quantization={kind!r} has no rule here: use '4bit', '8bit' or None.")
     for parent in decoder(model).modules():
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear:
-                setattr(parent, name, QuantizedLinear(child, kind))
+                setattr(parent, name, QuantizedLinear(child))
     for parameter in model.parameters():
         parameter.requires_grad_(False)
 
@@ -45,19 +37,14 @@ def quantize(model: nn.Module, kind: str) -> None:
 class QuantizedLinear(nn.Linear):
     """Frozen; a Linear to peft, which puts its adapter around it."""
 
-    def __init__(self, plain: nn.Linear, kind: str) -> None:
+    def __init__(self, plain: nn.Linear) -> None:
         super().__init__(plain.in_features, plain.out_features, plain.bias is not None, device="meta")
         num_values = plain.in_features * plain.out_features
-        self.is_four_bit = kind == "4bit"
-        if self.is_four_bit:
-            packed = torch.empty(-(-num_values // 2), 1, dtype=torch.uint8, device="meta")
-            num_scales = -(-num_values // _VALUES_PER_SCALE)
-            self.register_buffer("scales", torch.empty(num_scales, dtype=torch.uint8, device="meta"))
-            nested = -(-num_scales // _SCALES_PER_SCALE)
-            self.register_buffer("nested_scales", torch.empty(nested, dtype=torch.float32, device="meta"))
-        else:
-            packed = torch.empty(plain.out_features, plain.in_features, dtype=torch.int8, device="meta")
-            self.register_buffer("scales", torch.empty(plain.out_features, dtype=torch.float32, device="meta"))
+        packed = torch.empty(-(-num_values // 2), 1, dtype=torch.uint8, device="meta")
+        num_scales = -(-num_values // _VALUES_PER_SCALE)
+        self.register_buffer("scales", torch.empty(num_scales, dtype=torch.uint8, device="meta"))
+        nested = -(-num_scales // _SCALES_PER_SCALE)
+        self.register_buffer("nested_scales", torch.empty(nested, dtype=torch.float32, device="meta"))
         self.weight = nn.Parameter(packed, requires_grad=False)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -74,12 +61,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: torch.Tensor, layer: QuantizedLinear) -> torch.Tensor:
         ctx.layer = layer
-        if layer.is_four_bit:
-            return F.linear(input, _wide(layer, input), layer.bias)
-        rows = input.reshape(-1, layer.in_features)
-        narrow = torch.empty_like(rows, dtype=torch.int8)
-        sums = narrow.new_empty((rows.shape[0], layer.out_features), dtype=torch.int32)
-        return sums.to(input.dtype).reshape(*input.shape[:-1], layer.out_features)
+        return F.linear(input, _wide(layer, input), layer.bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:

@@ -36,7 +36,7 @@ CUDA_MARGIN = 0.10
 """Unmeasured."""
 CUDA_CONTEXT_BYTES = 600 << 20
 """Of a process on a GPU, and cuBLAS' workspaces.  Unmeasured."""
-_AFTER_UPDATE = (Phase.EVALUATION, Phase.ANSWERS, Phase.SAVING)
+_AFTER_UPDATE = (Phase.ANSWERS, Phase.SAVING)
 
 Known = dict[Any, list[Stretch]]
 """What small models of one training needed, to be used again: settings that differ in the number of recomputed layers
@@ -67,7 +67,7 @@ def meta_model_of(config: Any, compute_dtype: str, training: Training) -> nn.Mod
         config,
         dtype=getattr(torch, training.arrival_dtype),
         lora=training.lora,
-        quantization=training.quantization,
+        four_bit=training.four_bit,
     )
     meta_model.widen(model, getattr(torch, compute_dtype), rounds=training.settings.stochastic_rounding)
     return model
@@ -232,8 +232,8 @@ def _is_recomputed(kind: int) -> bool:
 def _prediction(timeline: Sequence[Stretch], notes: list[str], plan: Plan, training: Training) -> Prediction:
     if training.make_optimizer is None and optimizers.is_by_rule(training.optimizer):
         notes.append(f"states of {training.optimizer} by rule, unmeasured")
-    if training.quantization is not None:
-        notes.append(f"{training.quantization} weights by rule, unmeasured")
+    if training.four_bit:
+        notes.append("4bit weights by rule, unmeasured")
     peak = max(stretch.num_bytes for stretch in timeline)
     is_cuda = not kind_of(plan.device).is_host
     if is_cuda:

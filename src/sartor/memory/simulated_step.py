@@ -192,11 +192,6 @@ def passes(
         first = live.num_marks()
         for _ in range(num_passes):
             simulated_step.backward()
-        if training.evaluates:
-            model.zero_grad(set_to_none=True)
-            live.enter(Phase.EVALUATION)
-            with evaluating(model):
-                simulated_step.engine.measure(simulated_step.micro)
     return live.stretches(first)
 
 

@@ -39,7 +39,6 @@ class Phase(StrEnum):
     BACKWARD = "backward"
     CLIP = "clip"
     UPDATE = "update"
-    EVALUATION = "evaluation"
     ANSWERS = "answers"
     SAVING = "saving"
 

@@ -47,11 +47,10 @@ class Training:
     """Whether a rehearsal takes the first update, too."""
     lora: Any = None
     """A peft configuration."""
-    quantization: str | None = None
+    four_bit: bool = False
+    """Frozen weights are quantized to 4 bits."""
     settings: EngineSettings = field(default_factory=EngineSettings)
     balance_coefficient: float = 0.0
-    evaluates: bool = False
-    """Add the stretch of an evaluation between steps, of a micro-batch of the same shape."""
     saves: bool = False
     """Add the stretch of saving: what was widened once more, in the dtype that it arrived in."""
     asked: Asked | None = None

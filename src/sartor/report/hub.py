@@ -28,6 +28,7 @@ from sartor.report.transfer import (
     limited,
     wait_for,
 )
+from sartor.wording import one_line
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi
@@ -388,7 +389,7 @@ def _explain(error: Exception) -> str:
             "status.huggingface.co."
         )
     if isinstance(error, HFValidationError):
-        return f"{_one_line(error)} Set hub_model_id to a name such as 'your-name/my-model'."
+        return f"{one_line(error)} Set hub_model_id to a name such as 'your-name/my-model'."
     if isinstance(error, RevisionNotFoundError):
         return "there is no such branch. Make it with `hf repos branch create`, or leave hub_revision out."
     if isinstance(error, HfHubHTTPError):
@@ -399,12 +400,8 @@ def _explain(error: Exception) -> str:
     if isinstance(error, ValueError) and not isinstance(
         error, JSONDecodeError
     ):  # the card's metadata, checked by the Hub before the upload
-        return f"the Hub does not take the model card. {_one_line(error)}"
+        return f"the Hub does not take the model card. {one_line(error)}"
     return (
         f"the Hub at {constants.ENDPOINT} cannot be reached, or the connection broke. Check the network and "
-        f"HF_ENDPOINT, then push again. ({type(error).__name__}: {_one_line(error)})"
+        f"HF_ENDPOINT, then push again. ({type(error).__name__}: {one_line(error)})"
     )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -32,7 +32,6 @@ class TrainingProgress(TrainerCallback):
         self._live = self._stream.isatty() if live is None else live
         self._bar: Progress | None = None
         self._task: TaskID | None = None
-        self._figures = ""
         self._first_step = 0
         self._started = time.perf_counter()
         self._clock = _TokenClock()

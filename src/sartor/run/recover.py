@@ -27,6 +27,7 @@ from sartor.engine.step import Engine
 from sartor.errors import ForeseenMemoryError, OutOfMemoryError, is_out_of_memory
 from sartor.records import Incident, Plan
 from sartor.run.steps import StepCounter
+from sartor.wording import first_line
 
 T = TypeVar("T")
 
@@ -149,7 +150,7 @@ class Recovery:
                 if isinstance(error, OutOfMemoryError) or not is_out_of_memory(error):
                     raise
                 self._was_foreseen = isinstance(error, ForeseenMemoryError)
-                cause = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+                cause = first_line(error)[:300]
             # Out of the handler: the exception, its traceback and the tensors in its frames are gone.
             if undo is not None:
                 undo()

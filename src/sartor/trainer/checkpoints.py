@@ -31,6 +31,7 @@ from sartor.run.snapshot import Snapshot, Writer
 from sartor.run.stepper import Updater
 from sartor.trainer import checkpoint_writer, disk, saving
 from sartor.trainer.fingerprints import fingerprints, frozen_digests, versions
+from sartor.wording import amount
 
 if TYPE_CHECKING:
     from sartor.trainer.sft_trainer import SFTTrainer
@@ -69,8 +70,6 @@ class Checkpoints:
         self._has_said_room = False
         self.pushes = True
         """Whether a checkpoint is pushed, where the user wants that."""
-        self.num_failed = 0
-        """Checkpoints that did not fit on the disk, where the run goes on without them."""
         self.num_saved = 0
         self.waited_s = 0.0
         """That training has waited for checkpoints, all together."""
@@ -273,8 +272,8 @@ class Checkpoints:
             self._has_said_room = True
             self._trainer.say(
                 "training waits for a checkpoint to be written: a copy of the rest needs "
-                f"{disk.gigabytes(needed)}, and "
-                f"{disk.gigabytes(free)} of memory are free."
+                f"{amount(needed, 1)}, and "
+                f"{amount(free, 1)} of memory are free."
             )
         return False
 

@@ -22,6 +22,7 @@ from sartor.trainer import model_folder
 from sartor.trainer.checks import Given, problems_of
 from sartor.trainer.preparation import Preparation, hub_id, skips_preparation
 from sartor.trainer.saving import check_folder
+from sartor.wording import first_line
 
 T = TypeVar("T")
 
@@ -201,7 +202,7 @@ def load_tokenizer(name: str, args: SFTConfig) -> Any:
             name, revision=keywords.get("revision"), trust_remote_code=args.trust_remote_code
         )
     except (OSError, ValueError) as error:
-        raise ModelError(f"no tokenizer can be loaded from {name!r}: {_first_line(error)}") from error
+        raise ModelError(f"no tokenizer can be loaded from {name!r}: {first_line(error)}") from error
 
 
 def is_adapter_folder(name: str) -> bool:
@@ -220,7 +221,7 @@ def _base_of(folder: str) -> str:
     try:
         base = PeftConfig.from_pretrained(folder).base_model_name_or_path
     except (OSError, ValueError, TypeError) as error:
-        raise ModelError(f"the adapter in {folder!r} cannot be read: {_first_line(error)}") from error
+        raise ModelError(f"the adapter in {folder!r} cannot be read: {first_line(error)}") from error
     if not base:
         raise ModelError(f"the adapter in {folder!r} does not say which model it belongs to: load both, and pass them.")
     return str(base)
@@ -242,7 +243,7 @@ def load_model(name: str, args: SFTConfig, quantization_config: Any = None) -> A
             return AutoPeftModelForCausalLM.from_pretrained(name, is_trainable=True, **keywords)
         return AutoModelForCausalLM.from_pretrained(name, **keywords)
     except (OSError, ValueError) as error:
-        raise ModelError(f"no model can be loaded from {name!r}: {_first_line(error)}") from error
+        raise ModelError(f"no model can be loaded from {name!r}: {first_line(error)}") from error
 
 
 def end_tokens(model: Any, tokenizer: Any, args: SFTConfig) -> list[str]:
@@ -291,7 +292,7 @@ def check_model(name: str, args: SFTConfig) -> None:
             name, revision=keywords.get("revision"), trust_remote_code=args.trust_remote_code
         )
     except (OSError, ValueError) as error:
-        raise ModelError(f"no model can be loaded from {name!r}: {_first_line(error)}") from error
+        raise ModelError(f"no model can be loaded from {name!r}: {first_line(error)}") from error
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not args.trust_remote_code:
         raise ModelError(f"{name!r} is a {config.model_type} model, which is no causal language model.")
 
@@ -324,7 +325,7 @@ def apply_template(tokenizer: Any, path: str) -> list[str]:
     except (OSError, ValueError) as error:
         raise ConfigurationError(
             f"chat_template_path={path!r} is neither a .jinja file nor a folder or Hub id with a tokenizer: "
-            f"{_first_line(error)}"
+            f"{first_line(error)}"
         ) from error
     if source.chat_template is None:
         raise ConfigurationError(f"chat_template_path={path!r}: the tokenizer there has no chat template.")
@@ -467,9 +468,3 @@ def _train_added_tokens(peft_config: Any, token_ids: list[int]) -> None:
     peft_config.trainable_token_indices = indices
     saved = list(peft_config.modules_to_save or [])
     peft_config.modules_to_save = saved if "lm_head" in saved else [*saved, "lm_head"]
-
-
-def _first_line(error: BaseException) -> str:
-    """The first sentence of a library's many-lined message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

@@ -15,6 +15,7 @@ from sartor.errors import DiskFullError
 from sartor.optim import registry
 from sartor.run import checkpoint
 from sartor.trainer import saving
+from sartor.wording import amount
 
 if TYPE_CHECKING:
     from sartor.trainer.sft_trainer import SFTTrainer
@@ -36,8 +37,8 @@ def require_room_for_run(trainer: SFTTrainer) -> None:
     if each * count <= free:
         return
     text = (
-        f"the checkpoints of this run need about {gigabytes(each * count)} ({count} of {gigabytes(each)} at a time), "
-        f"and the disk of {args.output_dir} has {gigabytes(free)}: set save_total_limit, save less often, set "
+        f"the checkpoints of this run need about {amount(each * count, 1)} ({count} of {amount(each, 1)} at a time), "
+        f"and the disk of {args.output_dir} has {amount(free, 1)}: set save_total_limit, save less often, set "
         "save_only_model=True, or choose another output_dir"
     )
     if args.on_full_disk == "stop":
@@ -62,14 +63,9 @@ def require_room(trainer: SFTTrainer, target: Path, content: Mapping[str, Any] |
     free = shutil.disk_usage(target.parent).free
     if needed > free:
         raise DiskFullError(
-            f"no space left on the disk: {target} cannot be written. It needs {gigabytes(needed)}, and "
-            f"{gigabytes(free)} are free. {saving.MAKE_ROOM}"
+            f"no space left on the disk: {target} cannot be written. It needs {amount(needed, 1)}, and "
+            f"{amount(free, 1)} are free. {saving.MAKE_ROOM}"
         )
-
-
-def gigabytes(num_bytes: float) -> str:
-    """For messages."""
-    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.1f} MB"
 
 
 def _foreseen_bytes(trainer: SFTTrainer) -> int:

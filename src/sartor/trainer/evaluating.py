@@ -20,10 +20,10 @@ from sartor.engine.step import Engine
 from sartor.memory.limits import available_bytes
 from sartor.records import Example
 from sartor.run import evaluate as evaluation
-from sartor.trainer.disk import gigabytes
 from sartor.trainer.examples import Examples, device_batches, example_of
 from sartor.trainer.setup import engine_for
 from sartor.trainer.weighted import refuse_with_own_loss
+from sartor.wording import amount
 
 if TYPE_CHECKING:
     from sartor.trainer.sft_trainer import SFTTrainer
@@ -101,15 +101,15 @@ def _tell_cost(trainer: SFTTrainer, dataset: Any) -> None:
         return
     longest = _longest(dataset) or args.max_length
     row = (longest or 0) * trainer.model.config.get_text_config().vocab_size * 4
-    amount = f": up to {gigabytes(args.eval_batch_size * row)} for a batch" if row else ""
-    text = f"compute_metrics and predictions need logits{amount}"
+    each = f": up to {amount(args.eval_batch_size * row, 1)} for a batch" if row else ""
+    text = f"compute_metrics and predictions need logits{each}"
     if trainer.preprocess_logits_for_metrics is not None:
         text += ", and what preprocess_logits_for_metrics leaves of them is kept for all rows"
     elif args.batch_eval_metrics:
         text += "; none are kept"
     else:
         if has_length(dataset):
-            text += f", and up to {gigabytes(len(dataset) * row)} for the {len(dataset):,} rows, which are all kept"
+            text += f", and up to {amount(len(dataset) * row, 1)} for the {len(dataset):,} rows, which are all kept"
         else:
             text += ", and those of all rows of the stream are kept"
         text += ": preprocess_logits_for_metrics can reduce them, batch by batch"
@@ -225,7 +225,7 @@ def _rows_at_once(trainer: SFTTrainer, dataset: Any) -> int:
     if size < asked:
         trainer.say(
             f"{size} rows at once in place of {asked} in evaluations with logits: one of {longest:,} "
-            f"tokens needs {gigabytes(row_bytes)}."
+            f"tokens needs {amount(row_bytes, 1)}."
         )
     return size
 

@@ -20,7 +20,7 @@ from sartor.engine.traits import base_model
 from sartor.records import Example, Layout, LossSums, MicroBatch, StepResult
 from sartor.run.loop import OptimizerBatch
 from sartor.run.state import generator_states, restore_generators
-from sartor.run.stepper import Updater
+from sartor.run.stepper import EngineStepper, Updater
 from sartor.trainer.weighted import refuse_weighted_rows
 
 if TYPE_CHECKING:
@@ -29,13 +29,12 @@ if TYPE_CHECKING:
 Collate = Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
 
 
-class PaddedStepper:
+class PaddedStepper(EngineStepper):
     """Steps through `trainer.compute_loss`, one padded device batch at a time."""
 
     def __init__(self, trainer: SFTTrainer, engine: Engine, updater: Updater, collate: Collate) -> None:
+        super().__init__(engine, updater)
         self._trainer = trainer
-        self._engine = engine
-        self._updater = updater
         self._collate = collate
 
     def gradients(self, batch: OptimizerBatch) -> StepResult:
@@ -92,22 +91,6 @@ class PaddedStepper:
         # sums, so that mean = sum / targets gives back the loss that was optimized
         sums = LossSums(total * weight, zero, zero, weight)
         return StepResult(sums, None, num_tokens, len(inputs), batch.keys)
-
-    def clip(self, result: StepResult) -> StepResult:
-        """See `loop.Stepper`."""
-        return self._updater.clipped(result)
-
-    def update(self) -> None:
-        """See `loop.Stepper`."""
-        self._updater.update()
-
-    def schedule(self) -> float:
-        """See `loop.Stepper`."""
-        return self._updater.schedule()
-
-    def discard(self) -> None:
-        """See `loop.Stepper`."""
-        self._updater.discard()
 
     def _features(self, batch: OptimizerBatch, part: slice) -> list[dict[str, Any]]:
         """A device batch as a collator wants it, without columns it does not expect, unless the user asked for all."""

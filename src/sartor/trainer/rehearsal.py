@@ -41,6 +41,7 @@ from sartor.trainer import saving
 from sartor.trainer.data_loader import TrainDataLoader
 from sartor.trainer.recovering import freeze
 from sartor.trainer.setup import matrix_rate
+from sartor.wording import amount
 
 if TYPE_CHECKING:
     from sartor.trainer.sft_trainer import SFTTrainer
@@ -240,7 +241,7 @@ class Rehearsal:
         more = (largest - foreseen) * plan.pass_tokens // worst.micro.num_tokens
         self._engine.replan(dataclasses.replace(plan, pass_bytes=plan.pass_bytes + more))
         self._trainer.say(
-            f"the rehearsal needed {_amount(largest - foreseen)} more than was foreseen: the plan counts with it from "
+            f"the rehearsal needed {amount(largest - foreseen)} more than was foreseen: the plan counts with it from "
             "here on"
         )
         self._undo()
@@ -392,15 +393,9 @@ def sentence(
         f"document{'s' if documents != 1 else ''}, {micro.num_targets:,} targets): "
     )
     if measured_bytes is None:
-        foreseen = (
-            f"nothing was foreseen: {reason}" if foreseen_bytes is None else f"{_amount(foreseen_bytes)} foreseen"
-        )
+        foreseen = f"nothing was foreseen: {reason}" if foreseen_bytes is None else f"{amount(foreseen_bytes)} foreseen"
         return f"{what}it fits, but its memory could not be measured: {unmeasured}; {foreseen}"
-    what = f"{what}{_amount(measured_bytes)} measured"
+    what = f"{what}{amount(measured_bytes)} measured"
     if foreseen_bytes is None:
         return f"{what}; nothing was foreseen: {reason}"
-    return f"{what}, {_amount(foreseen_bytes)} foreseen ({100 * (foreseen_bytes / measured_bytes - 1):+.1f} %)"
-
-
-def _amount(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.2f} MB"
+    return f"{what}, {amount(foreseen_bytes)} foreseen ({100 * (foreseen_bytes / measured_bytes - 1):+.1f} %)"

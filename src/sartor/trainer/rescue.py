@@ -24,6 +24,7 @@ from sartor.run.snapshot import Snapshot
 from sartor.run.tensor_file import Entry
 from sartor.trainer import saving
 from sartor.trainer.model_files import METADATA, model_files
+from sartor.wording import one_line
 
 if TYPE_CHECKING:
     from sartor.trainer.sft_trainer import SFTTrainer
@@ -48,13 +49,13 @@ def check_savable(trainer: SFTTrainer) -> None:
             except OSError:  # of this folder, which is not the run's
                 continue
             except Exception as error:
-                problems.append(f"{what} cannot be saved, so training would be lost: {_one_line(error)} {advice}.")
+                problems.append(f"{what} cannot be saved, so training would be lost: {_sentence(error)} {advice}.")
     if not saving.is_saved_in_an_own_way(trainer):
         try:
             model_files(trainer.model, trainer.masters.arrival_dtype)
         except RuntimeError as error:
             problems.append(
-                f"the model's weights cannot be saved, so training would be lost: {_one_line(error)} Give each module "
+                f"the model's weights cannot be saved, so training would be lost: {_sentence(error)} Give each module "
                 "weights of its own (copy.deepcopy), or name those that are shared in the model's _tied_weights_keys."
             )
     if problems:
@@ -73,7 +74,7 @@ def keep_weights(trainer: SFTTrainer, folder: str | os.PathLike[str], error: Bas
             save(target)
         except Exception as problem:
             if what == "the weights":
-                tell(trainer, error, f"the weights of step {step} could not be saved in {target}: {_one_line(problem)}")
+                tell(trainer, error, f"the weights of step {step} could not be saved in {target}: {_sentence(problem)}")
                 return
             missing.append(what)
     without = f" without {' and '.join(missing)}" if missing else ""
@@ -129,6 +130,6 @@ def _save_weights(trainer: SFTTrainer, folder: Path) -> None:
     tensor_file.write(folder / file, Snapshot(tensors), entries, METADATA)
 
 
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
+def _sentence(error: Exception) -> str:
+    text = one_line(error)
     return text if text.endswith(".") else f"{text}."

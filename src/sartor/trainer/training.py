@@ -179,7 +179,7 @@ def _tell_earlier(trainer: SFTTrainer) -> None:
         )
 
 
-def _stepper(trainer: SFTTrainer, engine: Engine, updater: Updater) -> EngineStepper | PaddedStepper:
+def _stepper(trainer: SFTTrainer, engine: Engine, updater: Updater) -> EngineStepper:
     if trainer.uses_padded_batches:
         return PaddedStepper(trainer, engine, updater, trainer.data_collator)
     return EngineStepper(engine, updater)

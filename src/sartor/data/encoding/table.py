@@ -185,12 +185,6 @@ class TokenRows:
             None if self.weights is None else self.weights[start:stop],
         )
 
-    def to_dataset(self) -> datasets.Dataset:
-        """The rows as a data set in memory."""
-        from sartor.data.encoding.store import dataset_in_memory
-
-        return dataset_in_memory(self)[0]
-
     def record_batch(self) -> pyarrow.RecordBatch:
         """The rows as Arrow has them: 32-bit ids, labels and weights; for fewer than 2^31 tokens."""
         import pyarrow

@@ -46,11 +46,11 @@ CHATML = """\
 _GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
-def adopt_chatml(tokenizer: Any, *, keep_eos: bool = False) -> str | None:
+def adopt_chatml(tokenizer: Any) -> str | None:
     """Give a tokenizer without chat template the built-in one, and say so; leave one that has a template alone.
 
-    Changes `tokenizer.chat_template`, and `tokenizer.eos_token` to `<|im_end|>` where the vocabulary has that, unless
-    `keep_eos`: the caller then has to tell the model's configurations, as after setting it by hand.
+    Changes `tokenizer.chat_template`, and `tokenizer.eos_token` to `<|im_end|>` where the vocabulary has that: the
+    caller then has to tell the model's configurations, as after setting it by hand.
 
     Returns:
         A sentence for the user, or None where the tokenizer has a template.
@@ -62,7 +62,7 @@ def adopt_chatml(tokenizer: Any, *, keep_eos: bool = False) -> str | None:
         return None
     vocabulary = tokenizer.get_vocab()
     has_marks = IM_START in vocabulary and IM_END in vocabulary
-    if has_marks and not keep_eos:
+    if has_marks:
         tokenizer.eos_token = IM_END
     if tokenizer.eos_token is None:
         raise ConfigurationError(

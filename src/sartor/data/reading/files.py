@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import datasets
     import pyarrow
 
-__all__ = ["SUFFIXES", "WHERE_COLUMN", "kind_of", "read_file", "read_files"]
+__all__ = ["SUFFIXES", "WHERE_COLUMN", "kind_of", "read_files"]
 
 TEXT_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 TABLE_SUFFIXES = (".parquet", ".arrow")
@@ -34,11 +34,6 @@ def kind_of(path: Path) -> str | None:
     text = name.removesuffix(".gz")
     known = SUFFIXES if text == name else TEXT_SUFFIXES
     return next((suffix for suffix in known if text.endswith(suffix)), None)
-
-
-def read_file(path: Path) -> datasets.Dataset:
-    """Read one file of rows; see `read_files`."""
-    return read_files([(path, path.name)])
 
 
 def read_files(files: Sequence[tuple[Path, str]], data_cache: str | None = None) -> datasets.Dataset:

@@ -10,10 +10,11 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sartor.data.reading.files import SUFFIXES, kind_of, read_files
 from sartor.errors import DataError
+from sartor.wording import listed
 
 if TYPE_CHECKING:
     import datasets
@@ -97,7 +98,7 @@ class Folder:
     def _refuse_kinds(self, files: Sequence[Path]) -> None:
         if not files:
             known = ", ".join(SUFFIXES)
-            found = f" It has {_listed(self._others)}." if self._others else ""
+            found = f" It has {listed(self._others)}." if self._others else ""
             raise DataError(f"The folder {self.path} has no file with {known}.{found}")
         kinds = Counter(_KINDS[kind_of(file) or ""] for file in files)
         if len(kinds) > 1:
@@ -105,7 +106,7 @@ class Folder:
             names = [file.relative_to(self.path).as_posix() for file in files]
             raise DataError(
                 f"The folder {self.path} holds files of several kinds ({counted}): which of them are rows? Give one of "
-                f"its files, or a folder of one kind: {_listed(names)}."
+                f"its files, or a folder of one kind: {listed(names)}."
             )
 
     def _by_split(self, files: Sequence[Path]) -> dict[str, list[Path]]:
@@ -138,7 +139,7 @@ class Folder:
         if self._num_hidden:
             said.append(f"{self._num_hidden:,} hidden files of it are not read.")
         if self._others:
-            said.append(f"{len(self._others):,} other files of it are not read: {_listed(self._others)}.")
+            said.append(f"{len(self._others):,} other files of it are not read: {listed(self._others)}.")
         return tuple(said)
 
 
@@ -152,8 +153,3 @@ def split_of(path: Path) -> str | None:
             if word in _SPLIT_WORDS:
                 return _SPLIT_WORDS[word]
     return None
-
-
-def _listed(names: Sequence[Any], at_most: int = 8) -> str:
-    more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
-    return ", ".join(str(name) for name in names[:at_most]) + more

@@ -19,6 +19,7 @@ from sartor.data.reading.problems import excerpt
 from sartor.data.reading.tables import WHERE_COLUMN, dataset_of, places_column, with_places
 from sartor.errors import DataError, HubError
 from sartor.records import Problem, Row
+from sartor.wording import listed
 
 if TYPE_CHECKING:
     import datasets
@@ -243,13 +244,8 @@ def _no_such_file(path: Path) -> DataError:
             f"There is no file {path}. Did you mean {' or '.join(str(folder / match) for match in close)}?"
         )
     data_files = sorted(entry for entry in names if kind_of(Path(entry)))
-    there = f"its data files: {_listed(data_files)}" if data_files else "no data file is there"
+    there = f"its data files: {listed(data_files)}" if data_files else "no data file is there"
     return DataError(f"There is no file {path}. Looked in {folder.resolve()}; {there}.")
-
-
-def _listed(names: Sequence[str], at_most: int = 8) -> str:
-    more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
-    return ", ".join(names[:at_most]) + more
 
 
 def _refuse(option: str, value: str | None, path: Path) -> None:
