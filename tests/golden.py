@@ -371,7 +371,13 @@ def bfloat16(place: Place) -> Result:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(place.model, dtype=torch.bfloat16)
-    options = {"stochastic_rounding": True, "save_strategy": "steps", "save_steps": 2}
+    options = {
+        "stochastic_rounding": True,
+        "bf16": True,
+        "strict_precision": True,
+        "save_strategy": "steps",
+        "save_steps": 2,
+    }
     tokenizer = AutoTokenizer.from_pretrained(place.model)
     return trained(script(place, dataset(chats()), options, model=model, processing_class=tokenizer))
 
