@@ -45,7 +45,6 @@ SAYS_VERSIONS: dict[str, str] = {
 PRIVATE_ELSEWHERE: dict[str, str] = {
     "torch.utils._python_dispatch": "torch's notes on extending it document TorchDispatchMode under this name",
     "torch._subclasses.fake_tensor": "torch's notes on fake tensors document FakeTensorMode under this name",
-    "_actions": "argparse, of the standard library, has no public list of a parser's options",
 }
 """What has a private name and is used outside of compat.py all the same, and why."""
 

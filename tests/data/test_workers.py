@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from dataclasses import replace
+from multiprocessing import Pipe, current_process
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,13 @@ import psutil
 import pytest
 from datasets import Dataset
 
+from sartor import errors
 from sartor.batching.packing import pack
 from sartor.data.encoding import parts, workers
 from sartor.data.encoding.encode import prepare
-from sartor.data.encoding.wire import Answer, answer_message, answer_of
 from sartor.data.reading.problems import ProblemLog
 from sartor.data.rows.formats import Reading
-from sartor.errors import DataError
+from sartor.errors import DataError, SartorError
 from sartor.records import DataSettings, PreparedData, RowFormat
 from tests.data.conftest import make_small_tokenizer
 
@@ -37,7 +38,6 @@ ROWS = [conversation(number) for number in range(450)]
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "ROWS_PER_BATCH", 50)
-    monkeypatch.setattr(workers, "ROWS_PER_BATCH", 50)
     monkeypatch.setattr("sartor.data.encoding.assemble.ROWS_PER_BATCH", 50)
 
 
@@ -48,9 +48,12 @@ def ready(rows: list[dict[str, Any]], num_proc: int, *, formatting_func: Any = N
 
 
 def children() -> list[psutil.Process]:
-    return [
-        child for child in psutil.Process().children(recursive=True) if "sartor.data.encoding.worker" in child.cmdline()
-    ]
+    return workers_of(psutil.Process())
+
+
+def workers_of(process: psutil.Process) -> list[psutil.Process]:
+    """Its processes, without the one that `multiprocessing` keeps to remove what a killed process leaves."""
+    return [child for child in process.children(recursive=True) if "--multiprocessing-fork" in child.cmdline()]
 
 
 def weighted(number: int) -> dict[str, Any]:
@@ -151,13 +154,66 @@ def test_a_worker_whose_tokenizer_differs_is_a_defect_that_is_told_with_what_hap
     assert not children()
 
 
-def test_a_worker_imports_no_torch_and_ends_when_its_input_does() -> None:
-    command = [sys.executable, "-c", "import sys; import sartor.data.encoding.worker as w; w.main(); print('never')"]
-    assert subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=True).stdout == b""
-    probe = "import sys, sartor.data.encoding.worker, sartor.data.encoding.tokens, transformers, datasets; "
-    probe += "transformers.PreTrainedTokenizerFast; print('torch' in sys.modules)"
-    found = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=60, check=True)
-    assert found.stdout == "False\n"
+def test_a_process_that_is_killed_while_it_answers_leaves_nobody_waiting() -> None:
+    running = parts_of(ROWS * 8, 2)
+    next(running)
+    threading.Timer(0.02, children()[1].kill).start()
+    with pytest.raises(DataError, match="SIGKILL"):
+        list(running)
+    assert not children()
+
+
+def test_the_other_processes_import_no_torch_and_nothing_that_starts_threads_before_they_are_told() -> None:
+    threads = "import sys, sartor.data.encoding.workers; print('numpy' in sys.modules); "
+    torch = "import sartor.data.encoding.tokens, transformers, datasets; transformers.PreTrainedTokenizerFast; "
+    command = [sys.executable, "-c", threads + torch + "print('torch' in sys.modules)"]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert found.stdout == "False\nFalse\n"
+
+
+def test_errors_of_other_processes_are_those_of_this_one() -> None:
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, SartorError)]
+    several = errors.ConfigurationError(["one", "two"])
+    here, there = Pipe()
+    with here, there:
+        for error in (several, *(kind("it is odd") for kind in kinds)):
+            here.send(error)
+            found = there.recv()
+            assert (type(found), str(found)) == (type(error), str(error))
+            assert vars(found) == vars(error)
+    assert len(kinds) > 8
+
+
+SCRIPT = """
+import sys
+from datasets import Dataset
+from sartor.data.encoding.encode import prepare
+from sartor.records import DataSettings
+sys.path.insert(0, sys.argv[1])
+from tests.data.conftest import make_small_tokenizer
+print("the script runs", flush=True)
+rows = Dataset.from_dict({"text": [f"It smells of rubber boots {n}" for n in range(600)]})
+prepare(rows, make_small_tokenizer(), DataSettings(num_proc=2, data_cache="none"))
+"""
+
+
+def test_a_script_without_a_main_guard_runs_once(tmp_path: Path) -> None:
+    script = tmp_path / "no_guard.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, str(script), str(Path(__file__).parents[2])]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == "the script runs\n"
+
+
+def test_a_daemon_starts_no_processes_and_this_is_said() -> None:
+    process = current_process()
+    assert process.daemon is False
+    process.daemon = True
+    try:
+        prepared = ready(ROWS, 2)
+    finally:
+        process.daemon = False
+    assert any("starts no processes: this one is a daemon" in note for note in prepared.summary.notes)
 
 
 INTERRUPTED = """
@@ -177,47 +233,26 @@ prepare(rows, make_small_tokenizer(), DataSettings(num_proc=2, data_cache="none"
 @pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_when_this_process_is_stopped_the_others_end(how: signal.Signals) -> None:
     root = str(Path(__file__).parents[2])
-    command = [sys.executable, "-c", INTERRUPTED, root]  # no main guard: the script is not run again
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+    command = [sys.executable, "-c", INTERRUPTED, root]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     started: list[psutil.Process] = []
     end = time.monotonic() + 60
     while len(started) < 2 and time.monotonic() < end:
-        started = psutil.Process(process.pid).children()
+        started = workers_of(psutil.Process(process.pid))
         time.sleep(0.02)
     assert len(started) == 2
     time.sleep(0.5)
-    process.send_signal(how)
+    if how is signal.SIGINT:
+        os.killpg(process.pid, how)  # as a terminal does with Ctrl-C: all processes get it
+    else:
+        process.send_signal(how)
     _, said = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert ("KeyboardInterrupt" in said) == (how is signal.SIGINT)
+    assert said.count("KeyboardInterrupt") == (how is signal.SIGINT)
     gone, alive = psutil.wait_procs(started, timeout=20)
     assert not alive
     assert len(gone) == 2
-
-
-def test_messages_between_processes_lose_nothing() -> None:
-    rows = [*TOKENIZED[:3], {"input_ids": [4], "labels": [4], "seq_lengths": [1]}]
-    part = next(
-        parts.encode_here(
-            Dataset.from_list(rows),
-            _encoder(RowFormat.TOKENIZED),
-            ProblemLog(),
-            name="train",
-        )
-    )
-    problems = ProblemLog()
-    problems.add("odd", "train data, row 1", "it is odd.", {"a": "ü"})
-    head, content = answer_message(Answer(part, problems, Counter({"rows": 4})))
-    again = answer_of(head, content)
-    assert again.part.rows.to_lists() == part.rows.to_lists()
-    assert [again.part.places.where(n) for n in range(4)] == [part.places.where(n) for n in range(4)]
-    assert again.problems.tell("train", 4) == problems.tell("train", 4)
-    assert again.tally == {"rows": 4}
-
-
-def _encoder(kind: RowFormat) -> Any:
-    from sartor.data.encoding.tokens import Encoder
-
-    return Encoder(make_small_tokenizer(), Reading(kind, "input_ids"), DataSettings())

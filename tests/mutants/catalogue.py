@@ -997,6 +997,13 @@ ENCODING = (
         ("tests/data/test_workers.py::test_tables_are_bit_identical_for_one_two_and_three_processes",),
     ),
     Mutant(
+        "the user's script runs in other processes",
+        f"{DATA}/encoding/workers.py",
+        '        sys.modules["__main__"] = ModuleType("__main__")\n',
+        "        pass\n",
+        ("tests/data/test_workers.py::test_a_script_without_a_main_guard_runs_once",),
+    ),
+    Mutant(
         "stream read without bound",
         f"{DATA}/encoding/ahead.py",
         "queue.Queue(num_items)",

@@ -7,6 +7,7 @@ are in memory at a time.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Callable, Generator
 from contextlib import closing
@@ -160,6 +161,8 @@ def _why_not_elsewhere(request: Request) -> str:
         return "formatting_func exists only in this one"
     if not is_stock(request.tokenizer):
         return f"the tokenizer ({type(request.tokenizer).__name__}) cannot be made again in another"
+    if multiprocessing.current_process().daemon:
+        return "this one is a daemon, which may have no others"
     return ""
 
 

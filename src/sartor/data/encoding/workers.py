@@ -4,37 +4,80 @@ What comes in: a data set and what an `Encoder` is made of.  What goes out: its 
 it keeps true: parts, problems and counts are those of one process; when this process ends, however it ends, the others
 end too; one that is killed is an error that says so.
 
-Each process is a fresh interpreter that runs `sartor.data.encoding.worker`: a fork would copy locks of torch's and the
-tokenizer's threads in whatever state they are, and multiprocessing's spawn would run the user's script again.  It
-imports neither torch nor the script, and is there after about a second.
+Each process is one of `multiprocessing`, a fresh interpreter that imports neither torch nor the user's script: a fork
+would copy locks of torch's and the tokenizer's threads in whatever state they are.  A thread of a pool gives it batches
+and waits for its answers.  The pools of processes in the standard library are not used, because their processes share
+one pipe: where one of them is killed while it writes, `concurrent.futures` waits for ever, and `multiprocessing.Pool`
+waits whenever one is killed.  Here each has a pipe of its own, which ends with it.
+
+This module is imported in the other processes before they are told to use one thread each, so it imports nothing that
+starts threads.
 """
 
 from __future__ import annotations
 
-import contextlib
+import gc
+import multiprocessing
 import os
 import queue
 import signal
-import subprocess
 import sys
+import threading
+import traceback
 from collections import Counter, deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing import resource_tracker
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from sartor.data.encoding.parts import ROWS_PER_BATCH, Part
-from sartor.data.encoding.wire import Answer, WorkOrder, answer_of, receive, send
 from sartor.data.reading.problems import ProblemLog
-from sartor.data.rows.formats import Reading
-from sartor.errors import DataError
-from sartor.records import DataSettings
+from sartor.errors import DataError, SartorError
 
 if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
     import datasets
+
+    from sartor.data.encoding.parts import Part
+    from sartor.data.rows.formats import Reading
+    from sartor.records import DataSettings
 
 BATCHES_PER_WORKER = 2
 """Batches that are under way for each process: one that it encodes, and one that waits or has been encoded."""
+_START = threading.Lock()
+
+
+class WorkerFailed(DataError):
+    """A process that encodes ended before its work."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkOrder:
+    """What another process makes its `Encoder` of."""
+
+    backend: str
+    """The tokenizer as tokenizer.json has it."""
+    tokenizer_options: Mapping[str, Any]
+    state: Mapping[str, Any]
+    """`keys.tokenizer_state` of the tokenizer here, which that of the other process must equal."""
+    reading: Reading
+    settings: DataSettings
+    end_tokens: Sequence[str]
+    name: str
+    features: Mapping[str, Any]
+    """Of the rows, as `datasets` writes them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of one batch."""
+
+    part: Part
+    problems: ProblemLog
+    tally: Counter[str]
 
 
 def work_order(
@@ -45,7 +88,7 @@ def work_order(
     end_tokens: Sequence[str],
     name: str,
 ) -> WorkOrder:
-    """What workers need to encode these rows as they would be encoded here.
+    """What other processes need to encode these rows as they would be encoded here.
 
     Raises:
         Unkeyed: the tokenizer is not one that can be made again from tokenizer.json.
@@ -62,76 +105,6 @@ def work_order(
     features = dataset.features.to_dict()
     backend = tokenizer.backend_tokenizer.to_str()
     return WorkOrder(backend, options, state, reading, settings, tuple(end_tokens), name, features)
-
-
-class WorkerFailed(DataError):
-    """A process that encodes could not be started, or ended before its work."""
-
-
-class _Worker:
-    """One process, and its pipes."""
-
-    def __init__(self, order: WorkOrder) -> None:
-        source = str(Path(__file__).parents[3])
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")])),
-            "TOKENIZERS_PARALLELISM": "false",  # the processes are what uses the cores
-            "OMP_NUM_THREADS": "1",
-        }
-        # A session of its own, so that Ctrl-C reaches this process alone, which then ends the others.
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "sartor.data.encoding.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            start_new_session=True,
-        )
-        self._order: WorkOrder | None = order
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def encode(self, first: int, table: bytes) -> Answer:
-        """One batch, whose first row has this number.
-
-        Raises:
-            WorkerFailed: the process has ended.
-            SartorError: what the encoder raised there.
-        """
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
-            if self._order is not None:
-                send(self._process.stdin, self._order.to_json())
-                self._order = None
-            send(self._process.stdin, {"first": first}, table)
-            head, content = receive(self._process.stdout)
-        except (EOFError, BrokenPipeError) as error:
-            raise WorkerFailed(self._last_words()) from error
-        return answer_of(head, content)
-
-    def _last_words(self) -> str:
-        code = self._process.wait()
-        if code < 0:
-            how = f"was ended by the signal {signal.Signals(-code).name}"
-            advice = "Perhaps memory ran out" if -code == signal.SIGKILL else "Perhaps somebody stopped it"
-        else:
-            how, advice = f"ended with exit code {code}", "What it said is above"
-        return (
-            f"A process that prepares the data (number {self.pid}) {how}. {advice}. Nothing is kept of what was "
-            "prepared; use fewer processes (dataset_num_proc), or dataset_num_proc=1 for none."
-        )
-
-    def close(self) -> None:
-        """End the process now."""
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    pipe.close()
 
 
 def encode_in_processes(
@@ -170,7 +143,7 @@ def encode_in_processes(
             yield _noted(waiting.popleft().result(), problems, tally)
     finally:
         for worker in workers:
-            worker.close()
+            worker.kill()
         pool.shutdown(cancel_futures=True)
 
 
@@ -184,6 +157,8 @@ def _tables(dataset: datasets.Dataset) -> Iterator[tuple[int, bytes]]:
     """Batches of rows as Arrow has them, each with the number of its first row."""
     import pyarrow
 
+    from sartor.data.encoding.parts import ROWS_PER_BATCH
+
     first = 0
     for table in dataset.with_format("arrow").iter(ROWS_PER_BATCH):
         sink = pyarrow.BufferOutputStream()
@@ -191,3 +166,129 @@ def _tables(dataset: datasets.Dataset) -> Iterator[tuple[int, bytes]]:
             writer.write_table(table)
         yield first, sink.getvalue().to_pybytes()
         first += len(table)
+
+
+class _Worker:
+    """One process, and the pipe to it."""
+
+    def __init__(self, order: WorkOrder) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, other_end = context.Pipe()
+        self._process = context.Process(target=_answer_batches, args=(other_end,), daemon=True)
+        with other_end, _apart():
+            self._process.start()
+        self._order: WorkOrder | None = order
+
+    def encode(self, first: int, table: bytes) -> Answer:
+        """One batch, whose first row has this number.
+
+        Raises:
+            WorkerFailed: the process has ended.
+            SartorError: what the encoder raised there.
+            RuntimeError: a defect, with what happened there.
+        """
+        try:
+            if self._order is not None:
+                self._pipe.send(self._order)
+                self._order = None
+            self._pipe.send((first, table))
+            answer = self._pipe.recv()
+        except (EOFError, ConnectionError) as error:
+            raise WorkerFailed(self._last_words()) from error
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def _last_words(self) -> str:
+        self._process.join()
+        code = self._process.exitcode or 0
+        if code < 0:
+            how = f"was ended by the signal {signal.Signals(-code).name}"
+            advice = "Perhaps memory ran out" if -code == signal.SIGKILL else "Perhaps somebody stopped it"
+        else:
+            how, advice = f"ended with exit code {code}", "What it said is above"
+        return (
+            f"A process that prepares the data (number {self._process.pid}) {how}. {advice}. Nothing is kept of what "
+            "was prepared; use fewer processes (dataset_num_proc), or dataset_num_proc=1 for none."
+        )
+
+    def kill(self) -> None:
+        """End the process now; who waits for its answer is told that it has ended."""
+        self._process.kill()
+        self._process.join()
+
+
+@contextmanager
+def _apart() -> Iterator[None]:
+    """A process that is started meanwhile knows of no script, and Ctrl-C does not reach it: this one ends it.
+
+    `multiprocessing` would run the script of this process again in the new one, and a script that does not look at
+    `__name__` would train twice.  It finds it in `__main__`, which is another, empty module for these milliseconds.
+    """
+    with _START:
+        resource_tracker.ensure_running()  # started later, it would let Ctrl-C through again
+        script, blocked = sys.modules["__main__"], signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = script
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def _answer_batches(pipe: Connection) -> None:
+    """What the other process does: get a `WorkOrder`, and answer batches until the first process closes the pipe."""
+    os.environ.update(TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")  # the processes are what uses the cores
+    encode: Callable[[int, bytes], Answer] | None = None
+    with suppress(EOFError, ConnectionError):
+        order = pipe.recv()
+        while True:
+            first, table = pipe.recv()
+            answer: Answer | Exception
+            try:
+                if encode is None:
+                    encode = _encoder_of(order)
+                    gc.freeze()  # what is there stays, and need not be walked through again and again
+                answer = encode(first, table)
+            except SartorError as error:
+                answer = error
+            except Exception:
+                answer = RuntimeError(f"a process that prepares the data failed:\n{traceback.format_exc()}")
+            pipe.send(answer)
+
+
+def _encoder_of(order: WorkOrder) -> Callable[[int, bytes], Answer]:
+    """A function that encodes a batch of rows, given the number of its first row.
+
+    Raises:
+        RuntimeError: the tokenizer that was made is not the one that was described.
+    """
+    import datasets
+    import pyarrow
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    from sartor.data.encoding.keys import tokenizer_state
+    from sartor.data.encoding.parts import encoding_part, places_of, rows_of
+    from sartor.data.encoding.tokenizing import run
+    from sartor.data.encoding.tokens import Encoder
+
+    backend = Tokenizer.from_str(order.backend)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **order.tokenizer_options)
+    state = tokenizer_state(tokenizer)
+    if state != order.state:
+        differing = ", ".join(key for key in state if state[key] != order.state[key])
+        raise RuntimeError(f"the tokenizer made of its tokenizer.json differs in {differing}")
+    encoder = Encoder(tokenizer, order.reading, order.settings, order.end_tokens)
+    features = datasets.Features.from_dict(order.features)
+
+    def encode(first: int, table: bytes) -> Answer:
+        arrow = datasets.table.InMemoryTable(pyarrow.ipc.open_stream(table).read_all())
+        rows = rows_of(datasets.Dataset(arrow, info=datasets.DatasetInfo(features=features))[:])
+        places = places_of(rows, first, order.name)
+        part, problems = run(encoding_part(encoder, rows, places, ProblemLog()), encoder.tokenize)
+        tally = Counter(encoder.tally)
+        encoder.tally.clear()
+        return Answer(part, problems, tally)
+
+    return encode

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from sartor.errors import DataError
@@ -48,20 +47,6 @@ class ProblemLog:
             self._first.setdefault(kind, problem)
             self._counts[kind] = self._counts.get(kind, 0) + other._counts[kind]
         self._bad_places |= other._bad_places
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON can hold it, for another process."""
-        first = {kind: asdict(problem) for kind, problem in self._first.items()}
-        return {"first": first, "counts": self._counts, "bad_places": sorted(self._bad_places)}
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> ProblemLog:
-        """The log again."""
-        log = cls()
-        log._first = {kind: Problem(**problem) for kind, problem in content["first"].items()}
-        log._counts = dict(content["counts"])
-        log._bad_places = set(content["bad_places"])
-        return log
 
     def raise_if_any(self, source: str, num_rows: int) -> None:
         """Raise one error that tells everything noted; do nothing where nothing was.
