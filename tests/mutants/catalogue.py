@@ -1150,7 +1150,7 @@ RECOVERY = (
     Mutant(
         "the attention stays registered after a run",
         f"{ENGINE}/attention.py",
-        "        interface._global_mapping.pop(NAME, None)",
+        "        registered_in(interface).pop(NAME, None)",
         "        pass",
         ("tests/engine/test_attention.py::test_transformers_knows_it_within_the_block_alone",),
     ),
