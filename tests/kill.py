@@ -193,7 +193,7 @@ def count_operations(plan: Plan) -> Callable[[], int]:
     done = 0
 
     def counted(function: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(*arguments: Any) -> Any:
+        def wrapped(*arguments: Any, **keywords: Any) -> Any:
             nonlocal done
             done += 1
             if done == plan.operation:
@@ -201,7 +201,7 @@ def count_operations(plan: Plan) -> Callable[[], int]:
                     threading.Timer(plan.milliseconds / 1000, die).start()
                 else:
                     die()
-            return function(*arguments)
+            return function(*arguments, **keywords)
 
         return wrapped
 

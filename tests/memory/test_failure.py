@@ -21,7 +21,6 @@ from tests.trainer import tiny
 TARGETS: dict[str, Any] = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "v_proj"]}
 TUNERS: dict[str, Any] = {
     "adalora": lambda: peft.AdaLoraConfig(**TARGETS, total_step=10, tinit=1, tfinal=2),
-    "boft": lambda: peft.BOFTConfig(**TARGETS, boft_block_size=4),
     "c3a": lambda: peft.C3AConfig(**TARGETS, block_size=4),
     "dora": lambda: peft.LoraConfig(**TARGETS, r=2, use_dora=True),
     "fourierft": lambda: peft.FourierFTConfig(**TARGETS, n_frequency=10),

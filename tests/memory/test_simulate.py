@@ -21,7 +21,6 @@ from sartor.memory.prediction import Component, Prediction, Stretch
 from sartor.memory.simulate import Training, Work, meta_model_of, simulate, simulate_model
 from sartor.memory.training import Asked
 from sartor.optim import registry
-from sartor.optim.transaction import Update
 from sartor.records import EngineSettings, Plan
 
 WORK = Work(document_lengths=(100, 60, 40), num_targets=150)
@@ -113,9 +112,7 @@ def test_adapters_in_half_precision_are_extrapolated_to_the_byte(monkeypatch: py
     """Casts that autocast keeps die with the forward pass; updates go in pieces, which are not affine in layers."""
     config = memory_models.small("llama, tied")
     config.num_hidden_layers = 8
-    training = Training(
-        arrival_dtype="bfloat16", lora=lora("llama"), update=lambda optimizer, plan: Update(optimizer).step()
-    )
+    training = Training(arrival_dtype="bfloat16", lora=lora("llama"))
     plan = plan_of(config, tokens=200, compute="bfloat16", recomputes=True)
     quick, full = _quick_and_full(config, plan, training, monkeypatch)
     assert "extrapolated from" in quick.notes[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -45,6 +46,10 @@ def grow(run_folder: Path) -> None:
     for number in (1, 2):
         tensors = {"weight": torch.full((3 << 20,), number, dtype=torch.float32)}
         save_file(tensors, run_folder / f"model-{number:05d}-of-00002.safetensors")
+    (run_folder / "model.safetensors").unlink(missing_ok=True)
+    names = {f"weight.{number}": f"model-{number:05d}-of-00002.safetensors" for number in (1, 2)}
+    index = {"metadata": {}, "weight_map": names}
+    (run_folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
 
 
 @pytest.mark.parametrize(

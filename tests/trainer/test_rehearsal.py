@@ -221,7 +221,7 @@ def test_a_stream_and_an_own_loss_say_why_there_is_none(tmp_path: Path, caplog: 
         {"micro_batch_tokens": 12, "optim": "adamw_torch"},
         {"optim": "adafactor"},
         {"optim": "adagrad"},
-        {"bf16": True, "stochastic_rounding": True},
+        {"bf16": True, "stochastic_rounding": True, "strict_precision": True},
     ],
     ids=str,
 )

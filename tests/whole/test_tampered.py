@@ -239,7 +239,7 @@ TENSORS: dict[str, tuple[str, torch.Tensor | None]] = {
     "an empty generator": ("/generators/torch", torch.zeros(5056, dtype=torch.uint8)),
     "a generator beyond its words": ("/generators/torch", half_seeded()),
     "numpy's words": ("/generators/numpy/state/key", torch.zeros(5, dtype=torch.int32)),
-    "a sum": ("/drive/window/sums/loss_sum", torch.zeros(4)),
+    "a sum": ("/train_loop/window/sums/loss_sum", torch.zeros(4)),
 }
 
 
