@@ -31,10 +31,13 @@ with held(sys.argv[1]):
 FORK = """
 import os, sys, time
 from sartor.run.folder_lock import held
+reader, writer = os.pipe()
 with held(sys.argv[1]):
     child = os.fork()
     if child == 0:
+        os.write(writer, b"I run")
         time.sleep(60)
+    os.read(reader, 5)
     print(child, flush=True)
     sys.stdin.read()
 """
