@@ -561,7 +561,7 @@ STATE = (
         "src/sartor/config/resumption.py",
         "and not same_but_for_secrets(before[name], value)",
         "and before[name] != value",
-        ("tests/whole/test_secrets.py::test_another_token_goes_on_from_a_checkpoint",),
+        ("tests/test_masking.py::test_a_token_that_one_run_has_and_the_other_lacks_changes_no_setting",),
     ),
     Mutant(
         "weights that their owner alone may read",

@@ -254,7 +254,7 @@ def test_each_refusal_says_what_to_do_and_never_the_token(
     (run_folder / "README.md").write_text("---\ntags: [a]\n---\n")
     before = everything_in(run_folder)
     another = "hf_" + "anotherToken" * 3
-    hub.fail(method, path, status, f"Bearer {TOKEN} is not good enough, nor is {another}")
+    hub.fail(method, path, status, f"{TOKEN} is not good enough, nor is {another}")
     with pytest.raises(HubError, match=advice) as caught:
         pushing.push_folder(run_folder, REPOSITORY, token=TOKEN)
     told = "".join(traceback.format_exception(caught.value)) + caplog.text + "".join(capfd.readouterr())
