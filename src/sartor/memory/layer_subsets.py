@@ -1,6 +1,6 @@
 """Small models that stand for a large one: which few of its layers, in which order, show what each kind of layer costs.
 
-In: the kind of each layer of a model, in order.  Out: sketches, each a short sequence of kinds.  What it keeps true:
+In: the kind of each layer of a model, in order.  Out: subsets, each a short sequence of kinds.  What it keeps true:
 each sketch begins, ends and goes from kind to kind only as the model does, and every such neighbourhood occurs; their
 counts of layers span the model's own; and there is one sketch more than is needed, so that what the others say of it
 can be held against it.
@@ -21,7 +21,7 @@ _EDGE = -1
 
 
 def layer_subsets(kinds: Sequence[Kind]) -> list[Kinds]:
-    """The sketches of a model, the one that checks last; empty where there are none.
+    """The layer subsets of a model, the one that checks last; empty where there are none.
 
     Args:
         kinds: of all layers, in order.

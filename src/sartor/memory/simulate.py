@@ -85,7 +85,7 @@ def simulate_model(
     """Foresee the memory of one optimizer step of a model without memory; it can be used again for another plan.
 
     Args:
-        model: on the meta device, from `imagined` or `imagine.imitate`, in the dtypes of a training.
+        model: on the meta device, from `meta_model_of` or `meta_model.imitate`, in the dtypes of a training.
         plan: how the step is executed.
         work: the micro-batch.
         training: what is trained; its dtype, adapter and quantization are the model's already.

@@ -1,4 +1,4 @@
 """Many steps.
 
-A loop that yields events, evaluation, and what must survive an interruption.  Knows nothing of Trainer.
+A loop that yields events, evaluation, and what an interruption must not lose.  Knows nothing of Trainer.
 """

@@ -1,4 +1,4 @@
-"""What a run needs to survive: its memory guard, the plan that grows finer, and names for rows that cannot be trained.
+"""What keeps a run going: its memory guard, the plan that grows finer, and names for rows that cannot be trained.
 
 In: a trainer and its engine.  Out: the run's `Recovery` and its policy for numbers that are not finite.
 """
