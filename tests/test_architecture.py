@@ -21,6 +21,7 @@ ASKS_MODELS: dict[str, str] = {
     "engine/traits.py": "the place for it: one frozen record of everything the engine needs to know",
     "compat.py": "only for what is private there and may be missing",
     "chat/": "stands alone, so it cannot ask traits; it asks only how long a context is, and about tokens that end",
+    "run/loading.py": "before there is a model: how long a context its configuration allows",
     "hf/": "before there are traits: what must not be trained at all (device maps, quantized weights), and names "
     "for card and folder",
 }
@@ -32,7 +33,8 @@ ASKS_DEVICES: dict[str, str] = {
 """Where kinds of devices are compared, or torch's modules for one kind are used, and why."""
 
 SAYS_VERSIONS: dict[str, str] = {
-    "__init__.py": "where Sartor's own is written down",
+    "__init__.py": "gives Sartor's own to whoever asks",
+    "version.py": "where Sartor's own is written down",
     "cli/main.py": "`sartor --version` prints it",
     "cli/env.py": "prints them all for a bug report",
     "run/fingerprints.py": "a checkpoint says what wrote it, so that resuming can say what is another now",
@@ -335,6 +337,27 @@ def _imported(node: ast.AST) -> list[str]:
 
 def _is_or_is_in(module: str, packages: set[str]) -> bool:
     return any(f"{module}.".startswith(f"{package}.") for package in packages)
+
+
+def test_few_take_a_whole_session() -> None:
+    from dataclasses import fields
+
+    from sartor.run.session import Session
+
+    assert len(fields(Session)) <= 12
+    taking = [
+        f"{name_of(file)}:{node.name}"
+        for file in _FILES
+        if not name_of(file).startswith("hf/") and name_of(file) != "run/session.py"
+        for node in ast.walk(tree_of(file))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and any("Session" in ast.unparse(part.annotation) for part in _arguments(node) if part.annotation is not None)
+    ]
+    assert len(taking) <= 10, "take what is needed of it, not the whole"
+
+
+def _arguments(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[ast.arg]:
+    return [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
 
 
 def test_private_functions_of_libraries_are_called_in_one_place_and_listed() -> None:

@@ -29,5 +29,11 @@ class Ranks:
         """The sum over all processes; each of them calls this, with a tensor of the same shape and dtype."""
         return value
 
+    def total(self, value: float) -> float:
+        """The sum of a number over all processes, in float64."""
+        import torch
+
+        return value if self.count == 1 else float(self.sum(torch.tensor(value, dtype=torch.float64)))
+
 
 ALONE = Ranks()

@@ -26,7 +26,7 @@ EVENTS = [
 FLAGS = ("should_training_stop", "should_epoch_stop", "should_save", "should_evaluate", "should_log")
 
 OURS = "_perplexity"
-"""End of a key that trl's evaluations lack (docs/trainer.md names it)."""
+"""End of a key that trl's evaluations lack (docs/hf.md names it)."""
 
 Steer = Callable[[str, Any, Any], None]
 """Called with the event's name, the state and the control, which it may change."""

@@ -109,7 +109,7 @@ def test_rows_of_similar_length_come_together(tmp_path: Path) -> None:
 
 def test_the_cache_is_emptied_as_often_as_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     emptied = []
-    monkeypatch.setattr("sartor.hf.train_loop.clear_device_cache", lambda: emptied.append(1))
+    monkeypatch.setattr("sartor.hf.trainer_loop.clear_device_cache", lambda: emptied.append(1))
     final_losses(tmp_path, max_steps=5, torch_empty_cache_steps=2)
     assert len(emptied) == 3  # before steps 1, 3 and 5, as in Trainer
 

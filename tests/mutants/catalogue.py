@@ -52,8 +52,8 @@ MATHEMATICS = (
     Mutant(
         "tokens weighed instead of targets",
         f"{RUN}/stepper.py",
-        "self._total_weight = batch.total_weight",
-        "self._total_weight = batch.num_tokens",
+        "self._total_weight = total_weight",
+        "self._total_weight = num_tokens",
         (plain_loop("whole"),),
     ),
     Mutant(

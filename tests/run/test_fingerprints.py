@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
+from sartor import SFTTrainer
 from sartor.data.encoding import assemble
 from sartor.run import fingerprints
 from sartor.run.examples import Examples
@@ -17,6 +18,12 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "packed": {"packing": True, "max_length": 16},
     "shuffled": {"shuffle_dataset": True},
 }
+
+
+def taken(trainer: SFTTrainer) -> dict[str, str]:
+    """Of a trainer's run."""
+    data = trainer.refresh().data
+    return fingerprints.fingerprints(data, trainer.model, trainer.processing_class, own_loss=False)
 
 
 def weighted() -> Dataset:
@@ -62,26 +69,26 @@ def test_no_row_is_read_for_the_fingerprints_of_a_run(tmp_path: Path, monkeypatc
 
     with monkeypatch.context() as patch:
         patch.setattr(Examples, "take", refuse)
-        before = fingerprints.fingerprints(trainer.session)
+        before = taken(trainer)
     trainer.train_dataset = trainer.train_dataset.select(range(len(trainer.train_dataset)))
-    assert fingerprints.fingerprints(trainer.session) == before  # another object, whose rows are read, and are the same
+    assert taken(trainer) == before  # another object, whose rows are read, and are the same
     trainer.train_dataset = trainer.train_dataset.select(range(3))
-    assert fingerprints.fingerprints(trainer.session)["data"] != before["data"]
+    assert taken(trainer)["data"] != before["data"]
 
 
 def test_a_transform_that_is_set_later_is_seen(tmp_path: Path) -> None:
     """It is set on the very object that was prepared."""
     trainer = tiny.trainer(tmp_path)
-    before = fingerprints.fingerprints(trainer.session)["data"]
+    before = taken(trainer)["data"]
     trainer.train_dataset.set_transform(lambda rows: rows)
-    assert fingerprints.fingerprints(trainer.session)["data"] == before
+    assert taken(trainer)["data"] == before
     trainer.train_dataset.set_transform(lambda rows: {**rows, "input_ids": [ids[::-1] for ids in rows["input_ids"]]})
-    assert fingerprints.fingerprints(trainer.session)["data"] != before
+    assert taken(trainer)["data"] != before
 
 
 def test_saving_the_model_makes_no_other_model_of_it(tmp_path: Path) -> None:
     """transformers writes the name of the class into the configuration when it saves."""
     trainer = tiny.trainer(tmp_path / "run")
-    before = fingerprints.fingerprints(trainer.session)
+    before = taken(trainer)
     trainer.save_model(str(tmp_path / "model"))
-    assert fingerprints.fingerprints(trainer.session) == before
+    assert taken(trainer) == before

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sartor.errors import ConfigurationError
-from sartor.hf.figures import write_figures
+from sartor.hf.figures import predicted_memory, write_figures
 from sartor.report.run_page import write_run_page
 from sartor.run import planning, profiling
 from tests.hf import tiny
@@ -45,7 +45,7 @@ def test_the_three_figures_of_a_notebook(tmp_path: Path) -> None:
 
 def test_figures_of_a_run_are_written_into_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = {"label": "as it is", "peak_bytes": 5, "components": {"parameters": 5}}
-    monkeypatch.setattr(profiling, "consumers", lambda *given: [entry])  # simulated in tests/memory
+    monkeypatch.setattr(profiling, "what_consumes", lambda *given: [entry])  # simulated in tests/memory
     trainer = tiny.trainer(tmp_path, max_steps=2, rehearse=True, model=tiny.make_model(num_hidden_layers=2))
     trainer.train()
     names = {path.relative_to(tmp_path).as_posix() for path in write_figures(trainer)}
@@ -85,7 +85,7 @@ def test_what_is_foreseen_without_a_rehearsal_is_what_the_plan_foresaw(
     monkeypatch.setattr(planning, "TINY_BYTES", 0)
     trainer = tiny.trainer(tmp_path, max_steps=1, rehearse=False)
     trainer.train()
-    found = profiling.predicted(trainer.refresh(), trainer.data_loader(), trainer.optimizer_maker())
+    found = predicted_memory(trainer)
     assert found["foreseen"]["peak_bytes"] == trainer.plan.predicted_bytes["peak"]
 
 

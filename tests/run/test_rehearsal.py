@@ -15,8 +15,6 @@ import torch
 from sartor.engine.step import Engine
 from sartor.errors import OutOfMemoryError
 from sartor.memory import worst_batch
-from sartor.run.data_loader import TrainDataLoader
-from sartor.run.session import Session
 from sartor.run.state import generator_states
 from sartor.run.stepper import Updater
 from tests.hf import tiny
@@ -77,23 +75,24 @@ def test_everything_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     seen: list[dict[str, Any]] = []
     inner = training.rehearse_run
 
-    def state(session: Session, updater: Updater) -> dict[str, Any]:
-        model = session.model
+    def state(updater: Updater) -> dict[str, Any]:
+        model = updater.recovery.engine.model
         return {
             "weights": tiny.weights(model),
             "gradients": [parameter.grad for parameter in model.parameters()],
             "moments": dict(updater.optimizer.state),
             "generators": str(generator_states()),
             "schedule": updater.scheduler.state_dict(),
-            "step": session.steps.current,
+            "step": updater.steps.current,
             "mode": model.training,
             "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()],
         }
 
-    def spied(session: Session, data_loader: TrainDataLoader, updater: Updater, num_steps: int) -> None:
-        seen.append(state(session, updater))
-        inner(session, data_loader, updater, num_steps)
-        seen.append(state(session, updater))
+    def spied(settings: Any, data_loader: Any, updater: Updater, *rest: Any) -> Any:
+        seen.append(state(updater))
+        found = inner(settings, data_loader, updater, *rest)
+        seen.append(state(updater))
+        return found
 
     monkeypatch.setattr(training, "rehearse_run", spied)
     run(tmp_path, rehearse=True)

@@ -15,8 +15,9 @@ from sartor.engine.step import Engine
 from sartor.hf.settings import run_settings
 from sartor.memory.optimizers import MakeOptimizer, maker_like
 from sartor.records import Plan
-from sartor.run import voice
+from sartor.run import rescue, voice
 from sartor.run.data_loader import TrainDataLoader
+from sartor.run.preparation import Preparation
 from sartor.run.recover import Recovery
 from sartor.run.sampling import SampleAnswers
 from sartor.run.session import Session
@@ -89,6 +90,11 @@ class SessionTrainer(Trainer):
         return self.session.recovery
 
     @property
+    def preparation(self) -> Preparation:
+        """How data sets are prepared, and what was found in them."""
+        return self.session.data
+
+    @property
     def masters(self) -> Masters:
         """Of the model's parameters."""
         return self.session.masters
@@ -106,7 +112,7 @@ class SessionTrainer(Trainer):
 
     def data_loader(self) -> TrainDataLoader:
         """The training data, as batches."""
-        return TrainDataLoader(self.session)
+        return TrainDataLoader(self.train_dataset, self.model, self.session.settings)
 
     def optimizer_maker(self) -> MakeOptimizer:
         """How to make an optimizer of the kind and with the options that this trainer's has, or will have."""
@@ -120,3 +126,11 @@ class SessionTrainer(Trainer):
         self.create_optimizer()
         optimizer: torch.optim.Optimizer = self.optimizer
         return optimizer
+
+    def keep_weights(self, folder: Path, error: BaseException) -> None:
+        """Leave the weights in a subfolder `rescued-STEP`, as far as they can be written, and say so."""
+        step, is_own = self.state.global_step, self.own_saving() is not None
+        target = folder / f"rescued-{step}"
+        rescue.keep_weights(
+            self.model, self.masters, self.processing_class, target, step, error, self.say, is_own=is_own
+        )

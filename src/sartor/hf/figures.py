@@ -2,16 +2,55 @@
 
 from __future__ import annotations
 
+import json
 import os
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from sartor.errors import ConfigurationError
 from sartor.hf.base import SessionTrainer
 from sartor.run import profiling, saving
 from sartor.run.rehearsal import MEMORY_NAME
+from sartor.run.setup import engine_for
 
 FIGURES = "figures"
+
+
+def memory_of(trainer: SessionTrainer) -> dict[str, Any]:
+    """What is known of a trainer's memory: of its last rehearsal, or of the run in its folder; else predicted.
+
+    Raises:
+        ConfigurationError: nothing is known, and nothing can be predicted; says why.
+    """
+    session = trainer.refresh()
+    if session.memory is not None:
+        return session.memory
+    path = session.folder / MEMORY_NAME
+    if session.plan is None and path.exists():
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+    return predicted_memory(trainer)
+
+
+def predicted_memory(trainer: SessionTrainer) -> dict[str, Any]:
+    """What a step of the training that is set up needs, by simulation; under the plan that it has, or would get.
+
+    Raises:
+        ConfigurationError: an own loss decides, or this model cannot be simulated.
+    """
+    session = trainer.refresh()
+    if session.settings.own_loss or trainer.train_dataset is None:
+        why = "without train_dataset" if trainer.train_dataset is None else "an own loss or data_collator decides"
+        raise ConfigurationError(f"there is no memory to show: {why}.")
+    data_loader, plan = trainer.data_loader(), session.plan
+    if plan is None:
+        with engine_for(
+            session, longest_tokens=data_loader.longest_document, trains=True, data_loader=data_loader
+        ) as engine:
+            plan = engine.plan
+    summary = session.data.summaries.get("train")
+    return profiling.predicted(session.model, plan, session.settings, data_loader, summary, trainer.optimizer_maker())
 
 
 def write_figures(trainer: SessionTrainer, folder: str | os.PathLike[str] | None = None) -> list[Path]:
@@ -49,7 +88,7 @@ def _draw(trainer: SessionTrainer, target: Path) -> list[Path]:
         training = partial(profiling.training_like, session.model, session.settings.engine, trainer.optimizer_maker())
         session.memory = profiling.with_settings(session.memory, session.model, session.plan, training)
     try:
-        memory = session.memory or profiling.predicted(session, trainer.data_loader(), trainer.optimizer_maker())
+        memory = session.memory or predicted_memory(trainer)
     except ConfigurationError as error:
         trainer.say(f"no figure of memory: {error}")
         return written

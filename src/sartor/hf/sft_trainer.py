@@ -23,14 +23,15 @@ from sartor.hf.arguments import as_sft_config, take_old_arguments
 from sartor.hf.base import SessionTrainer
 from sartor.hf.callbacks import AskWhileTraining, Callbacks
 from sartor.hf.checks import Given
-from sartor.hf.construction import TAGS, build
+from sartor.hf.construction import TAGS, Parts, build
+from sartor.hf.figures import memory_of
 from sartor.hf.overrides import overrides_loss, refuse_overrides
 from sartor.hf.padded import default_collator
 from sartor.hf.settings import run_settings
 from sartor.hf.weighted import refuse_with_own_loss
 from sartor.masking import masked_errors
 from sartor.report import figures, memory_figures
-from sartor.run import profiling, rescue
+from sartor.run import profiling
 from sartor.run.sampling import SampleAnswers
 from sartor.run.session import Session
 
@@ -128,15 +129,7 @@ class SFTTrainer(SessionTrainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
-        self.session = Session(
-            self.model,
-            parts.tokenizer,
-            run_settings(args, parts.settings),
-            parts.preparation,
-            Path(args.output_dir),
-            Masters(self.model),
-            lambda message: self.say(message),  # which may be replaced
-        )
+        self.session = self._made_session(parts)
         self.callback_handler = Callbacks(self)
         if self.model.device != args.device:  # `*_full_eval` makes transformers leave the model where it is
             self._move_model_to_device(self.model, args.device)
@@ -156,6 +149,14 @@ class SFTTrainer(SessionTrainer):
                 "an own loss or data_collator: it gets padded batches and full logits, as Trainer makes them. That "
                 "costs the memory and time that flat rows and the chunked loss save."
             )
+
+    def _made_session(self, parts: Parts) -> Session:
+        settings, folder = run_settings(self.args, parts.settings), Path(self.args.output_dir)
+
+        def say(message: str) -> None:
+            self.say(message)  # which may be replaced
+
+        return Session(self.model, parts.tokenizer, settings, parts.preparation, folder, Masters(self.model), say)
 
     # --- training ----------------------------------------------------------------------------------------------------
 
@@ -303,8 +304,7 @@ class SFTTrainer(SessionTrainer):
         Raises:
             ConfigurationError: an own loss decides what goes through, or this model cannot be simulated.
         """
-        memory = profiling.memory_of(self.refresh(), self.data_loader(), self.optimizer_maker())
-        return memory_figures.plot_memory(memory, path)
+        return memory_figures.plot_memory(memory_of(self), path)
 
     def plot_lengths(self, path: str | Path | None = None) -> Figure:
         """How long the prepared training rows are; written where a path is given.
@@ -332,9 +332,8 @@ class SFTTrainer(SessionTrainer):
         try:
             self.session.save(folder)
         except Exception as error:
-            step, is_own = self.state.global_step, self.own_saving() is not None
-            if not self.is_in_train and step > 0:
-                rescue.keep_weights(self.session, step, folder, error, is_own=is_own)
+            if not self.is_in_train and self.state.global_step > 0:
+                self.keep_weights(Path(folder), error)
             raise
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)

@@ -20,13 +20,14 @@ from sartor.hf.padded import PaddedStepper
 from sartor.hf.state import TrainersCompanion, read_trainer_state, restore_state
 from sartor.hf.trainer_loop import TrainerLoop
 from sartor.optim.implementation import set_implementation
+from sartor.ranks import Ranks
 from sartor.run import checkpoint, rescue, resume
 from sartor.run.data_loader import TrainDataLoader
 from sartor.run.interrupt import Terminated
 from sartor.run.resume import Resumption
 from sartor.run.setup import count_streams
-from sartor.run.stepper import EngineStepper
-from sartor.run.training import Length, alone_in, computing, start, updater_for
+from sartor.run.stepper import EngineStepper, Updater
+from sartor.run.training import Length, alone_in, computing, start
 
 _NONE_SAVED = "No checkpoint was saved before it."
 
@@ -120,20 +121,31 @@ def _start(
     set_implementation(optimizer, engine.plan.optimizer_implementation)
     trainer.create_scheduler(num_training_steps=max_steps)
     if resumption is not None:
-        resume.restore(session, optimizer, trainer.lr_scheduler, resumption, engine.plan)
+        resume.restore_weights(trainer.model, resumption)
+        made_with = session.settings.configuration.optimizer
+        resume.restore_optimizer(optimizer, trainer.lr_scheduler, resumption, engine.plan, made_with, trainer.say)
         restore_state(trainer, saved[0], resumption.folder)
     handler = trainer.callback_handler
     handler.model, handler.optimizer, handler.lr_scheduler = trainer.model, optimizer, trainer.lr_scheduler
     handler.train_dataloader = loader
     trainer._initial_num_input_tokens_seen = 0
-    updater = updater_for(session, optimizer, trainer.lr_scheduler)
-    stepper = EngineStepper(engine, updater)
-    if trainer.uses_padded_batches:
-        stepper = PaddedStepper(trainer, engine, updater, trainer.data_collator)
+
+    def stepper(engine: Engine, updater: Updater, ranks: Ranks) -> EngineStepper:
+        if trainer.uses_padded_batches:
+            return PaddedStepper(trainer, engine, updater, trainer.data_collator)
+        return EngineStepper(engine, updater, ranks)
+
     companion = TrainersCompanion(trainer)
     length = Length(num_train_epochs, steps_in_epoch or 1, max_steps, _num_checkpoints(trainer, state))
     train_loop, control = start(
-        session, data_loader, updater, stepper, length, resumption=resumption, companion=companion
+        session,
+        data_loader,
+        optimizer,
+        trainer.lr_scheduler,
+        length,
+        make_stepper=stepper,
+        resumption=resumption,
+        companion=companion,
     )
     if resumption is None:
         train_loop.num_tokens = trainer.total_train_tokens
@@ -223,8 +235,7 @@ def _keep_weights(train_loop: TrainerLoop, error: BaseException) -> None:
     elif folder.is_dir() and step == run_loop.last_saved:
         rescue.tell(trainer.say, error, f"the weights of step {step} are in {folder}")
     else:
-        is_own = trainer.own_saving() is not None
-        rescue.keep_weights(trainer.session, step, trainer.session.folder, error, is_own=is_own)
+        trainer.keep_weights(trainer.session.folder, error)
 
 
 def _end(trainer: SessionTrainer) -> None:

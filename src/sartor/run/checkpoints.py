@@ -287,9 +287,10 @@ class Checkpoints:
 
     def _identify(self) -> dict[str, dict[str, str]]:
         if self._identity is None:
+            session, own_loss = self._session, self._session.settings.own_loss
             self._identity = {
-                "fingerprints": fingerprints(self._session),
-                "frozen": frozen_digests(self._session.model),
+                "fingerprints": fingerprints(session.data, session.model, session.tokenizer, own_loss=own_loss),
+                "frozen": frozen_digests(session.model),
             }
         return self._identity
 

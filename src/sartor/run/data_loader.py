@@ -17,17 +17,23 @@ from sartor.errors import DataError
 from sartor.run.examples import Examples, stream_batches
 from sartor.run.fingerprints import ExampleDigest
 from sartor.run.loop import OptimizerBatch
-from sartor.run.session import Session
+from sartor.run.settings import RunSettings
 
 
 class TrainDataLoader:
     """The training data of one `train()`."""
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._dataset = session.data.train
+    def __init__(self, dataset: Any, model: Any, settings: RunSettings) -> None:
+        """Args:
+        dataset: prepared.
+        model: that is trained.
+        settings: of the run.
+        """
+        self.settings = settings
+        """As they are now: the plan may split an optimizer batch in another way."""
+        self._dataset = dataset
         self._examples = Examples(self._dataset) if has_length(self._dataset) else None
-        self._weights = base_model(session.model).num_parameters(exclude_embeddings=True)
+        self._weights = base_model(model).num_parameters(exclude_embeddings=True)
         self.traits: ModelTraits | None = None
         """Set when the engine is there; without it no operations are counted."""
         self.last_flops = 0.0
@@ -54,7 +60,7 @@ class TrainDataLoader:
 
     def groups(self, epoch: int) -> Iterator[list[list[int]]]:
         """Indices of the device batches of each optimizer batch of an epoch; nothing for a stream."""
-        return iter(()) if self._examples is None else self._examples.groups(epoch, self._session.settings)
+        return iter(()) if self._examples is None else self._examples.groups(epoch, self.settings)
 
     def start_at(self, cursor: Mapping[str, Any], on_ready: Callable[[], None], *, stops: bool) -> None:
         """Begin where a cursor says, in a run that is resumed.
@@ -115,7 +121,7 @@ class TrainDataLoader:
 
     def _batches(self, epoch: int, skip: int) -> Iterator[OptimizerBatch]:
         """Those of an epoch; without the first ones, where rows can be addressed."""
-        settings = self._session.settings
+        settings = self.settings
         if self._examples is None:
             return stream_batches(self._dataset, epoch, settings, keep_rows=settings.own_loss)
         return self._examples.batches(epoch, settings, keep_rows=settings.own_loss, skip=skip)

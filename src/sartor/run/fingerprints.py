@@ -13,13 +13,12 @@ import torch
 import xxhash
 from transformers.trainer_utils import has_length
 
-import sartor
 from sartor.data.encoding.store import EXAMPLES_PER_BATCH, ContentDigest
 from sartor.engine.traits import base_model
 from sartor.records import Example
 from sartor.run.examples import Examples
 from sartor.run.preparation import Preparation
-from sartor.run.session import Session
+from sartor.version import VERSION
 
 _CHUNK_VALUES = 1 << 20
 """Of a frozen parameter, that are looked at together."""
@@ -59,9 +58,8 @@ class ExampleDigest:
         return self._checksum.hexdigest()
 
 
-def fingerprints(session: Session) -> dict[str, str]:
+def fingerprints(data: Preparation, model: Any, tokenizer: Any, *, own_loss: bool) -> dict[str, str]:
     """One digest, or one word, for each name of `WHAT`; the model's is without its weights (see `frozen_digests`)."""
-    data, model, tokenizer = session.data, session.model, session.tokenizer
     return {
         "data": _data(data, data.train),
         "eval_data": _evaluation_data(data),
@@ -69,8 +67,8 @@ def fingerprints(session: Session) -> dict[str, str]:
         "template": _digest(getattr(tokenizer, "chat_template", None)),
         "model": _configuration(model),
         "adapter": _adapter(model),
-        "loss": "own" if session.settings.own_loss else "built in",
-        "device": session.device.type,
+        "loss": "own" if own_loss else "built in",
+        "device": next(model.parameters()).device.type,
     }
 
 
@@ -79,7 +77,7 @@ def versions() -> dict[str, str]:
     import transformers
 
     return {
-        "sartor": sartor.__version__,
+        "sartor": VERSION,
         "torch": str(torch.__version__),
         "transformers": transformers.__version__,
         "python": platform.python_version(),

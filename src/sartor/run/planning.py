@@ -18,6 +18,7 @@ import psutil
 import torch
 
 from sartor.device import kind_of
+from sartor.engine.precision import Masters
 from sartor.engine.traits import ModelTraits, base_model, is_adapter
 from sartor.memory import meta_model, plan_text, rates
 from sartor.memory.decide import Decider, Decision, recomputation
@@ -76,8 +77,16 @@ def planned(
     if against is not None:
         session.say(f"memory: not simulated, since {against}; the plan follows rules of thumb")
         return base
+    model, settings = session.model, session.settings
     try:
-        return _searched(session, base, traits, data_loader, available_bytes, matrix_rate)
+        training = training_of(model, session.masters, session.tokenizer, settings)
+        shape = shape_of(settings, data_loader, session.data.summaries.get("train"))
+        decision, plan = _searched(
+            model, settings, base, traits, training, shape, available_bytes=available_bytes, matrix_rate=matrix_rate
+        )
+        for line in plan_text.run_lines(decision, traits.num_layers):
+            session.say(line)
+        return plan
     except Exception as error:  # a run must not fail because its memory cannot be foreseen
         session.say(f"memory: this model cannot be simulated ({reason_of(error)}); the plan follows rules of thumb")
         return base
@@ -101,30 +110,25 @@ def _reason_against(settings: RunSettings) -> str | None:
 
 
 def _searched(
-    session: Session,
+    trained: Any,
+    run: RunSettings,
     base: Plan,
     traits: ModelTraits,
-    data_loader: TrainDataLoader,
+    training: Training,
+    shape: Shape,
+    *,
     available_bytes: int,
     matrix_rate: Callable[[], float | None],
-) -> Plan:
-    settings = session.settings.engine
-    model = meta_model.imitate(session.model)
-    training = training_of(session)
-    shape = shape_of(session.settings, data_loader, session.data.summaries.get("train"))
+) -> tuple[Decision, Plan]:
+    """What to take, and the plan with it; see `planned`."""
+    settings, model = run.engine, meta_model.imitate(trained)
     shape = replace(shape, document_limit=traits.rope_switch_tokens)
-    host_bytes = None if kind_of(base.device).is_host else int(psutil.virtual_memory().available)
-    memory = Memory(available_bytes, _held_bytes(session.model), host_bytes=host_bytes)
-    free = search_space_of(
-        session.model,
-        traits,
-        settings,
-        base,
-        shape,
-        execution_options_of(session.model, base, settings, training, memory),
-    )
-    sizes = sizes_of(traits, session.model)
     kind = kind_of(base.device)
+    host_bytes = None if kind.is_host else int(psutil.virtual_memory().available)
+    memory = Memory(available_bytes, _held_bytes(trained), host_bytes=host_bytes)
+    executions = execution_options_of(trained, base, settings, training, memory)
+    free = search_space_of(trained, traits, settings, base, shape, executions)
+    sizes = sizes_of(traits, trained)
     rate = matrix_rate()
     speed = (
         rates.Rates(ASSUMED_CPU_RATE, kind.bytes_per_second, "assumed: this processor has no such products")
@@ -136,16 +140,14 @@ def _searched(
     start = time.perf_counter()
     decision = decider.decide(compares=False)
     each = (time.perf_counter() - start) / max(1, decision.num_simulated)
-    decision = with_unasked(decision, decider, estimates, session.model, traits, settings)
+    decision = with_unasked(decision, decider, estimates, trained, traits, settings)
     if decision.fits and NEIGHBOURS * each <= NEIGHBOUR_SHARE * (decision.run_seconds or 0.0):
         decision = replace(decision, neighbours=decider.neighbours(decision.chosen.setting))
-    decision = with_proposals(decision, base_model(session.model).config, estimates, sizes)
-    size, steps, _ = parts(session.settings, shape.longest_tokens, decision.chosen.setting.micro_batch_tokens)
+    decision = with_proposals(decision, base_model(trained).config, estimates, sizes)
+    size, steps, _ = parts(run, shape.longest_tokens, decision.chosen.setting.micro_batch_tokens)
     decision = replace(decision, device_batch=(size, steps))
-    for line in plan_text.run_lines(decision, traits.num_layers):
-        session.say(line)
     forecast = plan_text.as_json(decision, num_layers=traits.num_layers, optimizer=training.optimizer)
-    return replace(plan_with(estimates, decision, settings, traits.num_layers), forecast=forecast)
+    return decision, replace(plan_with(estimates, decision, settings, traits.num_layers), forecast=forecast)
 
 
 def with_unasked(
@@ -209,10 +211,9 @@ def plan_with(estimates: MemoryEstimates, decision: Decision, settings: EngineSe
     )
 
 
-def training_of(session: Session) -> Training:
+def training_of(model: Any, masters: Masters, tokenizer: Any, settings: RunSettings) -> Training:
     """What is trained and how, for the simulation."""
-    arrival = sorted(str(dtype).removeprefix("torch.") for dtype in session.masters.arrival_dtypes)
-    model, settings = session.model, session.settings
+    arrival = sorted(str(dtype).removeprefix("torch.") for dtype in masters.arrival_dtypes)
     assert settings.optimizer is not None
     return Training(
         arrival_dtype=arrival[0] if arrival else "float32",
@@ -222,7 +223,7 @@ def training_of(session: Session) -> Training:
         lora=model.peft_config[model.active_adapter] if is_adapter(model) else None,
         settings=settings.engine,
         saves=settings.saves,
-        asked=asked(session.tokenizer, settings.sample_prompts, settings.sample_max_new_tokens),
+        asked=asked(tokenizer, settings.sample_prompts, settings.sample_max_new_tokens),
     )
 
 

@@ -6,6 +6,7 @@ In: a session and its engine.  Out: the run's `Recovery` and its policy for numb
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from sartor.device import kind_of
@@ -17,7 +18,6 @@ from sartor.memory.plan import ACTIVATION_VALUES_PER_HIDDEN, write_plan
 from sartor.records import Incident, Plan
 from sartor.run import saving
 from sartor.run.recover import Recovery
-from sartor.run.session import Session
 from sartor.run.settings import RunSettings
 from sartor.run.stepper import NonFinitePolicy, rows_by_number
 from sartor.run.steps import StepCounter
@@ -46,14 +46,13 @@ def recovery_for(
     return Recovery(engine, release=limits.give_back, tell=tell, guard=guard, steps=steps)
 
 
-def freeze(session: Session, plan: Plan) -> None:
-    """Make this the run's plan from here on, in its folder too; a disk that is full does not end the run."""
-    session.plan = plan
+def freeze(plan: Plan, folder: Path, say: Callable[[str], None]) -> None:
+    """Write the plan that holds from here on into a run's folder; a disk that is full does not end the run."""
     try:
-        with saving.explained(session.folder):
-            write_plan(plan, session.folder / saving.PLAN_NAME)
+        with saving.explained(folder):
+            write_plan(plan, folder / saving.PLAN_NAME)
     except RunFolderError as error:
-        session.say(f"the run goes on, but its plan could not be written: {error}")
+        say(f"the run goes on, but its plan could not be written: {error}")
 
 
 def _needs(engine: Engine) -> Needs:

@@ -6,7 +6,6 @@ generators stay as they are.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -24,11 +23,13 @@ from sartor.memory.failure import reason_of
 from sartor.memory.optimizers import MakeOptimizer
 from sartor.memory.simulate import Training, Work, simulate_model
 from sartor.optim.implementation import set_implementation
-from sartor.records import EngineSettings, Plan
+from sartor.records import DataSummary, EngineSettings, Plan
 from sartor.run import rehearsal
 from sartor.run.data_loader import TrainDataLoader
 from sartor.run.planning import shape_of
+from sartor.run.policies import freeze
 from sartor.run.session import Session
+from sartor.run.settings import RunSettings
 from sartor.run.setup import engine_for
 from sartor.run.stepper import Updater
 
@@ -61,46 +62,40 @@ def profile(
         optimizer = make_optimizer()
         set_implementation(optimizer, engine.plan.optimizer_implementation)
         updater = Updater(optimizer, None, engine, engine.settings.max_grad_norm, False, recovery=session.recovery)
-        rehearsal.rehearse_now(session, data_loader, updater, num_steps())
+        session.memory, session.plan = rehearsal.rehearse_now(
+            session.settings, data_loader, updater, num_steps(), session.say
+        )
+        freeze(session.plan, session.folder, session.say)
 
 
-def memory_of(session: Session, data_loader: TrainDataLoader, make_optimizer: MakeOptimizer) -> dict[str, Any]:
-    """What is known of a training's memory: of its last rehearsal, or of the run in its folder; else predicted.
-
-    Raises:
-        ConfigurationError: nothing is known, and nothing can be predicted; says why.
-    """
-    if session.memory is not None:
-        return session.memory
-    path = session.folder / rehearsal.MEMORY_NAME
-    if session.plan is None and path.exists():
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
-    return predicted(session, data_loader, make_optimizer)
-
-
-def predicted(session: Session, data_loader: TrainDataLoader, make_optimizer: MakeOptimizer) -> dict[str, Any]:
+def predicted(
+    trained: Any,
+    plan: Plan,
+    settings: RunSettings,
+    data_loader: TrainDataLoader,
+    summary: DataSummary | None,
+    make_optimizer: MakeOptimizer,
+) -> dict[str, Any]:
     """What `memory.json` holds where nothing was rehearsed: a step's memory by simulation, and nothing measured.
 
+    Args:
+        trained: the model.
+        plan: of the training.
+        settings: of the training.
+        data_loader: its data.
+        summary: of their preparation, where that is known.
+        make_optimizer: makes its optimizer.
+
     Raises:
-        ConfigurationError: an own loss decides, or this model cannot be simulated.
+        ConfigurationError: this model cannot be simulated.
     """
-    if session.settings.own_loss or session.data.train is None:
-        why = "an own loss or data_collator decides" if session.settings.own_loss else "without train_dataset"
-        raise ConfigurationError(f"there is no memory to show: {why}.")
-    plan = session.plan
-    if plan is None:
-        with engine_for(
-            session, longest_tokens=data_loader.longest_document, trains=True, data_loader=data_loader
-        ) as engine:
-            plan = engine.plan
     try:
-        model = meta_model.imitate(session.model)
+        model = meta_model.imitate(trained)
         meta_model.widen(model, getattr(torch, plan.compute_dtype), rounds=plan.stochastic_rounding)
         traits = read_traits(model)
-        shape = shape_of(session.settings, data_loader, session.data.summaries.get("train"))
+        shape = shape_of(settings, data_loader, summary)
         work = replace(shape, document_limit=traits.rope_switch_tokens).work(plan.micro_batch_tokens, plan.layout)
-        training = training_like(session.model, session.settings.engine, make_optimizer)
+        training = training_like(trained, settings.engine, make_optimizer)
         prediction = simulate_model(model, plan, work, training)
         return trace.as_json(prediction, [], rehearsal.about(model, traits, plan, work))
     except Exception as error:

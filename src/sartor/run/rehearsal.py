@@ -33,11 +33,8 @@ from sartor.memory.simulate import CPU_MARGIN, Training, Work, simulate_model
 from sartor.memory.trace import Measured, Trace
 from sartor.memory.tracker import Phase
 from sartor.records import Example, Layout, MicroBatch, Plan
-from sartor.run import saving
 from sartor.run.cutting import keyed_micro_batches
 from sartor.run.data_loader import TrainDataLoader
-from sartor.run.policies import freeze
-from sartor.run.session import Session
 from sartor.run.settings import RunSettings
 from sartor.run.setup import matrix_rate
 from sartor.run.state import generator_states, restore_generators
@@ -50,46 +47,65 @@ _EPOCHS = 3
 and none is fatal."""
 
 
-def rehearse_run(session: Session, data_loader: TrainDataLoader, updater: Updater, num_steps: int) -> None:
-    """Rehearse a run where `rehearse` asks for it, or where it says nothing and it costs little.
+Rehearsed = tuple[dict[str, Any], Plan]
+"""What `memory.json` holds, and the plan with what was measured."""
+
+
+def rehearse_run(
+    settings: RunSettings,
+    data_loader: TrainDataLoader,
+    updater: Updater,
+    num_steps: int,
+    say: Callable[[str], None],
+) -> Rehearsed | None:
+    """Rehearse a run where `rehearse` asks for it, or where it says nothing and it costs little; None: it was not.
+
+    Args:
+        settings: of the run.
+        data_loader: its data.
+        updater: of its optimizer; its recovery has the engine.
+        num_steps: of the run.
+        say: tells the user one thing.
 
     Raises:
         OutOfMemoryError: not even one document goes through.
     """
-    asked = session.settings.rehearse
+    asked = settings.rehearse
     if asked is False:
-        return
+        return None
     engine = updater.recovery.engine
-    against = _impossible(session.settings, data_loader)
+    against = _impossible(settings, data_loader)
     if against is not None:
         if asked:
-            session.say(f"rehearse=True: there is no rehearsal: {against}.")
-        return
-    num_rows = num_steps * session.settings.examples_per_step
-    if not asked and worst_batch.is_tiny(num_steps, _run_s(engine, data_loader, num_rows)):
-        return
+            say(f"rehearse=True: there is no rehearsal: {against}.")
+        return None
+    if not asked and worst_batch.is_tiny(num_steps, _run_s(engine, data_loader, num_steps)):
+        return None
     ahead = _Ahead.of(engine, data_loader, num_steps=num_steps, is_asked=bool(asked))
     worst = ahead.worst(engine)
     if not worst or (not asked and worst_batch.is_costly(worst[0].micro.num_tokens, ahead.run_tokens)):
-        return
-    session.memory, plan = Rehearsal(updater, ahead, session.say).run()
-    freeze(session, plan)
-    saving.write_json(session.folder / MEMORY_NAME, session.memory)
+        return None
+    return Rehearsal(updater, ahead, say).run()
 
 
-def rehearse_now(session: Session, data_loader: TrainDataLoader, updater: Updater, num_steps: int) -> None:
-    """Rehearse outside of a run, whatever it costs; `session.memory` is then what `memory.json` holds.
+def rehearse_now(
+    settings: RunSettings,
+    data_loader: TrainDataLoader,
+    updater: Updater,
+    num_steps: int,
+    say: Callable[[str], None],
+) -> Rehearsed:
+    """Rehearse outside of a run, whatever it costs; see `rehearse_run`.
 
     Raises:
         ConfigurationError: there is nothing to rehearse; says why.
         OutOfMemoryError: not even one document goes through.
     """
-    against = _impossible(session.settings, data_loader)
+    against = _impossible(settings, data_loader)
     if against:
         raise ConfigurationError(f"the memory of a step cannot be looked at beforehand: {against}.")
     ahead = _Ahead.of(updater.recovery.engine, data_loader, num_steps=num_steps, is_asked=True)
-    session.memory, plan = Rehearsal(updater, ahead, session.say).run()
-    freeze(session, plan)
+    return Rehearsal(updater, ahead, say).run()
 
 
 def _impossible(settings: RunSettings, data_loader: TrainDataLoader) -> str | None:
@@ -100,12 +116,13 @@ def _impossible(settings: RunSettings, data_loader: TrainDataLoader) -> str | No
     return None
 
 
-def _run_s(engine: Engine, data_loader: TrainDataLoader, num_rows: int) -> float | None:
+def _run_s(engine: Engine, data_loader: TrainDataLoader, num_steps: int) -> float | None:
     """What a run takes at the device's rate of matrix products; None where that is not known."""
     rate = matrix_rate(engine.device, engine.compute_dtype)
     if rate is None or data_loader.examples is None or not len(data_loader.examples):
         return None
     length = int(data_loader.examples.lengths.mean())
+    num_rows = num_steps * data_loader.settings.examples_per_step
     return num_rows * step_flops(engine.traits, [length], length) / rate
 
 
@@ -198,8 +215,8 @@ class Rehearsal:
         self._unmeasured = ""
         """Why nothing was measured; then only what is out of memory is found."""
 
-    def run(self) -> tuple[dict[str, Any], Plan]:
-        """Rehearse, and say what was found; returns what `memory.json` holds, and the plan with what was measured."""
+    def run(self) -> Rehearsed:
+        """Rehearse, and say what was found."""
         engine, recovery = self._engine, self._updater.recovery
         with _unchanged(engine) as copies:
             self._held_bytes = trace.held_bytes(engine.model, [*copies, *self._updater.states()])

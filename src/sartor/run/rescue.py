@@ -8,7 +8,6 @@ folder and changes no model; a rescue never hides the error that made it necessa
 from __future__ import annotations
 
 import copy
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -22,7 +21,6 @@ from sartor.engine.traits import has_own_saving, is_adapter
 from sartor.errors import ConfigurationError
 from sartor.run import saving, tensor_file
 from sartor.run.model_files import METADATA, model_files
-from sartor.run.session import Session
 from sartor.run.snapshot import Snapshot
 from sartor.run.tensor_file import Entry
 from sartor.wording import one_line
@@ -63,26 +61,43 @@ def check_savable(model: Any, masters: Masters, tokenizer: Any, *, is_own: bool)
 
 
 def keep_weights(
-    session: Session, step: int, folder: str | os.PathLike[str], error: BaseException, *, is_own: bool
+    model: Any,
+    masters: Masters,
+    tokenizer: Any,
+    target: Path,
+    step: int,
+    error: BaseException,
+    say: Callable[[str], None],
+    *,
+    is_own: bool,
 ) -> None:
-    """Write what can be written into `rescued-STEP` inside `folder`, and say so, also on `error`."""
-    target = Path(folder) / f"rescued-{step}"
+    """Write what can be written into a folder, and say so, also on `error`.
+
+    Args:
+        model: that was trained.
+        masters: of its parameters.
+        tokenizer: saved with it.
+        target: the folder, which is made anew.
+        step: that the weights are of.
+        error: that made it necessary.
+        say: tells the user one thing.
+        is_own: whether the user's own `save_model` saves the model.
+    """
     shutil.rmtree(target, ignore_errors=True)
-    model, masters = session.model, session.masters
     missing = []
     weights: Part = ("the weights", lambda path: _save_weights(model, masters, path, is_own=is_own), "")
-    for what, save, _ in [weights, *_small_parts(model, session.tokenizer, is_own=is_own)]:
+    for what, save, _ in [weights, *_small_parts(model, tokenizer, is_own=is_own)]:
         try:
             target.mkdir(parents=True, exist_ok=True)
             save(target)
         except Exception as problem:
             if what == "the weights":
                 where = f"the weights of step {step} could not be saved in {target}: {_sentence(problem)}"
-                tell(session.say, error, where)
+                tell(say, error, where)
                 return
             missing.append(what)
     without = f" without {' and '.join(missing)}" if missing else ""
-    tell(session.say, error, f"the weights of step {step} are in {target}{without}")
+    tell(say, error, f"the weights of step {step} are in {target}{without}")
 
 
 def tell(say: Callable[[str], None], error: BaseException, where: str) -> None:

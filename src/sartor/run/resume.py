@@ -98,7 +98,8 @@ def find(
         say(f"{_shortened(frozen)}: not trained, and not as in {path.name}, which holds them: they are put back.")
     elif "model" in willing:
         frozen, lost = (), sorted([*frozen, *lost])
-    accepted = _compare(session.settings, fingerprints(session), content, path, lost, say)
+    now = fingerprints(session.data, session.model, session.tokenizer, own_loss=session.settings.own_loss)
+    accepted = _compare(session.settings, now, content, path, lost, say)
     _take_metrics(folder, content["metrics_bytes"], path, say)
     if path.parent.resolve() == folder.resolve():
         for later in checkpoint.later_than(path):
@@ -352,15 +353,6 @@ def _cut_metrics(path: Path, num_bytes: int) -> None:
 
 
 # --- putting back --------------------------------------------------------------------------------------------------
-
-
-def restore(
-    session: Session, optimizer: torch.optim.Optimizer, scheduler: Any, resumption: Resumption, plan: Plan
-) -> None:
-    """Put weights, optimizer and schedule back; see `restore_weights` and `restore_optimizer`."""
-    restore_weights(session.model, resumption)
-    made_with = session.settings.configuration.optimizer
-    restore_optimizer(optimizer, scheduler, resumption, plan, made_with, session.say)
 
 
 def restore_weights(model: Any, resumption: Resumption) -> None:

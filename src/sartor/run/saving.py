@@ -166,7 +166,7 @@ def explained(path: str | os.PathLike[str]) -> Iterator[None]:
 
 def _shown(path: str | os.PathLike[str]) -> str:
     """A path as people know it: a checkpoint's or a model's place, not where it is being written."""
-    shown = re.sub(rf"_({checkpoint.PREFIX}-\d+)\.partial", r"\1", os.fspath(path))
+    shown = re.sub(rf"_({checkpoint.PREFIX}\d+)\.partial", r"\1", os.fspath(path))
     return re.sub(rf"[/\\]{re.escape(_FRESH_PREFIX)}\w+", "", shown)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,11 @@ def engine_for(
     if session.engine is not None:
         yield session.engine
         return
+
+    def freeze(plan: Plan) -> None:
+        session.plan = plan
+        policies.freeze(plan, session.folder, session.say)
+
     model, masters, settings, device = session.model, session.masters, session.settings, session.device
     compute_dtype, reason = _compute_dtype(settings, device, trains)
     if frozen is not None:
@@ -82,15 +87,15 @@ def engine_for(
                     matrix_rate=lambda: matrix_rate(device, compute_dtype),
                 )
                 session.settings, plan = device_batch.split(settings, plan, longest)
+                data_loader.settings = session.settings
             engine = Engine(model, traits, plan, settings.engine)
             engine.check_head()
             engine.check_lengths(longest)
             if trains:
                 engine.balance_coefficient = _balance_coefficient(settings, traits, session.say)
             steps = session.steps if trains else StepCounter()
-            freeze = partial(policies.freeze, session) if trains else None
             with engine.running():
-                session.recovery = policies.recovery_for(engine, steps, session.say, freeze)
+                session.recovery = policies.recovery_for(engine, steps, session.say, freeze if trains else None)
                 yield engine
     finally:
         session.recovery = None

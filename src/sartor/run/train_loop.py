@@ -19,6 +19,8 @@ from sartor.records import StepResult
 from sartor.run import loop, saving
 from sartor.run.checkpoints import Checkpoints, Companion
 from sartor.run.data_loader import TrainDataLoader
+from sartor.run.evaluate import Evaluation, evaluate
+from sartor.run.examples import all_examples, device_batches
 from sartor.run.interrupt import Interrupts
 from sartor.run.loop import Reply
 from sartor.run.metrics_writer import MetricsWriter
@@ -210,15 +212,40 @@ class TrainLoop:
         self.last_logged = self.steps.done
         return logs, window
 
+    def log(self) -> dict[str, float]:
+        """`take_logs` with token accuracy and entropy, also written to `metrics.jsonl`."""
+        logs, window = self.take_logs()
+        logs |= {**window.metrics(), "num_tokens": float(self.num_tokens)}
+        self.metrics_writer.write(self.steps.done, logs)
+        return logs
+
+    def evaluate(self, dataset: Any, name: str = "eval") -> Evaluation:
+        """Loss, token accuracy and entropy of a prepared data set, by the model as it is now.
+
+        Raises:
+            DataError: it has no target.
+            OutOfMemoryError: one document alone does not fit.
+        """
+        session = self._session
+        assert session.recovery is not None
+        batches = device_batches(all_examples(dataset), session.settings.eval_batch_size)
+        found = evaluate(session.recovery.engine, batches, name=f"{name} data", recovery=session.recovery)
+        self.evaluated_last = True
+        return found
+
     @property
     def mean_loss(self) -> float:
         """Of all steps so far that were not skipped."""
         return (self.total_loss + self.window.loss) / max(self.steps.done - self.steps.num_skipped, 0.001)
 
     def save(self) -> Path | None:
-        """A checkpoint; None where it does not fit on the disk, and the run goes on without it."""
+        """A checkpoint of the steps that are done.
+
+        None where there is none to save, in the middle of an update that a signal has ended; or where it does not fit
+        on the disk, and the run goes on without it.
+        """
         saved: list[Path] = []
-        if not self.tolerate(lambda: saved.append(self.checkpoints.save())):
+        if not self.is_whole or not self.tolerate(lambda: saved.append(self.checkpoints.save())):
             return None
         self.last_saved = self.steps.done
         return saved[0]

@@ -21,15 +21,17 @@ from sartor.engine.step import Engine
 from sartor.errors import ConfigurationError
 from sartor.memory.allocator import retaining
 from sartor.optim.implementation import set_implementation
+from sartor.ranks import Ranks
 from sartor.run import checkpoint, folder_lock, loop, rescue, resume, saving
 from sartor.run.checkpoints import Companion
 from sartor.run.data_loader import TrainDataLoader
 from sartor.run.metrics_writer import MetricsWriter
 from sartor.run.output import lines_may_be_lost
-from sartor.run.policies import full_disk_policy, non_finite_policy
-from sartor.run.rehearsal import rehearse_run
+from sartor.run.policies import freeze, full_disk_policy, non_finite_policy
+from sartor.run.rehearsal import MEMORY_NAME, rehearse_run
 from sartor.run.resume import Resumption
 from sartor.run.session import Session
+from sartor.run.settings import RunSettings
 from sartor.run.setup import announce, count_streams, engine_for, matrix_rate
 from sartor.run.stepper import EngineStepper, Updater
 from sartor.run.train_loop import TrainLoop
@@ -86,10 +88,11 @@ def computing(session: Session, data_loader: TrainDataLoader, resumption: Resump
 def start(
     session: Session,
     data_loader: TrainDataLoader,
-    updater: Updater,
-    stepper: loop.Stepper,
+    optimizer: torch.optim.Optimizer,
+    scheduler: Any,
     length: Length,
     *,
+    make_stepper: Callable[[Engine, Updater, Ranks], loop.Stepper] = EngineStepper,
     resumption: Resumption | None = None,
     companion: Companion | None = None,
 ) -> tuple[TrainLoop, dict[str, bool] | None]:
@@ -98,9 +101,10 @@ def start(
     Args:
         session: whose engine is there.
         data_loader: gives optimizer batches.
-        updater: steps the optimizer.
-        stepper: computes gradients.
+        optimizer: of the training; its state is put back where the run is resumed.
+        scheduler: of the training, likewise.
         length: of the training.
+        make_stepper: makes what computes gradients.
         resumption: what is gone on from.
         companion: adds to checkpoints.
 
@@ -108,7 +112,19 @@ def start(
         OutOfMemoryError: not even one document goes through.
         RunFolderError: the folder cannot be written, or its disk has too little room.
     """
-    engine, folder, settings, say = updater.recovery.engine, session.folder, session.settings, session.say
+    folder, settings, say, recovery = session.folder, session.settings, session.say, session.recovery
+    assert recovery is not None
+    engine = recovery.engine
+    updater = Updater(
+        optimizer,
+        scheduler,
+        engine,
+        engine.settings.max_grad_norm,
+        steps_on_metrics=isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+        or type(scheduler).__name__ == "GreedyLR",
+        recovery=recovery,
+        policy=non_finite_policy(settings, session.data.places.get("train"), say),
+    )
     announce(folder, engine.plan, session.data, say)
     saving.write_json(folder / saving.CONFIGURATION_NAME, settings.configuration.values)
     metrics_writer = MetricsWriter(
@@ -134,29 +150,18 @@ def start(
             first_epoch, seen, control = train_loop.resume(resumption.content)
         else:
             _tell_earlier(folder, settings.save_total_limit, say)
-            rehearse_run(session, data_loader, updater, length.max_steps)
+            rehearsed = rehearse_run(settings, data_loader, updater, length.max_steps, say)
+            if rehearsed is not None:
+                session.memory, session.plan = rehearsed
+                freeze(session.plan, folder, say)
+                saving.write_json(folder / MEMORY_NAME, session.memory)
         train_loop.checkpoints.prepare(length.num_checkpoints)
     except BaseException:
         train_loop.close()
         raise
-    train_loop.events = loop.loop(range(first_epoch, length.num_epochs), data_loader.batches, stepper, seen=seen)
+    epochs, stepper = range(first_epoch, length.num_epochs), make_stepper(engine, updater, session.ranks)
+    train_loop.events = loop.loop(epochs, data_loader.batches, stepper, seen=seen)
     return train_loop, control
-
-
-def updater_for(session: Session, optimizer: torch.optim.Optimizer, scheduler: Any) -> Updater:
-    """Steps the optimizer of a training, whose engine is there."""
-    assert session.recovery is not None
-    engine = session.recovery.engine
-    return Updater(
-        optimizer,
-        scheduler,
-        engine,
-        engine.settings.max_grad_norm,
-        steps_on_metrics=isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
-        or type(scheduler).__name__ == "GreedyLR",
-        recovery=session.recovery,
-        policy=non_finite_policy(session.settings, session.data.places.get("train"), session.say),
-    )
 
 
 def _tell_earlier(folder: Path, save_total_limit: int | None, say: Callable[[str], None]) -> None:
@@ -195,16 +200,16 @@ def training(
     with alone_in(session.folder):
         resumption = resume.find(session, resume_from_checkpoint)
         rescue.check_savable(session.model, session.masters, session.tokenizer, is_own=False)
-        data_loader = TrainDataLoader(session)
+        data_loader = TrainDataLoader(session.data.train, session.model, session.settings)
         with computing(session, data_loader, resumption) as engine:
-            length = _length(session, data_loader)
+            length = _length(session.settings, data_loader)
             optimizer, scheduler = make_optimizer(length.max_steps)
             set_implementation(optimizer, engine.plan.optimizer_implementation)
             if resumption is not None:
-                resume.restore(session, optimizer, scheduler, resumption, engine.plan)
-            updater = updater_for(session, optimizer, scheduler)
-            stepper = EngineStepper(engine, updater)
-            train_loop, _ = start(session, data_loader, updater, stepper, length, resumption=resumption)
+                resume.restore_weights(session.model, resumption)
+                made_with = session.settings.configuration.optimizer
+                resume.restore_optimizer(optimizer, scheduler, resumption, engine.plan, made_with, session.say)
+            train_loop, _ = start(session, data_loader, optimizer, scheduler, length, resumption=resumption)
             try:
                 yield train_loop
                 train_loop.checkpoints.wait()
@@ -213,8 +218,7 @@ def training(
                 train_loop.close()
 
 
-def _length(session: Session, data_loader: TrainDataLoader) -> Length:
-    settings = session.settings
+def _length(settings: RunSettings, data_loader: TrainDataLoader) -> Length:
     if data_loader.examples is None:
         if settings.max_steps <= 0:
             raise ConfigurationError("the data set is a stream, whose length is not known: set max_steps.")
