@@ -9,6 +9,7 @@ from enum import StrEnum
 from types import MappingProxyType
 
 from sartor.config.own_options import OWN_FIELDS
+from sartor.config.texts import GROUPS
 from sartor.optim.registry import SOME_MODULES_ONLY
 
 
@@ -32,29 +33,7 @@ class Option:
     refused."""
 
 
-_HONOURED_AS_IN_TRL = (
-    # length, batches, optimizer and schedule
-    "output_dir per_device_train_batch_size num_train_epochs max_steps learning_rate lr_scheduler_type "
-    "lr_scheduler_kwargs warmup_steps optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon "
-    "gradient_accumulation_steps max_grad_norm tf32 neftune_noise_alpha full_determinism torch_empty_cache_steps seed "
-    "data_seed use_cpu "
-    # logging
-    "logging_strategy logging_steps logging_first_step include_num_input_tokens_seen log_level "
-    "disable_tqdm report_to run_name project trackio_space_id trackio_bucket_id trackio_static_space_id "
-    "skip_memory_metrics "
-    # evaluation
-    "eval_strategy eval_steps eval_delay per_device_eval_batch_size prediction_loss_only eval_on_start "
-    "eval_do_concat_batches eval_accumulation_steps include_for_metrics batch_eval_metrics "
-    # saving and the Hub
-    "save_strategy save_steps save_total_limit save_only_model push_to_hub hub_token hub_private_repo hub_model_id "
-    "hub_strategy hub_always_push hub_revision load_best_model_at_end metric_for_best_model greater_is_better "
-    # data and loss
-    "dataloader_drop_last remove_unused_columns model_init_kwargs trust_remote_code chat_template_path "
-    "dataset_text_field dataset_num_proc eos_token max_length truncation_mode shuffle_dataset packing "
-    "packing_strategy eval_packing completion_only_loss assistant_only_loss pad_token"
-)
-
-_HONOURED_WITH_REMARK = {
+_REMARKS = {
     "optim": "Optimizers that torch and transformers build alone, and those of bitsandbytes, torchao and "
     "torch-optimi where the package is installed. Refused: GaLore and APOLLO (they need `optim_target_modules`), LOMO "
     "(it steps inside the backward pass), schedule-free ones (their weights differ between training and evaluation).",
@@ -139,8 +118,7 @@ _NO_EFFECT = {
 }
 
 OPTIONS: MappingProxyType[str, Option] = MappingProxyType(
-    {name: Option(Status.HONOURED) for name in _HONOURED_AS_IN_TRL.split()}
-    | {name: Option(Status.HONOURED, remark) for name, remark in _HONOURED_WITH_REMARK.items()}
+    {name: Option(Status.HONOURED, _REMARKS.get(name, "")) for group in GROUPS.values() for name in group}
     | {name: Option(Status.REFUSED, remark) for name, remark in _REFUSED.items()}
     | {name: Option(Status.NO_EFFECT, remark) for name, remark in _NO_EFFECT.items()}
 )
