@@ -1,7 +1,7 @@
 """What becomes of every option: one row per field of `SFTConfig`, which has every field of trl's and of transformers'.
 
-This is data alone.  `checks.py` refuses and announces from it, `options_page.py` writes docs/options.md from it, and a
-test holds it equal, both ways, to the fields of the installed versions of trl and transformers.
+This is data alone.  `checks.py` refuses and announces from it, `page.py` writes docs/options.md from it, and a test
+holds it equal, both ways, to the fields of the installed versions of trl and transformers.
 """
 
 from dataclasses import dataclass
@@ -123,54 +123,3 @@ OPTIONS: MappingProxyType[str, Option] = MappingProxyType(
     | {name: Option(Status.NO_EFFECT, remark) for name, remark in _NO_EFFECT.items()}
 )
 """Field name to its row."""
-
-DIFFERENCES: tuple[tuple[str, str, str], ...] = (
-    (
-        "`gradient_checkpointing` is None",
-        "trl: True",
-        "whether recomputing pays depends on the memory there is: the plan decides, and says so; True and False are "
-        "obeyed",
-    ),
-    (
-        "`entropy`, `mean_token_accuracy` and `eval_loss` are weighted by tokens",
-        "trl: means over batches, whose value depends on the batch size",
-        "a figure should describe the data, not the way it was cut",
-    ),
-    (
-        "The loss is the sum over target tokens divided by the number of target tokens in the optimizer batch",
-        "trl: the same on one device",
-        "it holds for every cut into micro-batches, so memory settings never change the mathematics",
-    ),
-    (
-        "Parameters being trained are kept in fp32, whatever dtype the model arrived in",
-        "trl: trained in the dtype of the weights",
-        "at usual learning rates most updates of bf16 weights round to nothing; the saved model has the dtype it "
-        "arrived in",
-    ),
-    (
-        "`bf16` and `fp16` permit; the device decides",
-        "trl: bf16 on a CPU is an error, or slow",
-        "a CPU without bf16 instructions is 15 to 500 times slower in bf16 than in fp32",
-    ),
-    (
-        "NEFTune's noise is scaled by the length of each document, and keyed by seed, step and example",
-        "trl: scaled by the padded length",
-        "padding, or the documents that share a row, must not change the noise",
-    ),
-    (
-        "No pickle is written: no `training_args.bin`, `optimizer.pt`, `rng_state.pth`",
-        "trl: pickle, with `hub_token` in clear text in the first",
-        "a pickle runs code when it is loaded; the resolved configuration is JSON without the token",
-    ),
-    (
-        "Options that change nothing are named in one line; options that are not supported are an error",
-        "trl: some are ignored silently",
-        "nobody should find out after the run that an option did nothing",
-    ),
-    (
-        "Names that older versions used are accepted by the constructors, with a warning",
-        "transformers 5: an error",
-        "scripts of the last years run as they are",
-    ),
-)
-"""(what Sartor does, what trl does, why): every difference on purpose."""
