@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sartor.cli.typed import typed
-from sartor.demo.score import MEASURE, Score, Verdict, mentions
+from sartor.demo.score import MEASURE, Verdict, mentions, share_right
 from sartor.demo.world import Fact
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Screen:
             f"Naming each property's most frequent value would be right in {percent(most_frequent_share(facts))}."
         )
         rambling = sum(mentions(one.fact, one.text) for one in before) / len(before)
-        shares = [percent(score_of(answered).share) for answered in (before, after, unseen)]
+        shares = [percent(share_right([one.verdict for one in answered])) for answered in (before, after, unseen)]
         self._plain(f"held-out questions right: before {shares[0]}, after {shares[1]}")
         self._plain(f"in wordings that no conversation uses: after {shares[2]}")
         self._plain(f"what the base wrote mentions the right value somewhere: {percent(rambling)}")
@@ -178,11 +178,6 @@ class Screen:
             shown = text.strip().replace("\n", " ⏎ ")
             table.add_row(name, Text(shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]} …"))
         self.console.print(table)
-
-
-def score_of(answered: Iterable[Answered]) -> Score:
-    """The verdicts alone."""
-    return Score(tuple(one.verdict for one in answered))
 
 
 def percent(share: float) -> str:
