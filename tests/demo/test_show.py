@@ -8,7 +8,6 @@ import pytest
 from rich.console import Console
 
 from sartor.cli import chat, demo
-from sartor.cli.typed import typed
 from sartor.demo import real, show
 from sartor.demo.folder import choose_folder
 from sartor.demo.score import Verdict
@@ -16,6 +15,7 @@ from sartor.demo.screen import NUM_SHOWN, OFF_SUBJECT, Answered, Screen, most_fr
 from sartor.demo.show import held_out_questions, unseen_questions
 from sartor.demo.world import NUM_TAUGHT_WORDINGS, Group, make_world
 from sartor.errors import ConfigurationError, RunFolderError
+from sartor.wording import typed
 
 WORLD = make_world(7)
 

@@ -20,11 +20,11 @@ from sartor.cli.quiet import no_progress_bars
 from sartor.cli.request import Request, rows_of
 from sartor.cli.train_flags import read
 from sartor.cli.train_flags import usage as usage
-from sartor.cli.typed import typed
 from sartor.errors import ConfigurationError, RunFolderError, SartorError, SartorWarning
 from sartor.run.folder_lock import refuse_running
 from sartor.run.interrupt import Terminated, sigterm_raises
 from sartor.run.output import lines_may_be_lost
+from sartor.wording import typed
 
 if TYPE_CHECKING:
     from sartor.config import SFTConfig

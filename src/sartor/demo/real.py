@@ -18,10 +18,10 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sartor.cli.typed import typed
 from sartor.demo.folder import choose_folder
 from sartor.demo.real_weights import RealWeights, obtain
 from sartor.errors import RunFolderError
+from sartor.wording import typed
 
 if TYPE_CHECKING:
     from sartor.chat.sample import Speaker

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sartor.cli.typed import typed
 from sartor.demo.score import MEASURE, Verdict, mentions, share_right
 from sartor.demo.world import Fact
+from sartor.wording import typed
 
 if TYPE_CHECKING:
     from rich.console import Console
