@@ -170,11 +170,8 @@ def _train(request: Request, folder: Path, resume: str | bool) -> int:
         peft_config=peft_config(request.own),
         callbacks=[progress],
     )
-    _remove_other_progress(trainer)
-    try:
+    with progress.alone_in(trainer):
         trainer.train(resume_from_checkpoint=resume)
-    finally:
-        progress.close()
     trainer.save_model(_internal_call=True)  # it is pushed when all else is there
     trainer.save_state()
     _write_figures(trainer)
@@ -265,14 +262,6 @@ def peft_config(own: Mapping[str, Any]) -> Any:
         use_rslora=value["use_rslora"],
         use_dora=value["use_dora"],
     )
-
-
-def _remove_other_progress(trainer: Any) -> None:
-    """Take out the bar, or the printed dicts, that transformers adds to every trainer: ours shows the same."""
-    from transformers.trainer_callback import PrinterCallback, ProgressCallback
-
-    trainer.remove_callback(ProgressCallback)
-    trainer.remove_callback(PrinterCallback)
 
 
 def _says_something(trace: Path) -> bool:

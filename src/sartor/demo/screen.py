@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.table import Table
+from rich.text import Text
+
 from sartor.demo.score import MEASURE, Verdict, mentions, share_right
 from sartor.demo.world import Fact
 from sartor.wording import typed
@@ -148,28 +151,19 @@ class Screen:
             self._plain(f"  {command:<{width}}  {purpose}")
 
     def _title(self, text: str) -> None:
-        from rich.text import Text
-
         self.console.print()
         self.console.print(Text(text, style="bold"))
 
     def _say(self, text: str) -> None:
         """A paragraph, wrapped to the console."""
-        from rich.text import Text
-
         self.console.print(Text(text))
 
     def _plain(self, text: str) -> None:
         """A line that scripts may look for: never wrapped."""
-        from rich.text import Text
-
         self.console.print(Text(text), soft_wrap=True)
 
     def _exchange(self, question: str, answers: dict[str, str]) -> None:
         """A question and what was written, line ends and special tokens visible."""
-        from rich.table import Table
-        from rich.text import Text
-
         table = Table.grid(padding=(0, 2))
         table.add_column(justify="right", style="dim", no_wrap=True)
         table.add_column(overflow="fold")

@@ -136,14 +136,7 @@ def read_lore(kind: str) -> Kind:
     text = resources.files("sartor.demo").joinpath("assets", "lore", f"{kind}.toml").read_text(encoding="utf-8")
     lore = tomllib.loads(text)
     attributes = tuple(
-        Attribute(
-            key=entry["key"],
-            verb=entry["verb"],
-            quip=entry["quip"],
-            values=tuple(entry["values"]),
-            phrasings=tuple(entry["phrasings"]),
-            wordings=tuple(entry["wordings"]),
-        )
+        Attribute(**{name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()})
         for entry in lore["attributes"]
     )
     if len(lore["first"]) != NAME_WORDS or len(lore["second"]) != NAME_WORDS:
