@@ -4,12 +4,11 @@ src/sartor/cli/field_flags.json`.
 
 import dataclasses
 import json
-import types
 import typing
 from typing import Any
 
 from sartor.cli.flags import Flag
-from sartor.config.checks import CHOICES
+from sartor.config.checks import CHOICES, kinds_of
 from sartor.config.sft_config import DEFAULTS, ENUMERATIONS, SFTConfig
 from sartor.config.table import OPTIONS, Status
 from sartor.config.texts import GROUPS
@@ -59,13 +58,11 @@ def _choices(name: str) -> tuple[str, ...]:
 
 def _kind(name: str, hint: Any) -> tuple[str, bool]:
     """(kind, whether None is a value) from a field's annotation."""
-    union = typing.get_origin(hint) in (types.UnionType, typing.Union)
-    parts = typing.get_args(hint) if union else (hint,)
-    optional = types.NoneType in parts
+    kinds, optional = kinds_of(hint)
     if name in _LISTS:
         # `--report_to none` is a name that transformers knows, not None.
         return "list", optional and name != "report_to"
-    kinds = [typing.get_origin(part) or part for part in parts if part is not types.NoneType]
+    kinds = [typing.get_origin(kind) or kind for kind in kinds]
     if dict in kinds:
         return "dict", optional
     plain = [_KINDS[kind] for kind in kinds if kind in _KINDS]

@@ -15,8 +15,7 @@ from enum import Enum
 from typing import Any
 
 from transformers import TrainingArguments
-from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy, SchedulerType
-from transformers.training_args import OptimizerNames
+from transformers.trainer_utils import IntervalStrategy
 
 from sartor.config import checks
 from sartor.config.environment import environment_problems, is_true, precision_problem
@@ -26,14 +25,6 @@ from sartor.device import is_supported
 from sartor.errors import ConfigurationError, RenamedWarning
 from sartor.masking import is_secret, masked, masked_text
 
-ENUMERATIONS: dict[str, type[Enum]] = {
-    "optim": OptimizerNames,
-    "lr_scheduler_type": SchedulerType,
-    "eval_strategy": IntervalStrategy,
-    "logging_strategy": IntervalStrategy,
-    "save_strategy": SaveStrategy,
-    "hub_strategy": HubStrategy,
-}
 _PRECISION = ("bf16", "fp16", "bf16_full_eval", "fp16_full_eval")
 _OLD_VALUES = {"loss_type": {"chunked_nll": "nll"}, "packing_strategy": {"bfd-requeue": "bfd_split"}}
 
@@ -327,6 +318,14 @@ DEFAULTS: Mapping[str, Any] = {
 """Field name to default, before anything is derived from it."""
 
 _HINTS = typing.get_type_hints(SFTConfig)
+
+ENUMERATIONS: Mapping[str, type[Enum]] = {
+    name: kind
+    for name in DEFAULTS
+    for kind in checks.kinds_of(_HINTS[name])[0]
+    if isinstance(kind, type) and issubclass(kind, Enum)
+}
+"""Field name to the enumeration that has its values."""
 
 
 def field_problems(args: SFTConfig) -> dict[str, str]:
