@@ -37,8 +37,9 @@ def shape(request: Request, args: "SFTConfig", settings: "Settings") -> "tuple[S
 
 
 def _of_rows(request: Request, args: "SFTConfig", settings: "Settings") -> "tuple[Shape, str]":
-    from sartor.trainer.examples import Examples
-    from sartor.trainer.planning import shape_of_examples
+    from sartor.hf.settings import run_settings
+    from sartor.run.examples import Examples
+    from sartor.run.planning import shape_of_examples
 
     rows = rows_of(request, "train", settings.data.data_cache)
     preparation = _preparation(request.model, args, settings)
@@ -48,12 +49,12 @@ def _of_rows(request: Request, args: "SFTConfig", settings: "Settings") -> "tupl
     longest = max(1, examples.longest_document())
     words = f"{len(examples):,} {'blocks' if args.packing else 'rows'}, the longest document {longest:,} tokens"
     summary = preparation.summaries["train"]
-    return shape_of_examples(examples.lengths, longest, summary, args, args.per_device_train_batch_size), words
+    return shape_of_examples(examples.lengths, longest, summary, run_settings(args, settings)), words
 
 
 def _preparation(model: str, args: "SFTConfig", settings: "Settings") -> Any:
     """What a training of this model prepares its rows with."""
-    from sartor.trainer.preparation import Preparation, skips_preparation
+    from sartor.run.preparation import Preparation, skips_preparation
 
     tokenizer, end_tokens = tokenizer_of(model, args)
     skips = skips_preparation(args.dataset_kwargs)

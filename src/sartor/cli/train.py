@@ -156,10 +156,10 @@ def short_warnings() -> Iterator[None]:
 
 def _train(request: Request, folder: Path, resume: str | bool) -> int:
     args, train_rows, eval_rows = check(request, folder)
+    from sartor.hf import SFTTrainer
     from sartor.report.hub import push_again
     from sartor.report.progress import TrainingProgress
-    from sartor.trainer import SFTTrainer
-    from sartor.trainer.sampling import TABLE_NAME
+    from sartor.run.sampling import TABLE_NAME
 
     progress = TrainingProgress(live=False if args.disable_tqdm else None)
     trainer = SFTTrainer(
@@ -194,8 +194,8 @@ def _write_figures(trainer: Any) -> None:
 
     A disk that is full by now has the model on it, and that is what counts.
     """
+    from sartor.hf.figures import write_figures
     from sartor.report.run_page import write_run_page
-    from sartor.trainer.profiling import write_figures
 
     try:
         write_figures(trainer)
@@ -211,7 +211,8 @@ def check(request: Request, folder: Path) -> "tuple[SFTConfig, Any, Any]":
         SartorError: the one there is, or a ConfigurationError with all.
     """
     from sartor.config import SFTConfig
-    from sartor.trainer import construction
+    from sartor.hf import construction
+    from sartor.run import loading
 
     errors: list[SartorError] = []
 
@@ -225,7 +226,7 @@ def check(request: Request, folder: Path) -> "tuple[SFTConfig, Any, Any]":
     args = attempt(lambda: SFTConfig(**{**request.fields, "output_dir": str(folder)}))
     # The model can be looked for even where another option is wrong.
     stand_in = args or SFTConfig(output_dir=str(folder), bf16=False)
-    attempt(lambda: construction.check_model(request.model, stand_in))
+    attempt(lambda: loading.check_model(request.model, construction.model_init_kwargs(stand_in)))
     data_cache = request.fields.get("data_cache")
     train_rows = attempt(lambda: rows_of(request, "train", data_cache))
     eval_rows = attempt(lambda: rows_of(request, "eval", data_cache))
