@@ -7,7 +7,7 @@ library.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from sartor.version import __version__
 
 if TYPE_CHECKING:
     from sartor.config import SFTConfig

@@ -13,13 +13,13 @@ import torch
 import xxhash
 from transformers.trainer_utils import has_length
 
-import sartor
 from sartor.data.encoding.store import EXAMPLES_PER_BATCH, ContentDigest
 from sartor.engine.traits import base_model
 from sartor.records import Example
 from sartor.run.examples import Examples
 from sartor.run.preparation import Preparation
 from sartor.run.session import Session
+from sartor.version import __version__
 
 _CHUNK_VALUES = 1 << 20
 """Of a frozen parameter, that are looked at together."""
@@ -79,7 +79,7 @@ def versions() -> dict[str, str]:
     import transformers
 
     return {
-        "sartor": sartor.__version__,
+        "sartor": __version__,
         "torch": str(torch.__version__),
         "transformers": transformers.__version__,
         "python": platform.python_version(),
