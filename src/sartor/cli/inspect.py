@@ -3,9 +3,8 @@
 Prints, and writes the files that were asked for.  Exit code 1: a training run would stop because of the data.
 """
 
-import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,9 +109,11 @@ def _examined(
     found: list[tuple[Examination, Inspection]] = []
     for dataset, source in sources:
         own = given if alone else replace(given, source=source.label)
-        with _unusable():
+        try:
             examination = Examination(dataset, own, name if alone else f"{name} ({source.label})", source.notes)
             inspection = examination.run(trained, [one for one, _ in found] if name == "train" else [])
+        except DataError as error:  # rows at fault are not a wrong command: another exit code
+            raise Unusable(str(error)) from error
         found.append((examination, inspection))
     return found
 
@@ -148,15 +149,6 @@ def _repeats(note: str, inspections: "Sequence[Inspection]", sources: Sequence[s
         for source, inspection in zip(sources, inspections, strict=False)
         for told in inspection.summary.notes
     )
-
-
-@contextlib.contextmanager
-def _unusable() -> Iterator[None]:
-    """Rows at fault are not a wrong command: another exit code."""
-    try:
-        yield
-    except DataError as error:
-        raise Unusable(str(error)) from error
 
 
 def _given(request: Request, args: "SFTConfig", settings: "DataSettings") -> "Given":
