@@ -137,7 +137,7 @@ def push_again(folder: Path | str, repo_id: str) -> str:
     return f"""python -c "from sartor.report.hub import push_folder; push_folder('{folder}', '{repo_id}')\""""
 
 
-@dataclass
+@dataclass(repr=False, eq=False)  # its token must not be shown
 class _Upload:
     """One commit: its files are laid out when it is made, uploaded when it runs, and deleted afterwards."""
 
