@@ -33,7 +33,6 @@ ASKS_DEVICES: dict[str, str] = {
 """Where kinds of devices are compared, or torch's modules for one kind are used, and why."""
 
 SAYS_VERSIONS: dict[str, str] = {
-    "__init__.py": "gives Sartor's own to whoever asks",
     "version.py": "where Sartor's own is written down",
     "cli/main.py": "`sartor --version` prints it",
     "cli/env.py": "prints them all for a bug report",

@@ -7,7 +7,7 @@ library.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from sartor.version import VERSION as __version__
+from sartor.version import __version__
 
 if TYPE_CHECKING:
     from sartor.config import SFTConfig

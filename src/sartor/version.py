@@ -1,3 +1,3 @@
-"""Sartor's version, for every room that writes it down."""
+"""Sartor's own version, where rooms may ask for it: `sartor` itself names all of them, for types."""
 
-VERSION = "0.1.0"
+__version__ = "0.1.0"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sartor.errors import ConfigurationError, HubError, RunFolderError, SartorWarning
+from sartor.errors import HubError, RunFolderError, SartorWarning
 from sartor.report import hub as pushing
 from sartor.report.transfer import LINE
 from tests.hub_server import TOKEN, USER, HubServer
@@ -391,12 +391,6 @@ class TestPushesDuringTraining:
         assert len(ours) == 1
         assert TOKEN not in ours[0]
         assert pushes.is_done()
-
-    def test_an_unknown_strategy_is_refused_by_name(self, hub: HubServer, run_folder: Path) -> None:
-        with pytest.raises(ConfigurationError, match="hub_strategy='sometimes'"):
-            pushing.BackgroundPushes().push_checkpoint(
-                run_folder, run_folder, REPOSITORY, strategy="sometimes", commit_message="m", token=TOKEN
-            )
 
 
 def block_background_jobs() -> threading.Event:

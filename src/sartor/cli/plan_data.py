@@ -5,7 +5,7 @@ In: the request and its configuration.  Out: the data as far as memory and time 
 
 from typing import TYPE_CHECKING, Any
 
-from sartor.cli.request import Request, tokenizer_of
+from sartor.cli.request import Request, rows_of, tokenizer_of
 from sartor.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -37,14 +37,11 @@ def shape(request: Request, args: "SFTConfig", settings: "Settings") -> "tuple[S
 
 
 def _of_rows(request: Request, args: "SFTConfig", settings: "Settings") -> "tuple[Shape, str]":
-    from sartor.cli.train import read_rows
     from sartor.hf.settings import run_settings
     from sartor.run.examples import Examples
     from sartor.run.planning import shape_of_examples
 
-    own = request.own
-    config, revision = own.get("dataset_config"), own.get("dataset_revision")
-    rows = read_rows(request.data, "train", own.get("split"), config, revision, settings.data.data_cache)
+    rows = rows_of(request, "train", settings.data.data_cache)
     preparation = _preparation(request.model, args, settings)
     examples = Examples(preparation.prepare(rows, "train"))
     if not len(examples):

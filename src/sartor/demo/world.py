@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from importlib import resources
 from itertools import product
+from typing import Any
 
 KINDS = ("moon", "beast", "mineral", "plant")
 NAME_WORDS = 8
@@ -135,16 +136,10 @@ def read_lore(kind: str) -> Kind:
     """
     text = resources.files("sartor.demo").joinpath("assets", "lore", f"{kind}.toml").read_text(encoding="utf-8")
     lore = tomllib.loads(text)
+    rows: list[dict[str, Any]] = lore["attributes"]
     attributes = tuple(
-        Attribute(
-            key=entry["key"],
-            verb=entry["verb"],
-            quip=entry["quip"],
-            values=tuple(entry["values"]),
-            phrasings=tuple(entry["phrasings"]),
-            wordings=tuple(entry["wordings"]),
-        )
-        for entry in lore["attributes"]
+        Attribute(**{name: tuple(value) if isinstance(value, list) else value for name, value in row.items()})
+        for row in rows
     )
     if len(lore["first"]) != NAME_WORDS or len(lore["second"]) != NAME_WORDS:
         raise ValueError(f"{kind}.toml: needs {NAME_WORDS} first and {NAME_WORDS} second words for names")

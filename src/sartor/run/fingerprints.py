@@ -18,7 +18,7 @@ from sartor.engine.traits import base_model
 from sartor.records import Example
 from sartor.run.examples import Examples
 from sartor.run.preparation import Preparation
-from sartor.version import VERSION
+from sartor.version import __version__
 
 _CHUNK_VALUES = 1 << 20
 """Of a frozen parameter, that are looked at together."""
@@ -77,7 +77,7 @@ def versions() -> dict[str, str]:
     import transformers
 
     return {
-        "sartor": VERSION,
+        "sartor": __version__,
         "torch": str(torch.__version__),
         "transformers": transformers.__version__,
         "python": platform.python_version(),
