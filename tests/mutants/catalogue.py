@@ -1564,9 +1564,9 @@ FORESIGHT = (
     ),
     Mutant(
         "an extrapolation that is not affine is believed",
-        f"{MEMORY_ROOM}/extrapolate.py",
-        "            elif any(rest):\n                return None\n",
-        "",
+        f"{MEMORY_ROOM}/layer_subsets.py",
+        "            return not any(rest)\n",
+        "            return True\n",
         (f"{FORESEEN}::test_memory_that_is_not_affine_in_layers_is_simulated_in_full",),
     ),
     Mutant(
@@ -1799,7 +1799,7 @@ WAYS = (
     Mutant(
         "an update steps on the host's own memory",
         f"{OPTIM}/host_states.py",
-        "return torch.empty_like(value, device=device, pin_memory=False).copy_(value, non_blocking=True)",
+        "return copy.copy_(value, non_blocking=True)",
         "return value.to(device)",
         (STREAMED,),
     ),
@@ -1819,16 +1819,16 @@ WAYS = (
     ),
     Mutant(
         "the host's memory counts to the device",
-        "src/sartor/memory/tracker.py",
-        "if not has_memory(tensor):",
-        "if False:",
+        "src/sartor/memory/simulated_step.py",
+        "self.live.own(Component.OPTIMIZER, arrays, is_elsewhere=True)",
+        "pass",
         (f"{WAYS_TESTED}::test_on_a_gpu_the_hosts_states_are_not_the_devices",),
     ),
     Mutant(
         "streamed states come and do not go back",
         "src/sartor/memory/speed.py",
-        "streamed = 2 * streamed_bytes",
-        "streamed = streamed_bytes",
+        "streamed = 2 * state_bytes",
+        "streamed = state_bytes",
         (f"{WAYS_TESTED}::test_streamed_states_cost_their_way_to_the_device_and_back",),
     ),
     Mutant(
@@ -1928,7 +1928,7 @@ ROUNDING: tuple[Mutant, ...] = (
     ),
     Mutant(
         "states of what a simulation leaves out are forgotten",
-        f"{MEMORY_ROOM}/simulated_update.py",
+        f"{MEMORY_ROOM}/simulated_step.py",
         "            if not states.get(parameter):",
         "            if False:",
         ("tests/memory/test_rounding.py::test_leaving_out_what_repeats_in_an_update_leaves_out_no_byte",),

@@ -44,7 +44,7 @@ class Engine:
             Objective.of(settings),
             traits.logit_scale,
             traits.logit_softcap,
-            fits_cache=kind_of(self.device).is_host,
+            fits_cache=kind_of(plan.device).is_host,
         )
         self.balance_coefficient = 0.0
         """Weight of a mixture of experts' load-balancing loss; set by the trainer."""
@@ -69,11 +69,11 @@ class Engine:
             self._compiled = compiled.compiled_calls(inner, self.plan)
             undo.callback(self._give_back_programs)
             undo.enter_context(recomputation(inner, self.plan))
-            undo.enter_context(rows_added_directly(inner.get_input_embeddings(), self.device))
+            undo.enter_context(rows_added_directly(inner.get_input_embeddings(), self.plan.device))
             if self.settings.neftune_noise_alpha:
                 handle = inner.get_input_embeddings().register_forward_hook(self._noise_hook)
                 undo.callback(handle.remove)
-            if kind_of(self.device).is_host:
+            if kind_of(self.plan.device).is_host:
                 self._logits = LogitsBuffer()
                 undo.callback(self._give_back_logits)
             yield

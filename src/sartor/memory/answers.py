@@ -13,7 +13,7 @@ import torch
 _aten = torch.ops.aten
 
 
-def largest(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def largest_answer(func: Any, args: tuple[Any, ...]) -> Any:
     """The answer that takes the most memory; NotImplemented for operators that need none."""
     if func is _aten._local_scalar_dense.default:
         dtype = args[0].dtype

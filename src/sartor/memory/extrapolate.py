@@ -18,13 +18,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 
-from sartor.memory.layer_subsets import Kinds, counts
+from sartor.memory.layer_subsets import Equations, Kinds, counts
 from sartor.memory.prediction import Component, Stretch
 from sartor.memory.tracker import Phase
-
-_COMPONENTS = tuple(Component)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +108,8 @@ class _Map:
 
     def __init__(self, kinds: list[int], labels: list[tuple[str, ...]]) -> None:
         self._kinds = kinds
-        self._columns = {label: number for number, label in enumerate(labels)}
-        self._rows: dict[int, tuple[list[Fraction], list[Fraction]]] = {}
-        """Column of its first entry to an equation: (coefficients, bytes)."""
+        self._labels = labels
+        self._equations = Equations()
 
     @classmethod
     def through(
@@ -122,37 +118,22 @@ class _Map:
         """The map on which all that was observed lies; None where there is none."""
         found = cls(kinds, labels)
         for place, subset, stretch in observed:
-            values = [Fraction(stretch.components.get(part, 0)) for part in _COMPONENTS]
-            coefficients, rest = found._reduced(found._features(place, subset), values)
-            lead = next((column for column, value in enumerate(coefficients) if value), None)
-            if lead is not None:
-                scale = coefficients[lead]
-                found._rows[lead] = ([value / scale for value in coefficients], [value / scale for value in rest])
-            elif any(rest):
+            values = [stretch.components.get(part, 0) for part in Component]
+            if not found._equations.add(found._features(place, subset), values):
                 return None
         return found
 
     def at(self, place: _Place, kinds: Kinds) -> dict[Component, int] | None:
         """Bytes of a stretch of a model with these layers; None where nothing observed says it."""
-        if place.label not in self._columns:
+        if place.label not in self._labels:
             return None
-        coefficients, rest = self._reduced(self._features(place, kinds), [Fraction(0)] * len(_COMPONENTS))
+        coefficients, rest = self._equations.reduced(self._features(place, kinds), [0] * len(Component))
         if any(coefficients) or any(value > 0 or value.denominator != 1 for value in rest):
             return None
-        return {part: -int(value) for part, value in zip(_COMPONENTS, rest, strict=True)}
+        return {part: -int(value) for part, value in zip(Component, rest, strict=True)}
 
-    def _features(self, place: _Place, kinds: Kinds) -> list[Fraction]:
-        own = [int(number == self._columns[place.label]) for number in range(len(self._columns))]
+    def _features(self, place: _Place, kinds: Kinds) -> list[int]:
+        own = [int(label == place.label) for label in self._labels]
         below = counts(kinds[: place.num_below], self._kinds)
         here = counts(kinds[: place.num_below + place.is_layer], self._kinds)
-        return [Fraction(value) for value in (*own, *counts(kinds, self._kinds), *below, *(bool(n) for n in here))]
-
-    def _reduced(self, coefficients: list[Fraction], values: list[Fraction]) -> tuple[list[Fraction], list[Fraction]]:
-        """What is left of an equation when those that are known are taken from it."""
-        for column in range(len(coefficients)):
-            factor = coefficients[column]
-            if factor and column in self._rows:
-                known, known_values = self._rows[column]
-                coefficients = [one - factor * other for one, other in zip(coefficients, known, strict=True)]
-                values = [one - factor * other for one, other in zip(values, known_values, strict=True)]
-        return coefficients, values
+        return [*own, *counts(kinds, self._kinds), *below, *(int(count > 0) for count in here)]

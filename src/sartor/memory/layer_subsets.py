@@ -1,8 +1,8 @@
 """Small models that stand for a large one: which few of its layers, in which order, show what each kind of layer costs.
 
 In: the kind of each layer of a model, in order.  Out: subsets, each a short sequence of kinds.  What it keeps true:
-each sketch begins, ends and goes from kind to kind only as the model does, and every such neighbourhood occurs; their
-counts of layers span the model's own; and there is one sketch more than is needed, so that what the others say of it
+each subset begins, ends and goes from kind to kind only as the model does, and every such neighbourhood occurs; their
+counts of layers span the model's own; and there is one subset more than is needed, so that what the others say of it
 can be held against it.
 
 Example: sliding and full attention, `sssssfsssssfssss`, come to `ssfs`, `sssfs`, `ssfsfs` and, to check, `sssfsfs`.
@@ -36,7 +36,7 @@ def layer_subsets(kinds: Sequence[Kind]) -> list[Kinds]:
             return []
         segments.append(found)
         grown.append(_inserted(base, *found))
-    if not grown:  # as small as a sketch
+    if not grown:  # as small as a subset
         return []
     check = base
     for _, segment in segments * (2 if len(segments) == 1 else 1):
@@ -54,7 +54,7 @@ def are_less_work(chosen: Sequence[Kinds], kinds: Sequence[Kind]) -> bool:
 
 
 def places(kinds: Sequence[Kind], subset: Kinds) -> list[int]:
-    """Layers of the model that make up a sketch: of each kind the first ones."""
+    """Layers of the model that make up a subset: of each kind the first ones."""
     left = {kind: iter([place for place, found in enumerate(kinds) if found == kind]) for kind in set(subset)}
     return [next(left[kind]) for kind in subset]
 
@@ -116,20 +116,35 @@ def _has_enough(model: Kinds, subset: Kinds) -> bool:
 def _spans(known: Sequence[Kinds], other: Kinds) -> bool:
     """Whether the counts of kinds of `other` are an affine combination of those of `known`."""
     every = sorted({kind for kinds in (*known, other) for kind in kinds})
-    rows = [[Fraction(value) for value in (1, *counts(kinds, every))] for kinds in known]
-    target = [Fraction(value) for value in (1, *counts(other, every))]
-    for column in range(len(target)):
-        pivot = next((row for row in rows if row[column] != 0), None)
-        if pivot is None:
-            if target[column] != 0:
-                return False
-            continue
-        rows = [_cleared(row, pivot, column) for row in rows if row is not pivot]
-        target = _cleared(target, pivot, column)
-    return True
+    equations = Equations()
+    for kinds in known:
+        equations.add((1, *counts(kinds, every)), ())
+    return not any(equations.reduced((1, *counts(other, every)), ())[0])
 
 
-def _cleared(row: list[Fraction], pivot: list[Fraction], column: int) -> list[Fraction]:
-    """`row` with a zero in this column."""
-    factor = row[column] / pivot[column]
-    return [value - factor * other for value, other in zip(row, pivot, strict=True)]
+class Equations:
+    """Linear equations, solved as they come: coefficients of what is unknown, and values for several of these."""
+
+    def __init__(self) -> None:
+        self._rows: dict[int, tuple[list[Fraction], list[Fraction]]] = {}
+        """Column of an equation's first coefficient, which is 1, to the equation."""
+
+    def add(self, coefficients: Sequence[int], values: Sequence[int]) -> bool:
+        """Take one more; False where it contradicts those that are there."""
+        left, rest = self.reduced(coefficients, values)
+        lead = next((column for column, value in enumerate(left) if value), None)
+        if lead is None:
+            return not any(rest)
+        self._rows[lead] = [value / left[lead] for value in left], [value / left[lead] for value in rest]
+        return True
+
+    def reduced(self, coefficients: Sequence[int], values: Sequence[int]) -> tuple[list[Fraction], list[Fraction]]:
+        """What is left of an equation when those that are known are taken from it."""
+        left, rest = [Fraction(value) for value in coefficients], [Fraction(value) for value in values]
+        for column in range(len(left)):
+            factor = left[column]
+            if factor and column in self._rows:
+                known, known_values = self._rows[column]
+                left = [one - factor * other for one, other in zip(left, known, strict=True)]
+                rest = [one - factor * other for one, other in zip(rest, known_values, strict=True)]
+        return left, rest

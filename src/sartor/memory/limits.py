@@ -11,12 +11,13 @@ that the process is in; going over it is a kill without an exception.  *Address*
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import psutil
 
 from sartor.device import free_bytes
 from sartor.memory import glibc
@@ -99,18 +100,12 @@ def other_bytes() -> int:
 
 def anonymous_bytes() -> int:
     """Resident memory of this process that is no file's; 0 where the system does not say."""
-    try:
-        fields = Path("/proc/self/statm").read_text(encoding="ascii").split()
-    except OSError:
-        return 0
-    return (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGE_SIZE")
+    info = psutil.Process().memory_info()
+    return info.rss - info.shared if hasattr(info, "shared") else 0
 
 
 def _resident_limits() -> list[tuple[int, str]]:
-    limits = []
-    available = _machine_available_bytes()
-    if available is not None:
-        limits.append((available, "this machine's memory"))
+    limits = [(int(psutil.virtual_memory().available), "this machine's memory")]
     for folder, limit_name, usage_name in _control_groups():
         try:
             limit = int((folder / limit_name).read_text(encoding="ascii"))
@@ -123,26 +118,9 @@ def _resident_limits() -> list[tuple[int, str]]:
     return limits
 
 
-def _machine_available_bytes() -> int | None:
-    """What the machine can give without swapping."""
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
-    import psutil
-
-    return int(psutil.virtual_memory().available)
-
-
 def swap_bytes() -> int:
-    """Swap space that is free: slow, but no end; 0 where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("SwapFree:"))
+    """Swap space that is free: slow, but no end."""
+    return int(psutil.swap_memory().free)
 
 
 @lru_cache(maxsize=1)
@@ -185,12 +163,11 @@ def _address_limits() -> list[tuple[int, str]]:
         return []
     import resource
 
-    fields = Path("/proc/self/statm").read_text(encoding="ascii").split()
-    page = os.sysconf("SC_PAGE_SIZE")
+    info: Any = psutil.Process().memory_info()
     found = []
     for limit, used, name in (
-        (resource.RLIMIT_AS, int(fields[0]) * page, "the limit on virtual memory (ulimit -v)"),
-        (resource.RLIMIT_DATA, int(fields[5]) * page, "the limit on data (ulimit -d)"),
+        (resource.RLIMIT_AS, info.vms, "the limit on virtual memory (ulimit -v)"),
+        (resource.RLIMIT_DATA, info.data, "the limit on data (ulimit -d)"),
     ):
         soft = resource.getrlimit(limit)[0]
         if soft != resource.RLIM_INFINITY:
@@ -203,19 +180,9 @@ class _MallInfo(ctypes.Structure):
 
     _fields_ = tuple(
         (name, ctypes.c_size_t)
-        for name in [
-            "arena",
-            "ordblks",
-            "smblks",
-            "hblks",
-            "hblkhd",
-            "usmblks",
-            "fsmblks",
-            "uordblks",
-            "fordblks",
-            "keepcost",
-        ]
-    )
+        for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd",
+                     "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+    )  # fmt: skip
 
 
 def heap_account() -> Heap | None:

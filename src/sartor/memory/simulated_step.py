@@ -22,13 +22,17 @@ from sartor.device import kind_of
 from sartor.engine.precision import autocast
 from sartor.engine.step import Engine
 from sartor.engine.traits import ModelTraits, base_model, evaluating, is_adapter
-from sartor.memory import answers, cuda_rules, meta_model, optimizers, scratch
+from sartor.memory import cuda_rules, meta_model, optimizers, scratch
 from sartor.memory.marks import marking_layers
 from sartor.memory.prediction import Component, Stretch
-from sartor.memory.simulated_update import simulated_update
 from sartor.memory.tracker import LiveSet, Phase
 from sartor.memory.training import Asked, Training, Work
+from sartor.optim import rounded_update
+from sartor.optim.transaction import planned_update
 from sartor.records import MicroBatch, Plan
+
+_ALONE_IN_PIECES = 3
+"""Blocks of a parameter, of which two go in a piece: one that has more shares no piece throughout with any other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +52,9 @@ class SimulatedStep:
 
     def update(self) -> None:
         """The optimizer's step, as the run takes it; states that it makes are known as such."""
-        simulated_update(self.optimizer, self.engine.plan).step()
-        self.live.own(Component.OPTIMIZER, optimizers.states(self.optimizer))
+        with self._without_repetitions():
+            planned_update(self.optimizer, self.engine.plan).step()
+        self._own_states()
 
     def rehearse(self) -> None:
         """The first step as a rehearsal takes it, beside copies of the model's buffers; nothing stays."""
@@ -57,11 +62,41 @@ class SimulatedStep:
         copies = [buffer.clone() for buffer in self.engine.model.buffers()]
         is_done = False
         if self.training.rehearses_update and self.engine.compute_dtype != torch.float16:  # its loss scale would move
-            is_done = simulated_update(self.optimizer, self.engine.plan).rehearse()
-        self.live.own(Component.OPTIMIZER, optimizers.states(self.optimizer))
+            with self._without_repetitions():
+                is_done = planned_update(self.optimizer, self.engine.plan).rehearse()
+        self._own_states()
         if is_done:
             self.optimizer.state.clear()
         del copies
+
+    def _own_states(self) -> None:
+        """Arrays that the host keeps are not in a GPU's memory; counts of steps are."""
+        plan, kept = self.engine.plan, optimizers.states(self.optimizer)
+        self.live.own(Component.OPTIMIZER, kept)
+        if plan.optimizer_states == "host" and not kind_of(plan.device).is_host:
+            arrays = (state for state in kept if state.dim() > 0)
+            self.live.own(Component.OPTIMIZER, arrays, is_elsewhere=True)
+
+    @contextmanager
+    def _without_repetitions(self) -> Iterator[None]:
+        """An update that rounds leaves out parameters that it would take as it takes one before and one after them.
+
+        Those are parameters of one shape that fill pieces of the update by themselves.  An update takes no parameter
+        without a gradient; and states are then there as of the one before.
+        """
+        alike: dict[Any, list[nn.Parameter]] = {}
+        for parameter in self.engine.model.parameters() if self.engine.plan.stochastic_rounding else ():
+            if parameter.grad is not None and parameter.numel() > _ALONE_IN_PIECES * rounded_update.BLOCK_VALUES:
+                alike.setdefault((parameter.shape, parameter.dtype), []).append(parameter)
+        left_out = [(parameter, some[0], parameter.grad) for some in alike.values() for parameter in some[1:-1]]
+        for parameter, _, _ in left_out:
+            parameter.grad = None
+        yield
+        states = self.optimizer.state
+        for parameter, like, gradient in left_out:
+            parameter.grad = gradient
+            if not states.get(parameter):
+                states[parameter] = {name: torch.empty_like(value) for name, value in states[like].items()}
 
     def backward(self) -> None:
         """Forward and backward of the micro-batch."""
@@ -128,7 +163,7 @@ def staged(
 
     kind = kind_of(plan.device)
     is_cuda = not kind.is_host
-    live = LiveSet(scratch.rules(kind, plan.num_threads), answers=answers.largest, rounding_bytes=kind.block_bytes)
+    live = LiveSet(scratch.rules(kind, plan.num_threads), rounding_bytes=kind.block_bytes)
     with ExitStack() as stack:
         stack.enter_context(meta_model.with_layers(model, traits.num_layers, places))
         stack.enter_context(FakeTensorMode())
@@ -138,7 +173,7 @@ def staged(
         engine = Engine(model, traits, replace(plan, compile_backend=None), training.settings)  # of programs, no rules
         engine.balance_coefficient = training.balance_coefficient
         engine.on_phase = lambda name: live.enter(Phase(name))
-        engine.form = replace(engine.form, fits_cache=not is_cuda, pieces=_differing_pieces)
+        engine.form = replace(engine.form, pieces=_differing_pieces)
         make = training.make_optimizer or optimizers.maker(
             training.optimizer,
             is_cuda=is_cuda,
@@ -149,8 +184,7 @@ def staged(
         simulated_step = SimulatedStep(live, engine, optimizer, _micro_batch(work), training)
         if is_cuda:
             stack.enter_context(cuda_rules.CudaAutocast())
-        with _device_of(engine, plan):
-            stack.enter_context(engine.running())
+        stack.enter_context(engine.running())
         # What an engine keeps from micro-batch to micro-batch is there now.
         with meta_model.with_layers(model, len(places), [0]):
             simulated_step.backward()
@@ -224,17 +258,6 @@ def _differing_pieces(num_rows: int, piece_rows: int) -> list[int]:
     """Where the first two pieces and the last one begin: all between allocate as the second does."""
     starts = range(0, num_rows, piece_rows)
     return sorted({*starts[:2], *starts[-1:]})
-
-
-@contextmanager
-def _device_of(engine: Engine, plan: Plan) -> Iterator[None]:
-    """The plan's device while the engine sets itself up: some of what it sets up is for a CPU alone."""
-    before = engine.device
-    engine.device = torch.device(plan.device)
-    try:
-        yield
-    finally:
-        engine.device = before
 
 
 def _micro_batch(work: Work) -> MicroBatch:

@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sartor.compat import storage_key
-from sartor.device import has_memory
+from sartor.memory.answers import largest_answer
 from sartor.memory.prediction import Component, Stretch
 
 _DEVICE_OF = torch.ops.prim.device.default
@@ -57,6 +57,8 @@ class _Block:
     """Made while autograd ran backward, but with gradients enabled: an activation that is computed again."""
     death_phase: Phase | None = None
     owner: Component | None = None
+    is_elsewhere: bool = False
+    """In other memory than the device's."""
 
     @property
     def component(self) -> Component:
@@ -80,30 +82,19 @@ ScratchRule = Callable[[Any, tuple[Any, ...], dict[str, Any], Any], int]
 runs.
 """
 
-AnswerRule = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
-"""What an operator returns whose result depends on values, which fake tensors lack; NotImplemented for all others."""
-
 
 class LiveSet(TorchDispatchMode):
     """Counts the bytes of all live storages that are made while it is active."""
 
-    def __init__(
-        self,
-        scratch: ScratchRule | None = None,
-        *,
-        answers: AnswerRule | None = None,
-        rounding_bytes: int = 1,
-    ) -> None:
+    def __init__(self, scratch: ScratchRule | None = None, *, rounding_bytes: int = 1) -> None:
         """Start with nothing alive.
 
         Args:
             scratch: what operators take beside their results.
-            answers: for fake tensors.
             rounding_bytes: of the device's allocator: each storage counts as a multiple of it.
         """
         super().__init__()
         self._scratch = scratch
-        self._answers = answers
         self._rounding_bytes = rounding_bytes
         self._alive: dict[int, tuple[weakref.ref[Any], _Block]] = {}
         self._log: list[tuple[_Block | None, int]] = []
@@ -117,15 +108,21 @@ class LiveSet(TorchDispatchMode):
         self.phase = phase
         self._marks.append((len(self._log), phase, layer))
 
-    def own(self, component: Component, tensors: Iterable[torch.Tensor | None]) -> None:
-        """Say what these tensors are, for their whole life."""
+    def own(self, component: Component, tensors: Iterable[torch.Tensor | None], *, is_elsewhere: bool = False) -> None:
+        """Say what these tensors are, for their whole life.
+
+        Args:
+            component: that they are.
+            tensors: that are alive.
+            is_elsewhere: they are in other memory than the device's, and do not count.
+        """
         for tensor in tensors:
             if tensor is None:
                 continue
             for storage in _storages(tensor):
                 found = self._alive.get(storage_key(storage))
                 if found is not None:
-                    found[1].owner = component
+                    found[1].owner, found[1].is_elsewhere = component, is_elsewhere
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -134,7 +131,7 @@ class LiveSet(TorchDispatchMode):
         if func is _DEVICE_OF and isinstance(args[0], FakeTensor):  # most of all calls, and none of them allocates
             return args[0].fake_device
         kwargs = kwargs or {}
-        result = NotImplemented if self._answers is None else self._answers(func, args, kwargs)
+        result = largest_answer(func, args) if args and isinstance(args[0], FakeTensor) else NotImplemented
         if result is NotImplemented:
             result = func(*args, **kwargs)
         for tensor in _tensors(result):
@@ -191,6 +188,8 @@ class LiveSet(TorchDispatchMode):
                     if total + num_bytes > best_total:
                         best, best_total = {**live, Component.SCRATCH: num_bytes}, total + num_bytes
                     continue
+                if block.is_elsewhere:
+                    continue
                 live[block.component] += num_bytes
                 total += num_bytes
                 if total > best_total:
@@ -209,12 +208,7 @@ def _tensors(result: Any) -> Iterator[torch.Tensor]:
 
 
 def _storages(tensor: torch.Tensor) -> Iterator[Any]:
-    """The storages of a tensor; a wrapper without one of its own is looked into by `own`'s callers.
-
-    What is on "meta" has none: a simulation's name for memory that is not the device's.
-    """
-    if not has_memory(tensor):
-        return
+    """The storages of a tensor; a wrapper without one of its own is looked into by `own`'s callers."""
     try:
         yield tensor.untyped_storage()
     except (NotImplementedError, RuntimeError):  # sparse layouts and wrapper subclasses have none

@@ -262,8 +262,9 @@ class _Copy:
     @torch.no_grad()
     def of(cls, parameter: nn.Parameter, states: Any) -> _Copy:
         state = states.get(parameter)
-        copied = None if state is None else {name: _copied(value) for name, value in state.items()}
-        return cls(parameter, parameter.detach().clone(), copied)
+        if state is not None:
+            state = {name: value.clone() if torch.is_tensor(value) else value for name, value in state.items()}
+        return cls(parameter, parameter.detach().clone(), state)
 
     @torch.no_grad()
     def put_back(self, states: Any) -> None:
@@ -277,7 +278,3 @@ class _Copy:
                 states[self.parameter][name].copy_(value)
             else:
                 states[self.parameter][name] = value
-
-
-def _copied(value: Any) -> Any:
-    return value.clone() if torch.is_tensor(value) else value
