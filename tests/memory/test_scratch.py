@@ -84,10 +84,12 @@ def foreseen_bytes(operation: Callable[[], Any], *, packs: bool | None) -> int:
     live = LiveSet(rules(CPU, torch.get_num_threads(), packs))
     with live:
         operation()  # what it writes into is known from here on
-        before, first = live.live_bytes, live.num_marks()
+        live.enter(Phase.BATCH)
+        first = live.num_marks()
         live.enter(Phase.FORWARD)
         operation()
-    return live.stretches(first)[0].num_bytes - before
+    before, during = live.stretches(first - 1)
+    return during.num_bytes - before.num_bytes
 
 
 def test_where_attention_packs_its_keys_and_values_the_forecast_bounds_it(monkeypatch: pytest.MonkeyPatch) -> None:

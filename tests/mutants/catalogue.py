@@ -1637,8 +1637,8 @@ PLANNING = (
     Mutant(
         "the guard goes by a rule of thumb",
         f"{MEMORY_ROOM}/guard.py",
-        "        if foreseen is not None:\n            return int(",
-        "        if foreseen is None:\n            foreseen = 0.0\n        if False:\n            return int(",
+        "        if predicted is not None:\n            return int(",
+        "        if predicted is None:\n            predicted = 0.0\n        if False:\n            return int(",
         (f"{GUARDED}::test_what_was_simulated_takes_the_place_of_the_rule_of_thumb",),
     ),
     Mutant(

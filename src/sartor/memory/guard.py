@@ -42,7 +42,7 @@ class Needs:
     """(whether it trains): a rule of thumb for one token's activations."""
     is_quadratic: Callable[[], bool]
     """Whether attention holds scores of all pairs of tokens."""
-    foreseen_bytes: Callable[[int, bool], int | None] = lambda num_tokens, trains: None
+    predicted_bytes: Callable[[int, bool], int | None] = lambda num_tokens, trains: None
     """(tokens, whether it trains): all but gradients, by simulation; None where there is none."""
     missing_bytes: Callable[[], int] = lambda: 0
     """Of gradients that are not there yet."""
@@ -55,7 +55,7 @@ class _Before:
     anonymous_bytes: int
     heap: limits.Heap | None
     fixed_bytes: int
-    foreseen_bytes: float | None
+    predicted_bytes: float | None
     """By simulation, in bytes of the heap."""
 
 
@@ -103,7 +103,7 @@ class MemoryGuard:
             limits.anonymous_bytes(),
             limits.heap_account(),
             self._needs.fixed_bytes(num_tokens, trains),
-            self._foreseen(num_tokens, trains),
+            self._predicted(num_tokens, trains),
         )
 
     def after(self, num_tokens: int, *, trains: bool) -> None:
@@ -119,9 +119,9 @@ class MemoryGuard:
         if grown <= 0:
             return  # it found what it needed in what the heap kept: nothing is learnt
         stays = max(0, heap.used_bytes - before.heap.used_bytes)
-        if before.foreseen_bytes is not None:
+        if before.predicted_bytes is not None:
             # What stays is no part of it; nor is what came once, beside tensors, as far as the plan has kept it free.
-            excess = grown - stays - before.foreseen_bytes - limits.GROWTH_BYTES
+            excess = grown - stays - before.predicted_bytes - limits.GROWTH_BYTES
             self._excess_bytes = max(self._excess_bytes, excess / num_tokens)
             return
         idle = max(0, before.anonymous_bytes - self._other_bytes - before.heap.used_bytes)
@@ -142,9 +142,9 @@ class MemoryGuard:
 
     def expected_bytes(self, num_tokens: int, *, trains: bool) -> int:
         """What a micro-batch is expected to need beside what is there before it."""
-        foreseen = self._foreseen(num_tokens, trains)
-        if foreseen is not None:
-            return int(RESIDENT_PER_LIVE * self._needs.missing_bytes() + foreseen + self._excess_bytes * num_tokens)
+        predicted = self._predicted(num_tokens, trains)
+        if predicted is not None:
+            return int(RESIDENT_PER_LIVE * self._needs.missing_bytes() + predicted + self._excess_bytes * num_tokens)
         longest = self._longest.get(trains, 0)
         if longest * TELLING_SHARE < num_tokens:
             per_token = float(self._needs.token_bytes(trains))
@@ -154,10 +154,10 @@ class MemoryGuard:
                 per_token *= num_tokens / longest
         return self._needs.fixed_bytes(num_tokens, trains) + int(per_token * num_tokens)
 
-    def _foreseen(self, num_tokens: int, trains: bool) -> float | None:
+    def _predicted(self, num_tokens: int, trains: bool) -> float | None:
         """By simulation, in bytes of the heap."""
-        foreseen = self._needs.foreseen_bytes(num_tokens, trains)
-        return None if foreseen is None else foreseen * RESIDENT_PER_LIVE
+        predicted = self._needs.predicted_bytes(num_tokens, trains)
+        return None if predicted is None else predicted * RESIDENT_PER_LIVE
 
     def _room_if_too_small(self, needed: int) -> limits.Room | None:
         """A limit under which this does not fit, also after the heap has given back what it can."""

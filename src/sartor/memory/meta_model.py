@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from sartor import compat
-from sartor.engine.traits import base_model, decoder
+from sartor.engine.traits import decoder
 from sartor.errors import ModelError
 
 _HALF = (torch.bfloat16, torch.float16)
@@ -37,8 +37,10 @@ def build(config: Any, *, dtype: torch.dtype, lora: Any = None, four_bit: bool =
         four_bit: weights are quantized by rule (nf4, double quantized).
     """
     from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
 
-    with torch.device("meta"), _without_initialisation():
+    # No random numbers for weights that have no memory: with large models that is most of the building time.
+    with torch.device("meta"), no_init_weights():
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
         model.tie_weights()  # left out with the initialisation
         if four_bit:
@@ -53,15 +55,6 @@ def build(config: Any, *, dtype: torch.dtype, lora: Any = None, four_bit: bool =
                 model = peft.get_peft_model(model, copy.deepcopy(lora))
     model.train()
     return model
-
-
-@contextmanager
-def _without_initialisation() -> Iterator[None]:
-    """No random numbers for weights that have no memory: with large models that is most of the building time."""
-    from transformers.initialization import no_init_weights
-
-    with no_init_weights():
-        yield
 
 
 def imitate(model: nn.Module) -> nn.Module:
@@ -199,8 +192,3 @@ def with_layers(model: nn.Module, num_layers: int, places: Sequence[int]) -> Ite
         setattr(owner, name, layers)
         if types is not None:
             config.layer_types = types
-
-
-def embedding(model: nn.Module) -> nn.Module:
-    """The module that looks up token ids."""
-    return base_model(model).get_input_embeddings()

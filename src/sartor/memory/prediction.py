@@ -81,8 +81,3 @@ class Prediction:
     def components(self) -> Mapping[Component, int]:
         """Bytes per component at the worst moment."""
         return self.peak.components
-
-    @property
-    def scratch_bytes(self) -> int:
-        """Of the peak, what is by the table of operators' scratch."""
-        return self.components.get(Component.SCRATCH, 0)

@@ -180,7 +180,7 @@ def staged(
             implementation=plan.optimizer_implementation,
             options=training.optimizer_options,
         )
-        optimizer = make(optimizers.groups_of(model, meta_model.embedding(model)))
+        optimizer = make(optimizers.groups_of(model, base_model(model).get_input_embeddings()))
         simulated_step = SimulatedStep(live, engine, optimizer, _micro_batch(work), training)
         if is_cuda:
             stack.enter_context(cuda_rules.CudaAutocast())

@@ -166,11 +166,6 @@ class LiveSet(TorchDispatchMode):
         self._alive[key] = (weakref.ref(storage, died), block)
         self._log.append((block, num_bytes))
 
-    @property
-    def live_bytes(self) -> int:
-        """Bytes that are alive now."""
-        return sum(block.num_bytes for _, block in self._alive.values())
-
     def num_marks(self) -> int:
         """Stretches begun so far; `stretches(first)` takes it to begin here."""
         return len(self._marks)

@@ -97,7 +97,7 @@ class Update:
         self._done.clear()
 
     def needed_bytes(self) -> int:
-        """What the next `step` will allocate: states that are not there yet, and copies of a piece."""
+        """What the next `step` will allocate: states that are not there yet, and copies of a piece with its states."""
         waiting = self._waiting()
         each = state_bytes_per_value(self.optimizer)
         if self._rounded is not None:
@@ -107,8 +107,9 @@ class Update:
             return states
         largest = max(parameter.nbytes for parameter in waiting)
         piece = min(max(self._piece_bytes, largest), sum(parameter.nbytes for parameter in waiting))
-        streamed = 0 if self._host is None else each * (piece // 4)
-        return states + piece + streamed
+        if self._host is None and not any(self.optimizer.state.values()):
+            return states + piece
+        return states + piece + each * (piece // 4)
 
     @torch.no_grad()
     def rehearse(self) -> bool:
