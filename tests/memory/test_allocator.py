@@ -13,7 +13,7 @@ import psutil
 import pytest
 import torch
 
-from sartor.memory.allocator import retaining
+from sartor.memory.heap import retaining
 from tests.hf import tiny
 
 MIB = 1 << 20

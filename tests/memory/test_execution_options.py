@@ -16,11 +16,10 @@ from sartor.errors import ConfigurationError
 from sartor.memory import optimizers, rates
 from sartor.memory.estimates import Memory, MemoryEstimates, Shape
 from sartor.memory.plan import with_optimizer
-from sartor.memory.prediction import Component
+from sartor.memory.prediction import Component, Training, Work
 from sartor.memory.search import ExecutionOptions, SearchSpace, Setting, search, search_space
 from sartor.memory.simulate import meta_model_of, simulate, simulate_model
 from sartor.memory.speed import Batch, Sizes, step_seconds
-from sartor.memory.training import Training, Work
 from sartor.optim import registry, transaction
 from sartor.records import EngineSettings, Layout, Plan
 from sartor.run.planning import execution_options_of

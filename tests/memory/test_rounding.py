@@ -15,12 +15,11 @@ from sartor.memory import optimizers, proposals, rates, simulated_step
 from sartor.memory.consumers import what_consumes
 from sartor.memory.decide import seconds_of
 from sartor.memory.estimates import Memory, MemoryEstimates, Shape
-from sartor.memory.prediction import Component
+from sartor.memory.prediction import Component, Training, Work
 from sartor.memory.proposals import Case
 from sartor.memory.search import ExecutionOptions, Setting
 from sartor.memory.simulate import meta_model_of, simulate
 from sartor.memory.speed import Batch, sizes_of
-from sartor.memory.training import Training, Work
 from sartor.optim import rounded_update, transaction
 from sartor.optim.transaction import planned_update
 from sartor.records import EngineSettings, Plan

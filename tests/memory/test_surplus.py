@@ -1,6 +1,6 @@
 """Idle memory of the heap is given back where it has grown without need, and seldom."""
 
-from sartor.memory.surplus import EVERY, LEAST_BYTES, Surplus
+from sartor.memory.heap import EVERY, LEAST_BYTES, Surplus
 
 MB = 1 << 20
 

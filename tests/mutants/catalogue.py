@@ -1206,7 +1206,7 @@ RECOVERY = (
     ),
     Mutant(
         "what the heap keeps without need is never given back",
-        "src/sartor/memory/surplus.py",
+        "src/sartor/memory/heap.py",
         "            self._give_back()\n",
         "",
         ("tests/memory/test_surplus.py",),
@@ -1214,7 +1214,7 @@ RECOVERY = (
     Mutant(
         "the heap's surplus is not watched",
         "src/sartor/memory/guard.py",
-        "            self._surplus.watch(anonymous - heap.used_bytes - self._other_bytes)",
+        "            self._surplus.watch(anonymous - account.used_bytes - self._other_bytes)",
         "            pass",
         ("tests/memory/test_guard.py",),
     ),
@@ -1541,7 +1541,7 @@ FORESIGHT = (
     ),
     Mutant(
         "a rehearsal's update is not foreseen",
-        f"{MEMORY_ROOM}/rehearsal_peak.py",
+        f"{MEMORY_ROOM}/simulate.py",
         "    moments = [dict(update.components) | {Component.LOGITS: 0}]\n",
         "    moments = []\n",
         ("tests/run/test_rehearsal.py::test_the_rehearsal_itself_is_foreseen_as_the_allocator_counts_it",),
@@ -1562,7 +1562,7 @@ FORESIGHT = (
     ),
     Mutant(
         "an extrapolation that is not affine is believed",
-        f"{MEMORY_ROOM}/layer_subsets.py",
+        f"{MEMORY_ROOM}/extrapolate.py",
         "            return not any(rest)\n",
         "            return True\n",
         (f"{FORESEEN}::test_memory_that_is_not_affine_in_layers_is_simulated_in_full",),
@@ -1576,7 +1576,7 @@ FORESIGHT = (
     ),
     Mutant(
         "conversions of mixed dtypes forgotten",
-        f"{MEMORY_ROOM}/scratch.py",
+        f"{MEMORY_ROOM}/kernel_rules.py",
         "        **dict.fromkeys(_POINTWISE, _converted_operands),\n",
         "",
         ("tests/memory/test_scratch.py",),

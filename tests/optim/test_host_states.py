@@ -13,7 +13,7 @@ from torch import nn
 from sartor.errors import ConfigurationError
 from sartor.optim import transaction
 from sartor.optim.host_states import HostStates, settle_on_device
-from sartor.optim.implementation import set_implementation
+from sartor.optim.registry import set_implementation
 from sartor.optim.transaction import Update
 from tests.optim.stepped import assert_equal, values
 

@@ -20,8 +20,8 @@ from sartor.hf import hub
 from sartor.hf.evaluating import lazy_loader
 from sartor.hf.padded import PaddedStepper
 from sartor.hf.train_loop import TrainLoop
-from sartor.memory.allocator import retaining
-from sartor.optim.implementation import set_implementation
+from sartor.memory.heap import retaining
+from sartor.optim.registry import set_implementation
 from sartor.run import checkpoint, folder_lock, loop, rescue, saving
 from sartor.run import resume as resuming
 from sartor.run.checkpoints import Checkpoints, interrupted_save

@@ -11,11 +11,10 @@ from functools import partial
 
 from sartor.device import kind_of
 from sartor.memory.estimates import MemoryEstimates, scaled_peak
-from sartor.memory.prediction import Prediction
+from sartor.memory.prediction import Prediction, Training
 from sartor.memory.rates import Rates
 from sartor.memory.search import SMALLEST_CHUNK_ROWS, ExecutionOptions, SearchSpace, Setting, search
 from sartor.memory.speed import Sizes, step_seconds
-from sartor.memory.training import Training
 from sartor.optim import registry
 from sartor.optim.transaction import PIECE_BYTES
 

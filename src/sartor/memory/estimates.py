@@ -11,11 +11,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sartor.memory.limits import GROWTH_BYTES, RESERVE_BYTES
-from sartor.memory.prediction import Component, Prediction
+from sartor.memory.prediction import PASS, Component, Prediction
 from sartor.memory.search import Setting
 from sartor.memory.simulate import Known, Training, Work, simulate_model
 from sartor.memory.speed import Batch
-from sartor.memory.tracker import PASS
 from sartor.records import Layout, Plan
 
 if TYPE_CHECKING:

@@ -24,9 +24,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sartor.errors import ForeseenMemoryError
-from sartor.memory import limits
+from sartor.memory import heap, limits
+from sartor.memory.heap import Heap, Surplus
 from sartor.memory.limits import RESERVE_BYTES, RESIDENT_PER_LIVE
-from sartor.memory.surplus import Surplus
 
 TELLING_SHARE = 4
 """A micro-batch says something of one that is up to so many times longer."""
@@ -53,7 +53,7 @@ class _Before:
     """What stood in memory before a micro-batch."""
 
     anonymous_bytes: int
-    heap: limits.Heap | None
+    heap: Heap | None
     fixed_bytes: int
     predicted_bytes: float | None
     """By simulation, in bytes of the heap."""
@@ -101,7 +101,7 @@ class MemoryGuard:
             raise ForeseenMemoryError(f"{num_tokens:,} tokens at once {_need(needed, room)}")
         self._before = _Before(
             limits.anonymous_bytes(),
-            limits.heap_account(),
+            heap.account(),
             self._needs.fixed_bytes(num_tokens, trains),
             self._predicted(num_tokens, trains),
         )
@@ -109,16 +109,16 @@ class MemoryGuard:
     def after(self, num_tokens: int, *, trains: bool) -> None:
         """See `run.recover.Guard`."""
         before, self._before = self._before, None
-        heap = limits.heap_account()
+        account = heap.account()
         anonymous = limits.anonymous_bytes()
-        if heap is not None:
-            self._surplus.watch(anonymous - heap.used_bytes - self._other_bytes)
-        if before is None or before.heap is None or heap is None:
+        if account is not None:
+            self._surplus.watch(anonymous - account.used_bytes - self._other_bytes)
+        if before is None or before.heap is None or account is None:
             return
         grown = anonymous - before.anonymous_bytes
         if grown <= 0:
             return  # it found what it needed in what the heap kept: nothing is learnt
-        stays = max(0, heap.used_bytes - before.heap.used_bytes)
+        stays = max(0, account.used_bytes - before.heap.used_bytes)
         if before.predicted_bytes is not None:
             # What stays is no part of it; nor is what came once, beside tensors, as far as the plan has kept it free.
             excess = grown - stays - before.predicted_bytes - limits.GROWTH_BYTES
@@ -163,7 +163,7 @@ class MemoryGuard:
         """A limit under which this does not fit, also after the heap has given back what it can."""
         if self._too_small(needed) is None:
             return None
-        limits.give_back()
+        heap.give_back()
         return self._too_small(needed)
 
     def _too_small(self, needed: int) -> limits.Room | None:

@@ -10,7 +10,6 @@ that the process is in; going over it is a kill without an exception.  *Address*
 
 from __future__ import annotations
 
-import ctypes
 import sys
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from sartor.device import free_bytes
-from sartor.memory import glibc
+from sartor.memory import heap
 
 if TYPE_CHECKING:
     import torch
@@ -56,24 +55,16 @@ class Room:
         return self.free_bytes + self.idle_bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Heap:
-    """glibc's account of its heap."""
-
-    used_bytes: int
-    idle_bytes: int
-
-
 def rooms(other_bytes: int = 0) -> list[Room]:
     """What is left, under each kind of limit that there is.
 
     Args:
         other_bytes: resident memory that is neither the heap's nor a file's, see `other_bytes`.
     """
-    heap = heap_account()
-    idle = 0 if heap is None else max(0, anonymous_bytes() - heap.used_bytes - other_bytes)
+    account = heap.account()
+    idle = 0 if account is None else max(0, anonymous_bytes() - account.used_bytes - other_bytes)
     found = [Room(free, idle, name) for free, name in _resident_limits()]
-    idle = 0 if heap is None else heap.idle_bytes
+    idle = 0 if account is None else account.idle_bytes
     found += [Room(free, idle, name) for free, name in _address_limits()]
     return found
 
@@ -94,8 +85,8 @@ def available_bytes(device: torch.device) -> int:
 
 def other_bytes() -> int:
     """Anonymous memory beside glibc's heap: Python's own arenas, stacks.  Ask before anything was trimmed."""
-    heap = heap_account()
-    return 0 if heap is None else max(0, anonymous_bytes() - heap.used_bytes - heap.idle_bytes)
+    account = heap.account()
+    return 0 if account is None else max(0, anonymous_bytes() - account.used_bytes - account.idle_bytes)
 
 
 def anonymous_bytes() -> int:
@@ -173,30 +164,3 @@ def _address_limits() -> list[tuple[int, str]]:
         if soft != resource.RLIM_INFINITY:
             found.append((max(0, soft - used), name))
     return found
-
-
-class _MallInfo(ctypes.Structure):
-    """malloc.h, struct mallinfo2."""
-
-    _fields_ = tuple(
-        (name, ctypes.c_size_t)
-        for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd",
-                     "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
-    )  # fmt: skip
-
-
-def heap_account() -> Heap | None:
-    """What glibc's heap uses and keeps; None elsewhere, or before glibc 2.33."""
-    library = glibc.library()
-    if library is None or not hasattr(library, "mallinfo2"):
-        return None
-    library.mallinfo2.restype = _MallInfo
-    info = library.mallinfo2()
-    return Heap(int(info.uordblks) + int(info.hblkhd), int(info.fordblks))
-
-
-def give_back() -> None:
-    """Give the heap's unused pages back to the system."""
-    library = glibc.library()
-    if library is not None:
-        library.malloc_trim(0)

@@ -88,7 +88,7 @@ def search_space(
         largest_tokens: worth trying.
         num_layers: of the model.
         largest_rows: worth trying.
-        ways: that are possible and that the user has left open, the fastest first.
+        executions: that are possible and that the user has left open, the fastest first.
     """
     at_once = {smallest_tokens, max(smallest_tokens, largest_tokens)}
     at_once |= {count for count in _TOKENS if smallest_tokens < count < largest_tokens}

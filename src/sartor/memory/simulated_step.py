@@ -22,11 +22,9 @@ from sartor.device import kind_of
 from sartor.engine.precision import autocast
 from sartor.engine.step import Engine
 from sartor.engine.traits import ModelTraits, base_model, evaluating, is_adapter
-from sartor.memory import cuda_rules, meta_model, optimizers, scratch
-from sartor.memory.marks import marking_layers
-from sartor.memory.prediction import Component, Stretch
-from sartor.memory.tracker import LiveSet, Phase
-from sartor.memory.training import Asked, Training, Work
+from sartor.memory import kernel_rules, meta_model, optimizers
+from sartor.memory.prediction import Asked, Component, Phase, Stretch, Training, Work
+from sartor.memory.tracker import LiveSet, marking_layers
 from sartor.optim import rounded_update
 from sartor.optim.transaction import planned_update
 from sartor.records import MicroBatch, Plan
@@ -155,7 +153,7 @@ class SimulatedStep:
 
 
 @contextmanager
-def staged(
+def set_up(
     model: nn.Module, traits: ModelTraits, plan: Plan, work: Work, training: Training, places: Sequence[int]
 ) -> Iterator[SimulatedStep]:
     """Everything set up as a run sets it up, for the model with these of its layers."""
@@ -163,7 +161,7 @@ def staged(
 
     kind = kind_of(plan.device)
     is_cuda = not kind.is_host
-    live = LiveSet(scratch.rules(kind, plan.num_threads), rounding_bytes=kind.block_bytes)
+    live = LiveSet(kernel_rules.rules(kind, plan.num_threads), rounding_bytes=kind.block_bytes)
     with ExitStack() as stack:
         stack.enter_context(meta_model.with_layers(model, traits.num_layers, places))
         stack.enter_context(FakeTensorMode())
@@ -183,7 +181,7 @@ def staged(
         optimizer = make(optimizers.groups_of(model, base_model(model).get_input_embeddings()))
         simulated_step = SimulatedStep(live, engine, optimizer, _micro_batch(work), training)
         if is_cuda:
-            stack.enter_context(cuda_rules.CudaAutocast())
+            stack.enter_context(kernel_rules.CudaAutocast())
         stack.enter_context(engine.running())
         # What an engine keeps from micro-batch to micro-batch is there now.
         with meta_model.with_layers(model, len(places), [0]):
@@ -216,7 +214,7 @@ def passes(
         only_last: of several micro-batches, take the one that needs most: gradients stand there all the time.
     """
     num_passes = min(2, work.num_micro_batches)
-    with staged(model, traits, plan, work, training, places) as simulated_step:
+    with set_up(model, traits, plan, work, training, places) as simulated_step:
         live = simulated_step.live
         model.zero_grad(set_to_none=True)  # those of the pass that set the engine up
         simulated_step.optimizer.state.clear()  # some have states from the beginning
@@ -232,7 +230,7 @@ def passes(
 def updates(model: nn.Module, traits: ModelTraits, plan: Plan, work: Work, training: Training) -> list[Stretch]:
     """The first update, where states are made; clipping and update of a later step; where asked for, before them a
     rehearsal's update, and after them answers and saving."""
-    with staged(model, traits, plan, work, training, range(traits.num_layers)) as simulated_step:
+    with set_up(model, traits, plan, work, training, range(traits.num_layers)) as simulated_step:
         live = simulated_step.live
         simulated_step.make_gradients()
         first = live.num_marks()

@@ -24,8 +24,7 @@ from torch import nn
 
 from sartor import compat
 from sartor.device import allocated_peak, kind_of, reset_peak
-from sartor.memory.prediction import Prediction, Stretch
-from sartor.memory.tracker import Phase
+from sartor.memory.prediction import Phase, Prediction, Stretch
 
 _PROFILER_LOG = "KINETO_LOG_LEVEL"
 _MARK = "sartor stretch"

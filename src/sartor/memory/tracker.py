@@ -6,45 +6,31 @@ counted once, from the operator that made it until nothing refers to it any more
 views of it come and go.
 
 Example: `y = (x * 2).relu_()` is one birth (the product) and no second one: `relu_` returns the same storage.
+
+Fake tensors have no values.  The engine reads a few values back (the gradient's norm, an optimizer's step count), and
+asks which targets were the model's first choice.  For memory it only matters how many numbers come back, and
+`largest_answer` gives the most.  `marking_layers` tells whoever measures a step, a `LiveSet` or a real step's `Trace`,
+which layer begins.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sartor.compat import storage_key
-from sartor.memory.answers import largest_answer
-from sartor.memory.prediction import Component, Stretch
+from sartor.memory.meta_model import layers_of
+from sartor.memory.prediction import Component, Phase, Stretch
 
 _DEVICE_OF = torch.ops.prim.device.default
-
-
-class Phase(StrEnum):
-    """What a step is doing."""
-
-    BUILD = "build"
-    BATCH = "batch"
-    REHEARSAL = "rehearsal"
-    FIRST_UPDATE = "first update"
-    FORWARD = "forward"
-    LOSS = "loss"
-    BACKWARD = "backward"
-    CLIP = "clip"
-    UPDATE = "update"
-    ANSWERS = "answers"
-    SAVING = "saving"
-
-
-PASS = frozenset({Phase.FORWARD, Phase.LOSS, Phase.BACKWARD})
-"""What a micro-batch goes through when it is trained."""
 
 
 @dataclass(slots=True)
@@ -208,3 +194,75 @@ def _storages(tensor: torch.Tensor) -> Iterator[Any]:
         yield tensor.untyped_storage()
     except (NotImplementedError, RuntimeError):  # sparse layouts and wrapper subclasses have none
         return
+
+
+_aten = torch.ops.aten
+
+
+def largest_answer(func: Any, args: tuple[Any, ...]) -> Any:
+    """The answer that takes the most memory; NotImplemented for operators that need none."""
+    if func is _aten._local_scalar_dense.default:
+        dtype = args[0].dtype
+        return True if dtype == torch.bool else (1.0 if dtype.is_floating_point else 1)
+    if func is _aten.nonzero.default:
+        tensor = args[0]
+        return tensor.new_empty((tensor.numel(), tensor.dim()), dtype=torch.int64)
+    if func is _aten.equal.default:
+        return True
+    if func is _aten._grouped_mm.default:
+        return _grouped_product(args[0], args[1], args[2])
+    return NotImplemented
+
+
+def _grouped_product(left: torch.Tensor, right: torch.Tensor, ends_E: torch.Tensor) -> torch.Tensor:
+    """The products of E experts; torch's own shape function takes bfloat16 alone, while a CPU's kernel takes more."""
+    if left.dim() == 2 and right.dim() == 2:
+        return left.new_empty((ends_E.shape[0], left.shape[0], right.shape[1]))
+    return left.new_empty((left.shape[-2], right.shape[-1]))
+
+
+class Marks(Protocol):
+    """Whoever measures a step, and is told what begins."""
+
+    phase: Phase
+
+    def enter(self, phase: Phase, layer: int | None = None) -> None:
+        """From now on the step is in this phase, in this layer of the decoder."""
+        ...
+
+
+def marking_layers(live: Marks, model: nn.Module, kept: int) -> ExitStack:
+    """Hooks that tell `live` which of the decoder's `kept` layers begins, forward and backward; they keep no tensor."""
+    undo = ExitStack()
+    found = layers_of(model, kept)
+    if found is None:
+        return undo
+
+    def began(number: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if live.phase is Phase.FORWARD:  # not where it is computed again
+                live.enter(Phase.FORWARD, number)
+                if number == 0:
+                    _mark_gradient(live, args[0] if args else kwargs.get("hidden_states"), None)
+
+        return hook
+
+    def ended(number: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if live.phase is Phase.FORWARD:
+                _mark_gradient(live, output[0] if isinstance(output, tuple) else output, number)
+                if number == kept - 1:
+                    live.enter(Phase.FORWARD)
+
+        return hook
+
+    for number, layer in enumerate(found[2]):
+        undo.callback(layer.register_forward_pre_hook(began(number), with_kwargs=True).remove)
+        undo.callback(layer.register_forward_hook(ended(number)).remove)
+    return undo
+
+
+def _mark_gradient(live: Marks, hidden: Any, layer: int | None) -> None:
+    """When this tensor's gradient is there, the backward pass enters the layer that made the tensor."""
+    if isinstance(hidden, torch.Tensor) and hidden.requires_grad:
+        hidden.register_hook(lambda gradient: live.enter(Phase.BACKWARD, layer))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from sartor.device import kind_of
 from sartor.engine.step import Engine
 from sartor.errors import DiskFullError, RunFolderError
-from sartor.memory import limits
+from sartor.memory import heap
 from sartor.memory.guard import MemoryGuard, Needs
 from sartor.memory.plan import ACTIVATION_VALUES_PER_HIDDEN, write_plan
 from sartor.records import Incident, Plan
@@ -36,7 +36,7 @@ def recovery_for(trainer: SFTTrainer, engine: Engine) -> Recovery:
         if trainer.is_in_train:
             freeze(trainer, plan)
 
-    return Recovery(engine, release=limits.give_back, tell=tell, guard=guard)
+    return Recovery(engine, release=heap.give_back, tell=tell, guard=guard)
 
 
 def freeze(trainer: SFTTrainer, plan: Plan) -> None:

@@ -20,11 +20,11 @@ from sartor.engine.traits import base_model, read_traits
 from sartor.errors import ConfigurationError
 from sartor.hf.evaluating import lazy_loader
 from sartor.memory import meta_model, trace
-from sartor.memory.allocator import retaining
 from sartor.memory.consumers import what_consumes
 from sartor.memory.failure import reason_of
+from sartor.memory.heap import retaining
 from sartor.memory.simulate import Training, Work, simulate_model
-from sartor.optim.implementation import set_implementation
+from sartor.optim.registry import set_implementation
 from sartor.records import Plan
 from sartor.run import rehearsal, saving
 from sartor.run.data_loader import TrainDataLoader

@@ -27,7 +27,7 @@ from sartor.device import kind_of
 from sartor.errors import ConfigurationError, ModelError, RunFolderError
 from sartor.memory.plan import plan_of
 from sartor.optim.host_states import HostStates
-from sartor.optim.implementation import set_implementation
+from sartor.optim.registry import set_implementation
 from sartor.records import Plan
 from sartor.run import checked_state, checkpoint, device_batch, plain_files, sampling, saving
 from sartor.run.checkpoint_writer import saved_tensors
