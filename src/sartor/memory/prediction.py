@@ -48,7 +48,7 @@ class Component(StrEnum):
     TEMPORARIES = "temporaries"
     """What lives within one stretch: intermediate results, gradients on their way."""
     SCRATCH = "scratch"
-    """What kernels take for themselves while they run, by the table in `scratch.py`."""
+    """What kernels take for themselves while they run, by the table in `kernel_rules.py`."""
 
 
 @dataclass(frozen=True, slots=True)
