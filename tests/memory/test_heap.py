@@ -100,7 +100,7 @@ def test_training_on_a_cpu_keeps_its_memory(tmp_path: Path, monkeypatch: pytest.
         yield wanted
         told.append("given back")
 
-    monkeypatch.setattr("sartor.hf.training.retaining", watched)
+    monkeypatch.setattr("sartor.run.training.retaining", watched)
     tiny.trainer(tmp_path, max_steps=1).train()
     assert told == [True, "given back"]
 

@@ -2,8 +2,8 @@
 
 In: an operator and its arguments.  Out: bytes.  A live set sees results only; what a kernel allocates and frees inside
 is invisible to it, and is added from this table.  Every CPU rule is held to the profiler's count by
-`tests/memory/test_kernel_rules.py`, but for attention in bfloat16 on a processor with AMX, which is bounded from above; CUDA
-rules are unmeasured.
+`tests/memory/test_kernel_rules.py`, but for attention in bfloat16 on a processor with AMX, which is bounded from above;
+CUDA rules are unmeasured.
 
 Not in the table: oneDNN's scratchpads for bfloat16 products on a CPU (some 200 kB each), which the margin covers.
 
