@@ -1,4 +1,4 @@
-"""What consumes memory: the same step with one setting changed at a time, foreseen.
+"""What consumes memory: the same step with one setting changed at a time, simulated.
 
 In: a configuration, a plan, a micro-batch and what is trained.  Out: a prediction for each setting that a reader may
 turn.  What it keeps true: everything but the named setting is as in the step that it is compared with; nothing is run.

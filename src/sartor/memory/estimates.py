@@ -71,7 +71,7 @@ class Memory:
     held_bytes: int = 0
     """Of the model, allocated already."""
     reserve_bytes: int = PROCESS_BYTES
-    """Kept free beside what is foreseen."""
+    """Kept free beside what is predicted."""
     host_bytes: int | None = None
     """Of a GPU's host, free for optimizer states; None: not known."""
 
@@ -112,7 +112,7 @@ class MemoryEstimates:
         )
 
     def prediction(self, setting: Setting, num_layers: int, *, is_rough: bool = False) -> Prediction:
-        """What this setting was foreseen to need.
+        """What this setting is predicted to need.
 
         Args:
             setting: that is asked about.

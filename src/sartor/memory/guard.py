@@ -2,7 +2,7 @@
 
 In: the tokens of the micro-batch that comes next.  Out: nothing, or a MemoryError that recovery takes as any other.
 
-Where the plan was simulated, a micro-batch needs what was foreseen, in proportion to its tokens, times what the heap
+Where the plan was simulated, a micro-batch needs what was predicted, in proportion to its tokens, times what the heap
 takes for a byte; and where more came and went than that, so much more per token from then on.  What there is, and what
 stays free, is `limits`' for plan and guard alike, so that the guard does not refuse what the plan chose.
 
@@ -60,7 +60,7 @@ class _Before:
 
 
 class MemoryGuard:
-    """Foresees that memory ends, for a process on a CPU; see `run.recover.Guard`."""
+    """Predicts that memory ends, for a process on a CPU; see `run.recover.Guard`."""
 
     def __init__(self, needs: Needs) -> None:
         self._needs = needs
@@ -69,7 +69,7 @@ class MemoryGuard:
         """Measured, by whether it trains."""
         self._longest: dict[bool, int] = {}
         self._excess_bytes = 0.0
-        """By which a token needed more than was foreseen."""
+        """By which a token needed more than was predicted."""
         self._before: _Before | None = None
         self._surplus = Surplus()
         self._refused = self._dared = (0, 0)

@@ -30,7 +30,7 @@ GROWTH_BYTES = 64 << 20
 """By which a process grows beside tensors once a run has begun: kernels that oneDNN compiles, files, Python's objects.
 Measured: 10 to 80 MB on a CPU, of which some has come before the first micro-batch."""
 RESERVE_BYTES = 48 << 20
-"""Kept free for what is not foreseen, to the end."""
+"""Kept free for what is not predicted, to the end."""
 _NO_LIMIT = 1 << 60
 """Control groups of version 1 without a limit say 2**63 - 4096."""
 

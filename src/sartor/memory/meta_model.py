@@ -28,6 +28,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sartor import compat
+from sartor.device import HOST
 from sartor.engine.traits import decoder
 from sartor.errors import ModelError
 
@@ -63,19 +64,14 @@ def build(config: Any, *, dtype: torch.dtype, lora: Any = None, four_bit: bool =
 def imitate(model: nn.Module) -> nn.Module:
     """A copy of a model on the meta device: shapes, dtypes, ties and what is trained, without a byte of its weights.
 
-    Hooks are left out: they are somebody's who watches the model, and who must not see a pass that is only imagined.
+    Hooks are left out: they are somebody's who watches the model, and who must not see a pass that is only simulated.
     """
     memo: dict[int, Any] = {}
     for module in model.modules():
         memo |= {id(vars(module)[name]): OrderedDict() for name in compat.HOOKS if name in vars(module)}
-        plain = (value for holder in _holders(module) for value in holder.values())
-        for tensor in (*compat.own_parameters(module).values(), *compat.own_buffers(module).values(), *plain):
-            if not isinstance(tensor, torch.Tensor) or id(tensor) in memo:
-                continue
-            with torch.no_grad():
-                empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-            is_parameter = isinstance(tensor, nn.Parameter)
-            memo[id(tensor)] = nn.Parameter(empty, requires_grad=tensor.requires_grad) if is_parameter else empty
+        for _, _, tensor in _tensors_of(module):
+            if id(tensor) not in memo:
+                memo[id(tensor)] = _empty(tensor, "meta")
     try:
         copied: nn.Module = copy.deepcopy(model, memo)
     except Exception as error:  # a module may hold what it likes: a lock, an open file
@@ -93,49 +89,38 @@ def widen(model: nn.Module, compute_dtype: torch.dtype, *, rounds: bool = False)
 def materialise(model: nn.Module) -> None:
     """Swap every parameter and buffer for an empty tensor of the current mode: fake ones inside a FakeTensorMode."""
     swapped: dict[int, Any] = {}
-
-    def empty(tensor: torch.Tensor) -> torch.Tensor:
-        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
-
     for module in model.modules():
-        parameters, buffers = compat.own_parameters(module), compat.own_buffers(module)
-        for name, parameter in list(parameters.items()):
-            if parameter is None:
-                continue
-            if id(parameter) not in swapped:
-                new = nn.Parameter(empty(parameter), requires_grad=parameter.requires_grad)
-                swapped[id(parameter)] = (new, parameter)
-            parameters[name] = swapped[id(parameter)][0]
-        for name, buffer in list(buffers.items()):
-            if buffer is None:
-                continue
-            if id(buffer) not in swapped:
-                swapped[id(buffer)] = (empty(buffer), buffer)
-            buffers[name] = swapped[id(buffer)][0]
-        _swap_plain_tensors(module, swapped, empty)
+        for holder, name, tensor in _tensors_of(module):
+            if id(tensor) not in swapped:
+                swapped[id(tensor)] = (_empty(tensor, HOST), tensor)  # which lives on, so that no other has its id
+            holder[name] = swapped[id(tensor)][0]
 
 
-def _swap_plain_tensors(module: nn.Module, swapped: dict[int, Any], empty: Any) -> None:
-    """Rotary embeddings keep tensors as plain attributes, some of them buffers under a second name."""
-    for holder in _holders(module):
-        for name, value in list(holder.items()):
-            if not isinstance(value, torch.Tensor):
-                continue
-            if id(value) not in swapped:
-                swapped[id(value)] = (empty(value), value)
-            holder[name] = swapped[id(value)][0]
+def _empty(tensor: torch.Tensor, device: str) -> torch.Tensor:
+    """A tensor, or parameter, of the same shape and dtype, whose content is none."""
+    with torch.no_grad():
+        empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+    return nn.Parameter(empty, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
-def _holders(module: nn.Module) -> list[dict[Any, Any]]:
-    """Where a module holds tensors beside parameters and buffers: attributes, and dictionaries of an adapter's names.
+def _tensors_of(module: nn.Module) -> Iterator[tuple[dict[Any, Any], Any, torch.Tensor]]:
+    """Each tensor that a module holds, with the dictionary that it is in and its name there.
 
-    Example: FourierFT and SHiRA keep the places of what they train in `{"default": tensor}`.
+    Beside parameters and buffers those are attributes, some of them buffers under a second name (rotary embeddings),
+    and what dictionaries of an adapter's names hold.  Example: FourierFT and SHiRA keep the places of what they train
+    in `{"default": tensor}`.
     """
     attributes = vars(module)
-    return [
+    holders: list[dict[Any, Any]] = [
+        compat.own_parameters(module),
+        compat.own_buffers(module),
         attributes,
         *(value for name, value in attributes.items() if type(value) is dict and name not in compat.REGISTERED),
     ]
+    for holder in holders:
+        for name, value in list(holder.items()):
+            if isinstance(value, torch.Tensor):
+                yield holder, name, value
 
 
 def layers_of(model: nn.Module, num_layers: int) -> tuple[nn.Module, str, nn.ModuleList] | None:

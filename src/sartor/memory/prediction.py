@@ -74,7 +74,7 @@ class Stretch:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The memory of one optimizer step (or of another operation), foreseen."""
+    """The memory of one optimizer step (or of another operation), predicted."""
 
     timeline: tuple[Stretch, ...]
     """In the order in which they happen."""
@@ -98,7 +98,7 @@ class Prediction:
 
     @property
     def rehearsal_bytes(self) -> int:
-        """Of the rehearsal, at its worst moment; of the step, where no rehearsal was foreseen."""
+        """Of the rehearsal, at its worst moment; of the step, where no rehearsal was simulated."""
         return max((part.num_bytes for part in self.timeline if part.phase == "rehearsal"), default=self.peak_bytes)
 
     @property

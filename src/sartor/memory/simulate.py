@@ -1,4 +1,4 @@
-"""The memory of one optimizer step, foreseen: the engine's own step on fake tensors under a live set.
+"""The memory of one optimizer step, predicted: the engine's own step on fake tensors under a live set.
 
 In: a configuration, a plan and the shape of a micro-batch.  Out: a `Prediction`.  What it keeps true: what runs is
 `engine.step.Engine`, not a model of it, so that a change of the engine changes the prediction with it.
@@ -41,7 +41,7 @@ share them."""
 
 
 def simulate(config: Any, plan: Plan, work: Work, training: Training | None = None) -> Prediction:
-    """Foresee the memory of one optimizer step.
+    """Predict the memory of one optimizer step.
 
     Args:
         config: a transformers configuration of a causal language model; no weights are read.
@@ -79,7 +79,7 @@ def simulate_model(
     *,
     is_rough: bool = False,
 ) -> Prediction:
-    """Foresee the memory of one optimizer step of a model without memory; it can be used again for another plan.
+    """Predict the memory of one optimizer step of a model without memory; it can be used again for another plan.
 
     Args:
         model: on the meta device, from `meta_model_of` or `meta_model.imitate`, in the dtypes of a training.
