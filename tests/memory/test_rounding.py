@@ -21,6 +21,7 @@ from sartor.memory.search import ExecutionOptions, Setting
 from sartor.memory.simulate import meta_model_of, simulate
 from sartor.memory.speed import Batch, sizes_of
 from sartor.optim import rounded_update, transaction
+from sartor.optim.rounded_update import RoundedUpdate
 from sartor.optim.transaction import planned_update
 from sartor.records import EngineSettings, Plan
 
@@ -75,6 +76,7 @@ def test_leaving_out_what_repeats_in_an_update_leaves_out_no_byte(monkeypatch: p
     taken = config, plan(optimizer_states="host"), WORK, Training(settings=ROUNDS)
     quick = simulate(*taken)
     monkeypatch.setattr(simulated_step.SimulatedStep, "_without_repetitions", lambda step: nullcontext())
+    monkeypatch.setattr(simulated_step, "FewBlocks", RoundedUpdate)
     full = simulate(*taken)
     for one, other in zip(quick.timeline, full.timeline, strict=True):
         assert one.label == other.label

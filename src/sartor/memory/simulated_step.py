@@ -26,7 +26,8 @@ from sartor.memory import kernel_rules, meta_model, optimizers
 from sartor.memory.prediction import Asked, Component, Phase, Stretch, Training, Work
 from sartor.memory.tracker import LiveSet, marking_layers
 from sartor.optim import rounded_update
-from sartor.optim.transaction import planned_update
+from sartor.optim.host_states import HostStates
+from sartor.optim.transaction import Update, planned_update
 from sartor.records import MicroBatch, Plan
 
 _ALONE_IN_PIECES = 3
@@ -51,7 +52,7 @@ class SimulatedStep:
     def update(self) -> None:
         """The optimizer's step, as the run takes it; states that it makes are known as such."""
         with self._without_repetitions():
-            planned_update(self.optimizer, self.engine.plan).step()
+            self._update().step()
         self._own_states()
 
     def rehearse(self) -> None:
@@ -61,11 +62,19 @@ class SimulatedStep:
         is_done = False
         if self.training.rehearses_update and self.engine.compute_dtype != torch.float16:  # its loss scale would move
             with self._without_repetitions():
-                is_done = planned_update(self.optimizer, self.engine.plan).rehearse()
+                is_done = self._update().rehearse()
         self._own_states()
         if is_done:
             self.optimizer.state.clear()
         del copies
+
+    def _update(self) -> Update:
+        """The run's own; one that rounds leaves out blocks that repeat."""
+        plan = self.engine.plan
+        if not plan.stochastic_rounding:
+            return planned_update(self.optimizer, plan)
+        host = HostStates(self.optimizer) if plan.optimizer_states == "host" else None
+        return Update(self.optimizer, host, FewBlocks(self.optimizer, 0, host))
 
     def _own_states(self) -> None:
         """Arrays that the host keeps are not in a GPU's memory; counts of steps are."""
@@ -150,6 +159,14 @@ class SimulatedStep:
         trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
         rounded += [parameter.data.to(arrived) for parameter in trained if parameter.dtype == torch.bfloat16]
         del rounded
+
+
+class FewBlocks(rounded_update.RoundedUpdate):
+    """A rounded update that takes the first three blocks that are left of a parameter, and the last: all are alike."""
+
+    def _blocks(self, parameter: nn.Parameter, number: int) -> Iterator[Any]:
+        blocks = list(super()._blocks(parameter, number))
+        yield from blocks if len(blocks) <= 3 else (*blocks[:3], blocks[-1])
 
 
 @contextmanager
