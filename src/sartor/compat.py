@@ -248,7 +248,7 @@ def storage_key(storage: Any) -> int:
 def schema(operator: Any) -> Any:
     """Name and arguments of an operator of torch's dispatcher: `_schema`.
 
-    `engine/recompute.py` and `memory/scratch.py` know operators by it.  Without it, it fails.
+    `engine/recompute.py` and `memory/kernel_rules.py` know operators by it.  Without it, it fails.
     """
     return operator._schema
 

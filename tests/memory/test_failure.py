@@ -120,7 +120,7 @@ def test_a_defect_of_our_own_fails_the_tests_and_not_a_users_run(
     elif defect == "KeyError":
         monkeypatch.setattr(estimates, "simulate_model", lambda *given, **named: simulate_model(*given[:4], Forgets()))
     else:
-        monkeypatch.setattr(simulated_step, "scratch", None)
+        monkeypatch.setattr(simulated_step, "kernel_rules", None)
     with pytest.raises(DefectWarning, match=f"defect of Sartor's: {defect}"):
         tiny.trainer(tmp_path / "tests", max_steps=1).train()
     trainer = tiny.trainer(tmp_path / "user", max_steps=1)

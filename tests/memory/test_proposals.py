@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 from benchmarks import memory_models
 from benchmarks.memory import plan_of
 
 from sartor.engine.traits import read_traits
-from sartor.memory.estimates import Memory, Shape
+from sartor.memory import rates
+from sartor.memory.estimates import Memory, MemoryEstimates, Shape
 from sartor.memory.proposals import Case, proposals
 from sartor.memory.search import ExecutionOptions, Setting
 from sartor.memory.simulate import Training, meta_model_of
@@ -29,10 +29,15 @@ def case() -> Case:
     sizes = sizes_of(read_traits(model), model)
     shape = Shape(256, 1_024, 1.0, Batch(1_024, 1_024, 256))
 
-    def seconds(*given: Any) -> float:
-        return 1.0
+    estimates = MemoryEstimates(model, plan, shape, training, Memory(1 << 20))
+    return Case(config, estimates, sizes, rates.listed(rates.card("T4"), "bfloat16"), setting, 1 << 30)
 
-    return Case(config, plan, shape, training, sizes, Memory(1 << 20), setting, 1 << 30, seconds)
+
+def with_memory(case: Case, num_bytes: int) -> Case:
+    found = case.estimates
+    return replace(
+        case, estimates=MemoryEstimates(found.model, found.plan, found.shape, found.training, Memory(num_bytes))
+    )
 
 
 def test_every_change_is_proposed_from_a_setting_whose_states_are_on_the_host_too(case: Case) -> None:
@@ -46,7 +51,7 @@ def test_every_change_is_proposed_from_a_setting_whose_states_are_on_the_host_to
 
 def test_what_fits_comes_first_and_shorter_rows_and_a_smaller_model_are_among_it(case: Case) -> None:
     most = max(proposal.needed_bytes for proposal in proposals(case))
-    found = proposals(replace(case, memory=Memory(2 * most), needed_bytes=3 * most))
+    found = proposals(replace(with_memory(case, 2 * most), needed_bytes=3 * most))
     fits = [proposal.fits for proposal in found]
     assert fits == sorted(fits, reverse=True)
     assert sum("rows of at most" in proposal.name for proposal in found if proposal.fits) == 1
@@ -55,7 +60,7 @@ def test_what_fits_comes_first_and_shorter_rows_and_a_smaller_model_are_among_it
 
 def test_where_no_single_change_suffices_an_adapter_with_shorter_rows_is_proposed(case: Case) -> None:
     alone = {proposal.name: proposal for proposal in proposals(case)}
-    short = replace(case, memory=Memory(alone["QLoRA, rank 16"].needed_bytes - 1))
+    short = with_memory(case, alone["QLoRA, rank 16"].needed_bytes - 1)
     found = {proposal.name: proposal for proposal in proposals(short)}
     both = found["QLoRA, rank 16, with rows of at most 128 tokens"]
     assert both.fits

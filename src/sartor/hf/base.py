@@ -13,7 +13,8 @@ from sartor.config import Settings
 from sartor.engine.precision import Masters
 from sartor.engine.step import Engine
 from sartor.hf.settings import run_settings
-from sartor.memory.optimizers import MakeOptimizer, maker_like
+from sartor.memory.optimizers import maker_like
+from sartor.memory.prediction import MakeOptimizer
 from sartor.records import Plan
 from sartor.run import rescue, voice
 from sartor.run.data_loader import TrainDataLoader

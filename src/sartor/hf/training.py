@@ -19,7 +19,7 @@ from sartor.hf.evaluating import lazy_loader
 from sartor.hf.padded import PaddedStepper
 from sartor.hf.state import TrainersCompanion, read_trainer_state, restore_state
 from sartor.hf.trainer_loop import TrainerLoop
-from sartor.optim.implementation import set_implementation
+from sartor.optim.registry import set_implementation
 from sartor.ranks import Ranks
 from sartor.run import checkpoint, rescue, resume
 from sartor.run.data_loader import TrainDataLoader

@@ -12,7 +12,7 @@ from typing import Any
 from sartor.device import kind_of
 from sartor.engine.step import Engine
 from sartor.errors import DiskFullError, RunFolderError
-from sartor.memory import limits
+from sartor.memory import heap
 from sartor.memory.guard import MemoryGuard, Needs
 from sartor.memory.plan import ACTIVATION_VALUES_PER_HIDDEN, write_plan
 from sartor.records import Incident, Plan
@@ -43,7 +43,7 @@ def recovery_for(
         if freeze is not None:
             freeze(plan)
 
-    return Recovery(engine, release=limits.give_back, tell=tell, guard=guard, steps=steps)
+    return Recovery(engine, release=heap.give_back, tell=tell, guard=guard, steps=steps)
 
 
 def freeze(plan: Plan, folder: Path, say: Callable[[str], None]) -> None:

@@ -17,12 +17,12 @@ from sartor.device import kind_of
 from sartor.engine.traits import base_model, is_adapter, read_traits
 from sartor.errors import ConfigurationError
 from sartor.memory import meta_model, trace
-from sartor.memory.allocator import retaining
 from sartor.memory.consumers import what_consumes
 from sartor.memory.failure import reason_of
-from sartor.memory.optimizers import MakeOptimizer
+from sartor.memory.heap import retaining
+from sartor.memory.prediction import MakeOptimizer
 from sartor.memory.simulate import Training, Work, simulate_model
-from sartor.optim.implementation import set_implementation
+from sartor.optim.registry import set_implementation
 from sartor.records import DataSummary, EngineSettings, Plan
 from sartor.run import rehearsal
 from sartor.run.data_loader import TrainDataLoader

@@ -26,12 +26,11 @@ from sartor.engine.traits import ModelTraits
 from sartor.errors import ConfigurationError
 from sartor.memory import meta_model, trace, worst_batch
 from sartor.memory.failure import reason_of
-from sartor.memory.marks import marking_layers
-from sartor.memory.optimizers import MakeOptimizer, maker_like
-from sartor.memory.prediction import Prediction
+from sartor.memory.optimizers import maker_like
+from sartor.memory.prediction import MakeOptimizer, Phase, Prediction
 from sartor.memory.simulate import CPU_MARGIN, Training, Work, simulate_model
 from sartor.memory.trace import Measured, Trace
-from sartor.memory.tracker import Phase
+from sartor.memory.tracker import marking_layers
 from sartor.records import Example, Layout, MicroBatch, Plan
 from sartor.run.cutting import keyed_micro_batches
 from sartor.run.data_loader import TrainDataLoader

@@ -23,7 +23,7 @@ from sartor.errors import ConfigurationError, ModelError, RunFolderError
 from sartor.masking import same_but_for_secrets
 from sartor.memory.plan import plan_of
 from sartor.optim.host_states import HostStates
-from sartor.optim.implementation import set_implementation
+from sartor.optim.registry import set_implementation
 from sartor.records import Plan
 from sartor.run import checked_state, checkpoint, device_batch, sampling, saving
 from sartor.run.checkpoint_writer import saved_tensors

@@ -19,7 +19,7 @@ from sartor.chat.sample import Speaker
 from sartor.engine.precision import autocast
 from sartor.errors import OutOfMemoryError, RunFolderError
 from sartor.memory.plan import ACTIVATION_VALUES_PER_HIDDEN
-from sartor.memory.training import Asked
+from sartor.memory.prediction import Asked
 from sartor.report.files import write_whole
 from sartor.report.lines import LinesFile, whole_lines
 from sartor.run import saving

@@ -19,8 +19,8 @@ import torch
 from sartor.device import kind_of
 from sartor.engine.step import Engine
 from sartor.errors import ConfigurationError
-from sartor.memory.allocator import retaining
-from sartor.optim.implementation import set_implementation
+from sartor.memory.heap import retaining
+from sartor.optim.registry import set_implementation
 from sartor.ranks import Ranks
 from sartor.run import checkpoint, folder_lock, loop, rescue, resume, saving
 from sartor.run.checkpoints import Companion

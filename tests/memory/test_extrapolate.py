@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sartor.memory.layer_subsets import layer_subsets, places
+from sartor.memory.extrapolate import layer_subsets, places
 
 
 def _of(text: str) -> list[str]:

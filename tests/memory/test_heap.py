@@ -1,4 +1,4 @@
-"""Freed memory stays with the process while training lasts, and goes back at its end."""
+"""Freed memory stays with the process while training lasts, goes back at its end, and before where much lies idle."""
 
 import gc
 import os
@@ -13,7 +13,7 @@ import psutil
 import pytest
 import torch
 
-from sartor.memory.allocator import retaining
+from sartor.memory.heap import EVERY, LEAST_BYTES, Surplus, retaining
 from tests.hf import tiny
 
 MIB = 1 << 20
@@ -22,7 +22,7 @@ MIB = 1 << 20
 def in_a_fresh_process(what: str, **variables: str) -> None:
     """Run a function of this module where no test has left holes in the heap, which a block would be put into."""
     done = subprocess.run(
-        [sys.executable, "-c", f"from tests.memory import test_allocator; test_allocator.{what}()"],
+        [sys.executable, "-c", f"from tests.memory import test_heap; test_heap.{what}()"],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
@@ -100,6 +100,38 @@ def test_training_on_a_cpu_keeps_its_memory(tmp_path: Path, monkeypatch: pytest.
         yield wanted
         told.append("given back")
 
-    monkeypatch.setattr("sartor.hf.training.retaining", watched)
+    monkeypatch.setattr("sartor.run.training.retaining", watched)
     tiny.trainer(tmp_path, max_steps=1).train()
     assert told == [True, "given back"]
+
+
+# --- what lies idle is given back, and seldom ------------------------------------------------------------------------
+
+
+def given_back(idle_bytes: list[int]) -> list[int]:
+    """After which micro-batches, counted from 0."""
+    found: list[int] = []
+    number = 0
+    surplus = Surplus(lambda: found.append(number))
+    for number, idle in enumerate(idle_bytes):  # noqa: B007 - `found` reads it
+        surplus.watch(idle)
+    return found
+
+
+def test_what_a_micro_batch_needs_again_is_kept() -> None:
+    assert given_back([1000 * MIB] * 200) == []
+    assert given_back([1000 * MIB + number * MIB for number in range(200)]) == []
+
+
+def test_what_gathers_beyond_it_is_given_back_and_seldom() -> None:
+    growing = [1000 * MIB + number * 50 * MIB for number in range(60)]
+    first = given_back(growing)[0]
+    assert first == EVERY  # 1,800 MiB, where half of 1,000 may gather
+    assert given_back([1000 * MIB, *[9000 * MIB] * 60]) == [EVERY]  # which the next one needed: it is not surplus
+    often = [1000 * MIB if number % (EVERY + 1) == 0 else 9000 * MIB for number in range(5 * EVERY)]
+    assert given_back(often) == [EVERY * times + times - 1 for times in range(1, 5)]
+
+
+def test_a_little_is_not_worth_it() -> None:
+    assert given_back([MIB, *[LEAST_BYTES] * 100]) == []
+    assert given_back([MIB, *[LEAST_BYTES + 2 * MIB] * 100]) == [EVERY]

@@ -10,8 +10,9 @@ import torch
 from benchmarks.memory_measure import AllocatorPeak
 
 from sartor.device import CPU, cpu_has_amx, cpu_has_bf16
-from sartor.memory.scratch import rules
-from sartor.memory.tracker import LiveSet, Phase
+from sartor.memory.kernel_rules import rules
+from sartor.memory.prediction import Phase
+from sartor.memory.tracker import LiveSet
 
 _aten = torch.ops.aten
 BF16, F32 = torch.bfloat16, torch.float32
@@ -84,10 +85,12 @@ def foreseen_bytes(operation: Callable[[], Any], *, packs: bool | None) -> int:
     live = LiveSet(rules(CPU, torch.get_num_threads(), packs))
     with live:
         operation()  # what it writes into is known from here on
-        before, first = live.live_bytes, live.num_marks()
+        live.enter(Phase.BATCH)
+        first = live.num_marks()
         live.enter(Phase.FORWARD)
         operation()
-    return live.stretches(first)[0].num_bytes - before
+    before, during = live.stretches(first - 1)
+    return during.num_bytes - before.num_bytes
 
 
 def test_where_attention_packs_its_keys_and_values_the_forecast_bounds_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +101,7 @@ def test_where_attention_packs_its_keys_and_values_the_forecast_bounds_it(monkey
     if torch.get_num_threads() == 1:
         assert 2_475_000 <= packed <= 2_600_000
     for has_amx in (True, False):
-        monkeypatch.setattr("sartor.memory.scratch.cpu_has_amx", lambda has_amx=has_amx: has_amx)
+        monkeypatch.setattr("sartor.memory.kernel_rules.cpu_has_amx", lambda has_amx=has_amx: has_amx)
         assert foreseen_bytes(operation, packs=None) == foreseen_bytes(operation, packs=has_amx)
     for other in (_attention(F32, 1000), _attention(BF16, 40)):
         assert foreseen_bytes(other, packs=True) == foreseen_bytes(other, packs=False)
