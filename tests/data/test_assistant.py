@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sartor.data.encoding.encode import prepare
-from sartor.data.inspect import example_of, plain
+from sartor.data.inspection.prepared import example_of, plain
 from sartor.data.reading.problems import ProblemLog
 from sartor.data.rows.formats import TrainingRow
 from sartor.data.targets.assistant import AssistantTargets

@@ -15,15 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sartor.batching.packing import pack
-from sartor.data import inspect
 from sartor.data.encoding.encode import prepare
-from sartor.data.encoding.tokenizing import run
-from sartor.data.encoding.tokens import Encoder
+from sartor.data.encoding.encoder import Encoder
 from sartor.data.encoding.usable import encoding_usable
+from sartor.data.inspection.prepared import describe
 from sartor.data.reading.places import Places
 from sartor.data.reading.problems import ProblemLog
 from sartor.data.reading.sources import load
 from sartor.data.rows.formats import Reading
+from sartor.data.tokens.tokenizing import run
 from sartor.errors import DataError, SartorWarning
 from sartor.records import DataSettings, PreparedData, RowFormat
 from tests.data.conftest import make_small_tokenizer
@@ -87,7 +87,7 @@ def test_skipped_rows_are_counted_and_the_others_keep_their_lines(tmp_path: Path
     assert [prepared.places.where(number) for number in range(989)] == [f"train.jsonl, line {line}" for line in good]
     for kind, line in lines.items():
         assert any(note.startswith(f"skipped: {kind} (train.jsonl, line {line})") for note in summary.notes)
-    assert "skipped: 11 rows that cannot be used" in inspect.describe(summary)
+    assert "skipped: 11 rows that cannot be used" in describe(summary)
     assert prepared.dataset.column_names == ["input_ids", "labels"]
 
 

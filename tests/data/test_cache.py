@@ -278,7 +278,7 @@ def make(folder):
     Path(sys.argv[2]).write_text("")
     while not Path(sys.argv[3]).exists():
         time.sleep(0.02)
-    from sartor.data.encoding.table import TokenRows
+    from sartor.data.tokens.table import TokenRows
     from sartor.data.encoding import store
     rows = TokenRows.from_lists([[1]], [[1]])
     store.write_file(rows, None, folder / cache.DATA)

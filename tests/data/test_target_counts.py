@@ -10,8 +10,8 @@ from datasets import Dataset, IterableDataset
 from sartor.batching.cut import make_micro_batch
 from sartor.batching.packing import pack
 from sartor.data.encoding.encode import prepare
-from sartor.data.inspect import segments
-from sartor.data.reading.mixture import prepare_mixture, read_parts
+from sartor.data.encoding.mixture import prepare_mixture, read_parts
+from sartor.data.inspection.prepared import segments
 from sartor.records import DataSettings, DataSummary, Example, PreparedData
 from sartor.trainer.examples import Examples, example_of
 from tests.data.conftest import make_small_tokenizer

@@ -165,7 +165,7 @@ def test_a_process_that_is_killed_while_it_answers_leaves_nobody_waiting() -> No
 
 def test_the_other_processes_import_no_torch_and_nothing_that_starts_threads_before_they_are_told() -> None:
     threads = "import sys, sartor.data.encoding.workers; print('numpy' in sys.modules); "
-    torch = "import sartor.data.encoding.tokens, transformers, datasets; transformers.PreTrainedTokenizerFast; "
+    torch = "import sartor.data.encoding.encoder, transformers, datasets; transformers.PreTrainedTokenizerFast; "
     command = [sys.executable, "-c", threads + torch + "print('torch' in sys.modules)"]
     found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert found.stdout == "False\nFalse\n"

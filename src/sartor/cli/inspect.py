@@ -127,8 +127,8 @@ def _examined(
 def _mixed(parts: Any, inspections: "Sequence[Inspection]", given: "Given") -> "list[Inspection]":
     """The mixture of the sources, prepared as it will be trained on; nothing where that would stop a training run."""
     from sartor.data.encoding import encode
+    from sartor.data.encoding.mixture import prepare_mixture
     from sartor.data.inspection.record import Inspection, Lengths
-    from sartor.data.reading.mixture import prepare_mixture
     from sartor.records import DataSettings, PreparedData
 
     def prepare(dataset: Any, settings: DataSettings, name: str) -> PreparedData:

@@ -266,7 +266,8 @@ def read_rows(
     Raises:
         SartorError: what is wrong with any of them.
     """
-    from sartor.data.reading import mixture, sources
+    from sartor.data.encoding import mixture
+    from sartor.data.reading import sources
 
     pairs = [mixture.parse_source(text) for text in texts]
     if len(pairs) == 1:

@@ -74,7 +74,7 @@ class Screen:
 
     def data(self, dataset: Any, tokenizer: Any) -> None:
         """How long the conversations are, and what of one of them is trained."""
-        from sartor.data.inspect import coloured, example_of, length_histogram, lengths_of, plain
+        from sartor.data.inspection.prepared import coloured, example_of, length_histogram, lengths_of, plain
 
         self._title("2. The conversations")
         self._say("Tokens of each, the chat template's included:")

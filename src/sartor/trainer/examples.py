@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sartor.batching import order
 from sartor.data.encoding.ahead import ahead
-from sartor.data.encoding.table import TokenRows
+from sartor.data.tokens.table import TokenRows
 from sartor.records import IGNORE_INDEX, Example
 from sartor.run.loop import OptimizerBatch
 

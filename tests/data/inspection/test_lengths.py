@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sartor.data.encoding.cutting import cut
-from sartor.data.encoding.table import TokenRows
 from sartor.data.inspection.lengths import LengthTally
 from sartor.data.inspection.record import Lengths, share
 from sartor.data.reading.places import Places
+from sartor.data.tokens.table import TokenRows
 from sartor.records import DataSettings, DataSummary, RowFormat
 
 

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 from sartor.data import entries
 from sartor.data.encoding import cache, store
 from sartor.data.encoding.counts import Counts
+from sartor.data.encoding.encoder import Encoder
 from sartor.data.encoding.keys import Unkeyed, key_of
 from sartor.data.encoding.parts import ROWS_PER_BATCH, Part, encode_here
-from sartor.data.encoding.tokens import Encoder
 from sartor.data.encoding.workers import encode_in_processes, work_order
 from sartor.data.entries import folder_of
 from sartor.data.reading.places import Places
@@ -155,7 +155,7 @@ def _num_processes(request: Request) -> tuple[int, tuple[str, ...]]:
 
 def _why_not_elsewhere(request: Request) -> str:
     """Why other processes cannot encode these rows; empty where they can."""
-    from sartor.data.encoding.tokenizing import is_stock
+    from sartor.data.tokens.tokenizing import is_stock
 
     if request.reading.formatting_func is not None:
         return "formatting_func exists only in this one"

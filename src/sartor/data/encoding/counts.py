@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sartor.data.encoding.cutting import cut
+from sartor.data.encoding.encoder import Encoder
 from sartor.data.encoding.parts import Part
 from sartor.data.encoding.store import Arrangement, Integers, Written, arranged
-from sartor.data.encoding.table import TokenRows
-from sartor.data.encoding.tokens import Encoder
 from sartor.data.reading.places import Places
 from sartor.data.reading.problems import ProblemLog
 from sartor.data.rows.formats import Reading
+from sartor.data.tokens.table import TokenRows
 from sartor.errors import DataError
 from sartor.records import IGNORE_INDEX, DataSettings, DataSummary, Packing
 

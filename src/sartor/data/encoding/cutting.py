@@ -11,8 +11,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sartor.data.encoding.table import TokenRows
 from sartor.data.reading.places import Places
+from sartor.data.tokens.table import TokenRows
 from sartor.errors import DataError
 from sartor.records import DataSettings, DataSummary, RowFormat
 

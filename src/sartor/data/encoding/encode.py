@@ -16,12 +16,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sartor.data.encoding.assemble import Request, prepare_rows
+from sartor.data.encoding.encoder import Encoder
 from sartor.data.encoding.limits import check_blocks
 from sartor.data.encoding.store import Packer
-from sartor.data.encoding.template import adopt_chatml
-from sartor.data.encoding.tokens import Encoder
 from sartor.data.rows.detection import recognise
 from sartor.data.rows.formats import Reading
+from sartor.data.templates.rendering import adopt_chatml
 from sartor.errors import ConfigurationError, DataError
 from sartor.records import DataSettings, PreparedData, RowFormat
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from sartor.data.encoding.tokenizing import BatchTokenizer, is_stock
+from sartor.data.tokens.tokenizing import BatchTokenizer, is_stock
 from sartor.records import DataSettings
 
 if TYPE_CHECKING:

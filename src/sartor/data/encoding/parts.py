@@ -13,13 +13,13 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sartor.data.encoding.table import TokenRows
-from sartor.data.encoding.tokenizing import Tokenization, run_ahead
-from sartor.data.encoding.tokens import Encoder
+from sartor.data.encoding.encoder import Encoder
 from sartor.data.encoding.usable import encoding_usable
 from sartor.data.reading.places import Places
 from sartor.data.reading.problems import ProblemLog
 from sartor.data.reading.tables import WHERE_COLUMN
+from sartor.data.tokens.table import TokenRows
+from sartor.data.tokens.tokenizing import Tokenization, run_ahead
 
 if TYPE_CHECKING:
     import datasets

@@ -16,7 +16,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from sartor.data.encoding.table import TokenRows
+from sartor.data.tokens.table import TokenRows
 from sartor.records import DataSettings, Packing
 
 if TYPE_CHECKING:

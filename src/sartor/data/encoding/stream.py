@@ -13,16 +13,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sartor.data.encoding.counts import Counts, notes_of
+from sartor.data.encoding.encoder import Encoder
 from sartor.data.encoding.parts import Part, places_of, rows_of
 from sartor.data.encoding.store import Packer, Written
-from sartor.data.encoding.table import TokenRows, features
-from sartor.data.encoding.tokenizing import run
-from sartor.data.encoding.tokens import Encoder
 from sartor.data.encoding.usable import Skipped, encoding_usable
 from sartor.data.reading.places import Places, RecentPlaces
 from sartor.data.reading.problems import ProblemLog
 from sartor.data.rows.formats import Reading
 from sartor.data.targets.weights import may_have_weights
+from sartor.data.tokens.table import TokenRows, features
+from sartor.data.tokens.tokenizing import run
 from sartor.records import DataSettings, DataSummary, PreparedData
 
 if TYPE_CHECKING:

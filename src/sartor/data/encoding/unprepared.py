@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from sartor.data.encoding.encoder import token_problem
 from sartor.data.encoding.limits import check_rows
 from sartor.data.encoding.parts import places_of, rows_of
-from sartor.data.encoding.table import TokenRows
-from sartor.data.encoding.tokens import token_problem
 from sartor.data.reading.problems import ProblemLog
 from sartor.data.reading.tables import WHERE_COLUMN
 from sartor.data.rows.detection import TOKEN_COLUMNS
+from sartor.data.tokens.table import TokenRows
 from sartor.records import DataSettings
 
 _ROWS_PER_BATCH = 1_000

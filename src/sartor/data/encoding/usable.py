@@ -11,11 +11,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from sartor.data.encoding.table import TokenRows
-from sartor.data.encoding.tokenizing import Tokenization
-from sartor.data.encoding.tokens import Encoder
+from sartor.data.encoding.encoder import Encoder
 from sartor.data.reading.problems import ProblemLog
 from sartor.data.reading.tables import PROBLEM_COLUMN, problem_of
+from sartor.data.tokens.table import TokenRows
+from sartor.data.tokens.tokenizing import Tokenization
 from sartor.errors import SartorWarning
 
 T = TypeVar("T")

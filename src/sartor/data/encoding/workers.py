@@ -268,10 +268,10 @@ def _encoder_of(order: WorkOrder) -> Callable[[int, bytes], Answer]:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
+    from sartor.data.encoding.encoder import Encoder
     from sartor.data.encoding.keys import tokenizer_state
     from sartor.data.encoding.parts import encoding_part, places_of, rows_of
-    from sartor.data.encoding.tokenizing import run
-    from sartor.data.encoding.tokens import Encoder
+    from sartor.data.tokens.tokenizing import run
 
     backend = Tokenizer.from_str(order.backend)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **order.tokenizer_options)

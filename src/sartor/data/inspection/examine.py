@@ -17,7 +17,6 @@ import numpy as np
 from sartor.data.encoding import store
 from sartor.data.encoding.counts import Counts
 from sartor.data.encoding.parts import Part
-from sartor.data.encoding.table import TokenRows
 from sartor.data.inspection.duplicates import DuplicateSearch
 from sartor.data.inspection.judge import (
     EVALUATION,
@@ -38,6 +37,7 @@ from sartor.data.inspection.written import WrittenChecks
 from sartor.data.reading.places import Places
 from sartor.data.reading.problems import ProblemLog, excerpt
 from sartor.data.rows.detection import FormattingFunction
+from sartor.data.tokens.table import TokenRows
 from sartor.records import IGNORE_INDEX, DataSettings, DataSummary
 
 if TYPE_CHECKING:

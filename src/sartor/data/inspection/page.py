@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sartor.data.inspect import LengthBar, describe, length_bars, visible
+from sartor.data.inspection.prepared import LengthBar, describe, length_bars, visible
 from sartor.data.inspection.record import Inspection, Lengths, Sample, Token, rows, share
 from sartor.data.inspection.terminal import counts_of
 

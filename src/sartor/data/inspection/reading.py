@@ -12,15 +12,15 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from sartor.data.encoding.encoder import Encoder
 from sartor.data.encoding.parts import ROWS_PER_BATCH, places_of, rows_of
-from sartor.data.encoding.table import TokenRows
-from sartor.data.encoding.template import adopt_chatml
-from sartor.data.encoding.tokenizing import Tokenization, run, run_ahead
-from sartor.data.encoding.tokens import Encoder
 from sartor.data.encoding.usable import encoding_usable
 from sartor.data.reading.problems import ProblemLog
 from sartor.data.rows.detection import FormattingFunction, recognise
 from sartor.data.rows.formats import Reading, TrainingRow, convert
+from sartor.data.templates.rendering import adopt_chatml
+from sartor.data.tokens.table import TokenRows
+from sartor.data.tokens.tokenizing import Tokenization, run, run_ahead
 from sartor.records import DataSettings, RowFormat
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from sartor.data.inspect import NEWLINE_MARK, TRAINED_MARKS, describe, length_histogram, marked, visible
+from sartor.data.inspection.prepared import NEWLINE_MARK, TRAINED_MARKS, describe, length_histogram, marked, visible
 from sartor.data.inspection.record import Finding, Inspection, Lengths, Sample, Severity, Token, rows, share
 
 if TYPE_CHECKING:

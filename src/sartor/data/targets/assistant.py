@@ -11,14 +11,14 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from sartor.data.encoding.template import note_refusal, tools_of
-from sartor.data.encoding.tokenizing import BatchTokenizer, Tokenization, run
 from sartor.data.reading.problems import ProblemLog
 from sartor.data.rows.formats import Message, TrainingRow
 from sartor.data.targets.audit import count_dropped, messages_of
 from sartor.data.targets.prover import Proof, Provers, Rule, Start, Unproven
 from sartor.data.targets.turn_tokens import TurnTokenizer
 from sartor.data.targets.unroll import is_trained
+from sartor.data.templates.rendering import note_refusal, tools_of
+from sartor.data.tokens.tokenizing import BatchTokenizer, Tokenization, run
 from sartor.errors import ConfigurationError
 
 Ids = list[list[int]]

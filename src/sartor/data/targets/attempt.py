@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from sartor.data.targets.prompts import Prompts
-from sartor.data.targets.provenance.render import Conversation, TracedText
-from sartor.data.targets.provenance.shadow import MIX, OUTSIDE, Kind, kind_of, message_of, tag_of
-from sartor.data.targets.provenance.spans import Span, kinds_of, spans_of
+from sartor.data.templates.provenance.render import Conversation, TracedText
+from sartor.data.templates.provenance.shadow import MIX, OUTSIDE, Kind, kind_of, message_of, tag_of
+from sartor.data.templates.provenance.spans import Span, kinds_of, spans_of
 
 NOT_IN_TEXT, NO_PROMPT_FOR_TURN = "prompt not in the text", "no prompt for a turn"
 FEW_MESSAGES = 4

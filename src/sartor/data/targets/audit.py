@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from sartor.data.encoding.table import TokenRows
-from sartor.data.encoding.template import tools_of
 from sartor.data.rows.formats import Message, TrainingRow
-from sartor.data.targets.provenance.render import REASONING, Renderer, TraceError
-from sartor.data.targets.provenance.shadow import Kind
-from sartor.data.targets.provenance.spans import Span, kinds_of, spans_of
+from sartor.data.templates.provenance.render import REASONING, Renderer, TraceError
+from sartor.data.templates.provenance.shadow import Kind
+from sartor.data.templates.provenance.spans import Span, kinds_of, spans_of
+from sartor.data.templates.rendering import tools_of
+from sartor.data.tokens.table import TokenRows
 from sartor.records import DataSettings
 
 FIELD_NAMES = {Kind.CONTENT: "the content", Kind.REASONING: "the reasoning", Kind.ARGUMENTS: "tool arguments"}

@@ -16,12 +16,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from sartor.data.encoding.template import note_refusal, tools_of
 from sartor.data.reading.problems import ProblemLog
 from sartor.data.rows.formats import TrainingRow
 from sartor.data.targets.audit import messages_of
 from sartor.data.targets.prover import Provers, Start, Unproven
 from sartor.data.targets.turn_tokens import TurnTokenizer
+from sartor.data.templates.rendering import note_refusal, tools_of
 
 
 class CompletionStarts:

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sartor.data.encoding.template import tools_of
 from sartor.data.rows.formats import TrainingRow
 from sartor.data.targets.audit import messages_of
-from sartor.data.targets.provenance.render import Renderer, TraceError
-from sartor.data.targets.provenance.shadow import MIX, Kind, tag_of
+from sartor.data.templates.provenance.render import Renderer, TraceError
+from sartor.data.templates.provenance.shadow import MIX, Kind, tag_of
+from sartor.data.templates.rendering import tools_of
 
 _FIRST = ord(tag_of(0, Kind.LITERAL))
 _PER_MESSAGE = ord(tag_of(1, Kind.LITERAL)) - _FIRST

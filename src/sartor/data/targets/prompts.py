@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from sartor.data.targets.provenance.render import Conversation, Renderer, TracedText, TraceError
-from sartor.data.targets.provenance.shadow import OUTSIDE
-from sartor.data.targets.provenance.spans import Span, spans_of
+from sartor.data.templates.provenance.render import Conversation, Renderer, TracedText, TraceError
+from sartor.data.templates.provenance.shadow import OUTSIDE
+from sartor.data.templates.provenance.spans import Span, spans_of
 
 MAX_PROBES = 64
 """Rows may each bring their own keywords for the template; what is known of so many is kept."""

@@ -25,7 +25,7 @@ from typing import Any
 
 from sartor.data.targets.attempt import Attempt, Proof, Rule, Rules, Start, Turn, Unproven
 from sartor.data.targets.prompts import Prompts
-from sartor.data.targets.provenance.render import Renderer, TraceError
+from sartor.data.templates.provenance.render import Renderer, TraceError
 
 __all__ = ["Proof", "Prover", "Provers", "Rule", "Start", "Turn", "Unproven"]
 

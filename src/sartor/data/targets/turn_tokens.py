@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from sartor.data.encoding.layout import TokenBytes, is_byte_level, located
-from sartor.data.encoding.tokenizing import BatchTokenizer, Encodings, TextBatch, Tokenization
 from sartor.data.targets.prover import Turn, Unproven
+from sartor.data.tokens.layout import TokenBytes, is_byte_level, located
+from sartor.data.tokens.tokenizing import BatchTokenizer, Encodings, TextBatch, Tokenization
 
 MAX_HEADS = 4096
 """Heads of turns whose ids are kept: templates write few different ones."""

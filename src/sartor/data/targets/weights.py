@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sartor.data.encoding.table import TokenRows
-from sartor.data.encoding.template import tools_of
 from sartor.data.reading.problems import ProblemLog
 from sartor.data.rows.formats import WEIGHT_COLUMN, Message, Reading, TrainingRow, weight_problem
 from sartor.data.targets.owners import Owners
+from sartor.data.templates.rendering import tools_of
+from sartor.data.tokens.table import TokenRows
 from sartor.errors import ConfigurationError
 from sartor.records import RowFormat
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sartor.data.targets.provenance.shadow import Kind, kind_of, message_of
+from sartor.data.templates.provenance.shadow import Kind, kind_of, message_of
 
 
 @dataclass(slots=True)

@@ -15,11 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sartor.data.encoding.layout import LaidText, TokenBytes, located, with_offsets
 from sartor.data.encoding.limits import check_rows
-from sartor.data.encoding.table import TokenRows
-from sartor.data.encoding.template import has_generation_marks, render, render_marked
-from sartor.data.encoding.tokenizing import BatchTokenizer, Encodings, TextBatch, Tokenization, run
 from sartor.data.reading.problems import ProblemLog
 from sartor.data.rows.formats import Message, Reading, TrainingRow, convert
 from sartor.data.targets.assistant import AssistantTargets
@@ -28,6 +24,10 @@ from sartor.data.targets.completion import CompletionStarts
 from sartor.data.targets.prover import Start
 from sartor.data.targets.unroll import unrolled
 from sartor.data.targets.weights import Weigher, has_weights, token_weights_problem
+from sartor.data.templates.rendering import has_generation_marks, render, render_marked
+from sartor.data.tokens.layout import LaidText, TokenBytes, located, with_offsets
+from sartor.data.tokens.table import TokenRows
+from sartor.data.tokens.tokenizing import BatchTokenizer, Encodings, TextBatch, Tokenization, run
 from sartor.errors import ConfigurationError
 from sartor.records import IGNORE_INDEX, DataSettings, RowFormat
 

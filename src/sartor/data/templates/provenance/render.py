@@ -12,9 +12,9 @@ from datetime import datetime
 from typing import Any
 
 from sartor import compat
-from sartor.data.targets.provenance.environment import Message, ShadowEnvironment
-from sartor.data.targets.provenance.order import Progress, WatchedMessages, spliced
-from sartor.data.targets.provenance.shadow import OUTSIDE, Kind, Shadow, joined, tag_of, tags_of
+from sartor.data.templates.provenance.environment import Message, ShadowEnvironment
+from sartor.data.templates.provenance.order import Progress, WatchedMessages, spliced
+from sartor.data.templates.provenance.shadow import OUTSIDE, Kind, Shadow, joined, tag_of, tags_of
 
 IDENTIFIERS = frozenset(["role", "name", "id", "type", "tool_call_id", "channel", "recipient"])
 """Fields that say what a message is rather than what is said.  Not tagged: templates copy them into other messages."""

@@ -6,7 +6,16 @@ import pytest
 from datasets import Dataset
 
 from sartor.data.encoding.encode import prepare
-from sartor.data.inspect import coloured, describe, example_of, length_histogram, lengths_of, plain, segments, visible
+from sartor.data.inspection.prepared import (
+    coloured,
+    describe,
+    example_of,
+    length_histogram,
+    lengths_of,
+    plain,
+    segments,
+    visible,
+)
 from sartor.errors import DataError
 from sartor.records import DataSettings, DataSummary, Example, RowFormat
 
