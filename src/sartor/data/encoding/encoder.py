@@ -17,7 +17,7 @@ import numpy as np
 
 from sartor.data.encoding.limits import check_rows
 from sartor.data.reading.problems import ProblemLog
-from sartor.data.rows.formats import Message, Reading, TrainingRow, convert
+from sartor.data.rows.formats import Reading, TrainingRow, convert
 from sartor.data.targets.assistant import AssistantTargets
 from sartor.data.targets.audit import Audit, without_effect
 from sartor.data.targets.completion import CompletionStarts
@@ -135,7 +135,7 @@ class Encoder:
             case RowFormat.MESSAGES if not self._unrolls:
                 if self._assistant_only:
                     return (yield from self._marked(rows, problems))
-                texts = render(self._tokenizer, rows, _body, problems)
+                texts = render(self._tokenizer, rows, problems)
                 self._audit.check_rendered(rows, texts, self.tally)
                 return (yield from _ids_of(TextBatch(texts, is_rendered=True))), None
             case RowFormat.TEXT:
@@ -152,7 +152,7 @@ class Encoder:
         self, rows: Sequence[TrainingRow], problems: ProblemLog
     ) -> Tokenization[tuple[Ids, Ids | None]]:
         asked = [row for row in rows if row.prompt]  # an unrolled first message has nothing before it
-        prompts = render(self._tokenizer, asked, _prompt, problems, add_generation_prompt=True)
+        prompts = render(self._tokenizer, asked, problems, prompt=True)
         if problems:
             return [], None
         some_ids = iter((yield from _ids_of(TextBatch(prompts, is_rendered=True))))
@@ -160,7 +160,7 @@ class Encoder:
         if self._assistant_only:
             ids, is_marked = yield from self._marked(rows, problems)
             return ids, self._completions(prompt_ids, ids, is_marked)
-        texts = render(self._tokenizer, rows, _whole, problems)
+        texts = render(self._tokenizer, rows, problems)
         self._audit.check_rendered(rows, texts, self.tally)
         ids = yield from _ids_of(TextBatch(texts, is_rendered=True))
         return self._with_proven_starts(rows, ids, self._completions(prompt_ids, ids, None), prompt_ids, problems)
@@ -181,7 +181,7 @@ class Encoder:
 
     def _marked(self, rows: Sequence[TrainingRow], problems: ProblemLog) -> Tokenization[tuple[Ids, Ids]]:
         """Ids of conversations, and which of them lie between the template's generation marks."""
-        marked = render_marked(self._tokenizer, rows, _whole, problems)
+        marked = render_marked(self._tokenizer, rows, problems)
         self._audit.check_rendered(rows, [text for text, _ in marked], self.tally, last_only=self._unrolls)
         texts = [text for text, _ in marked]
         encodings = yield from located(texts, self._token_bytes)
@@ -313,20 +313,6 @@ def common_prefix_length(first: Sequence[int], second: Sequence[int]) -> int:
     if first == second[: len(first)]:
         return len(first)
     return next(number for number, (one, other) in enumerate(zip(first, second, strict=False)) if one != other)
-
-
-def _body(row: TrainingRow) -> list[Message]:
-    assert isinstance(row.body, list)
-    return row.body
-
-
-def _prompt(row: TrainingRow) -> list[Message]:
-    assert isinstance(row.prompt, list)
-    return row.prompt
-
-
-def _whole(row: TrainingRow) -> list[Message]:
-    return _body(row) if row.prompt is None else _prompt(row) + _body(row)
 
 
 def token_problem(row: Row) -> tuple[str, str] | None:

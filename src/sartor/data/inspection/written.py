@@ -13,10 +13,14 @@ from typing import Any
 from sartor.data.inspection.ledger import Ledger
 from sartor.data.inspection.reading import Batch
 from sartor.data.inspection.record import Severity
-from sartor.data.inspection.texts import fields_of
 from sartor.data.rows.formats import TrainingRow
+from sartor.data.templates.fields import fields_of
+from sartor.data.templates.provenance.shadow import Kind
 
 _THOUGHT = re.compile(r"(?s)^.*</think(?:ing)?>")
+
+_NEVER_ESCAPED = re.compile(r"[\w .,-]+", re.ASCII)
+"""Text that any writer of JSON writes as it is."""
 
 
 class WrittenChecks:
@@ -47,12 +51,19 @@ class WrittenChecks:
         return self._tokenizer.batch_decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def _compare(self, row: TrainingRow, written: str, where: str) -> None:
-        for kind, name, text in fields_of(row):
+        fields = [
+            (kind, key, text, f"the {key} of message {number} ({message['role']}): {text}")
+            for number, message in enumerate(row.messages, 1)
+            for kind, key, text in fields_of(message)
+        ]
+        for kind, key, text, shown in fields:
             sought = _squashed(text)
             if not sought or sought in written or not self._survives(text):
                 continue
+            if kind is Kind.ARGUMENTS and not _NEVER_ESCAPED.fullmatch(text):
+                continue
             answer = _squashed(_THOUGHT.sub("", text))
-            if kind == "content" and answer != sought and answer in written:
+            if kind is Kind.CONTENT and answer != sought and answer in written:
                 self._ledger.see(
                     "rewritten_turns",
                     Severity.WARNING,
@@ -60,17 +71,18 @@ class WrittenChecks:
                     "not as it was generated.",
                     "Train each answer in a row of its own (unroll), or leave the earlier ones untrained.",
                     where=where,
-                    shown=f"{name}: {text}",
+                    shown=shown,
                 )
             else:
+                named = "reasoning" if kind is Kind.REASONING else key
                 self._ledger.see(
                     "dropped_fields",
                     Severity.WARNING,
-                    f"The chat template leaves out, or changes, the {kind} of a message: that is not trained.",
+                    f"The chat template leaves out, or changes, the {named} of a message: that is not trained.",
                     "Look at the coloured row; use a template that writes it, or put it into the content.",
                     where=where,
-                    shown=f"{name}: {text}",
-                    variant=kind,
+                    shown=shown,
+                    variant=named,
                 )
 
     def _survives(self, text: str) -> bool:

@@ -61,6 +61,13 @@ class TrainingRow:
     weight: float = 1.0
     """What the row's targets weigh in the loss, besides what their messages do; 0: the row is left out."""
 
+    @property
+    def messages(self) -> list[Message]:
+        """All messages of a conversation, those of its prompt first; none of a row of text."""
+        if not isinstance(self.body, list):
+            return []
+        return self.prompt + self.body if isinstance(self.prompt, list) else self.body
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from sartor.data.reading.problems import ProblemLog
-from sartor.data.rows.formats import Message, TrainingRow
-from sartor.data.targets.audit import count_dropped, messages_of
-from sartor.data.targets.prover import Proof, Provers, Rule, Start, Unproven
+from sartor.data.rows.formats import TrainingRow
+from sartor.data.targets.audit import count_dropped
+from sartor.data.targets.prover import Proof, Rule, Start, Unproven, provers
 from sartor.data.targets.turn_tokens import TurnTokenizer
 from sartor.data.targets.unroll import is_trained
 from sartor.data.templates.rendering import note_refusal, tools_of
@@ -64,7 +64,7 @@ class AssistantTargets:
         self._completion_only = completion_only
         self._last_only = last_only
         self._turn_tokenizer = TurnTokenizer(tokenizer)
-        self._provers = Provers(
+        self._provers = provers(
             tokenizer, self._end_tokens, tokenizer.all_special_tokens, start=start, append_eot=append_eot
         )
         self._tally: Counter[str] = Counter() if tally is None else tally
@@ -91,18 +91,15 @@ class AssistantTargets:
             except Unproven as error:
                 problems.add(error.kind, row.where, str(error), row.body)
                 continue
-            self._count(proof, len(messages_of(row)) - 1 if self._last_only else 0)
+            self._count(proof, len(row.messages) - 1 if self._last_only else 0)
             self._tally["rows in parts"] += self._turn_tokenizer.num_cut_turns > num_cut
             all_ids.append(ids)
             all_marks.append(marks)
         return all_ids, all_marks
 
     def _proof(self, row: TrainingRow, problems: ProblemLog) -> Proof | None:
-        prompt, body = row.prompt or [], row.body
-        assert isinstance(prompt, list)
-        assert isinstance(body, list)
-        messages: list[Message] = prompt + body
-        first = len(prompt) if self._completion_only else 0
+        messages = row.messages
+        first = len(messages) - len(row.body) if self._completion_only else 0
         trained = [number for number, message in enumerate(messages) if number >= first and is_trained(message)]
         try:
             tools = tools_of(row)

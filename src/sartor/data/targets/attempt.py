@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from sartor.data.targets.prompts import Prompts
+from sartor.data.templates.fields import kinds_of
 from sartor.data.templates.provenance.render import Conversation, TracedText
 from sartor.data.templates.provenance.shadow import MIX, OUTSIDE, Kind, kind_of, message_of, tag_of
-from sartor.data.templates.provenance.spans import Span, kinds_of, spans_of
+from sartor.data.templates.provenance.spans import Span, spans_of
 
 NOT_IN_TEXT, NO_PROMPT_FOR_TURN = "prompt not in the text", "no prompt for a turn"
 FEW_MESSAGES = 4
@@ -125,8 +126,7 @@ class Attempt:
         return [
             (number, kind)
             for number, message in enumerate(self._conversation.messages)
-            for kind in kinds_of(message)
-            if kind not in self._spans.get(number, Span()).kinds
+            for kind in sorted(kinds_of(message) - self._spans.get(number, Span()).kinds)
         ]
 
     def turn(self, number: int) -> Turn:

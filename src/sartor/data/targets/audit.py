@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 
 from sartor.data.rows.formats import Message, TrainingRow
-from sartor.data.templates.provenance.render import REASONING, Renderer, TraceError
+from sartor.data.templates.fields import fields_of, kinds_of
+from sartor.data.templates.provenance.render import PerTemplate, Renderer, TraceError
 from sartor.data.templates.provenance.shadow import Kind
-from sartor.data.templates.provenance.spans import Span, kinds_of, spans_of
+from sartor.data.templates.provenance.spans import Span, spans_of
 from sartor.data.templates.rendering import tools_of
 from sartor.data.tokens.table import TokenRows
 from sartor.records import DataSettings
 
 FIELD_NAMES = {Kind.CONTENT: "the content", Kind.REASONING: "the reasoning", Kind.ARGUMENTS: "tool arguments"}
-_TEXT_FIELDS = REASONING | {"content"}
 PLACES_NAMED = 3
 """Rows that are named of each finding; of the others the number is said."""
 
@@ -40,7 +40,7 @@ class Audit:
         special = sorted(filter(None, tokenizer.all_special_tokens), key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, special))) if special else None
         self._end_ids = end_ids(tokenizer, end_tokens)
-        self._renderers: dict[str, Renderer] = {}
+        self._renderers = PerTemplate(tokenizer, Renderer)
 
     def check_contents(self, rows: Sequence[TrainingRow], tally: Counter[str]) -> None:
         """Count rows whose own text holds what the tokenizer takes for a special token."""
@@ -68,26 +68,23 @@ class Audit:
         for row, text in zip(rows, texts, strict=True):
             if not text:
                 continue  # the template refused the row, which is a problem of its own
-            messages = messages_of(row)
+            messages = row.messages
             first = len(messages) - 1 if last_only else 0
-            parts = [part for message in messages[first:] for part in _fields_of(message)]
+            parts = [part for message in messages[first:] for part in _texts_to_write(message)]
             if [part for part in parts if part not in text and part.strip() not in text]:
                 for kind in self._left_out(row, messages, first):
                     count_dropped(tally, kind)
 
     def _left_out(self, row: TrainingRow, messages: Sequence[Message], first: int) -> Iterator[Kind]:
         tools = tools_of(row)
-        template = self._tokenizer.get_chat_template(None, tools)
-        if template not in self._renderers:
-            self._renderers[template] = Renderer(template, self._tokenizer.special_tokens_map)
-        renderer = self._renderers[template]
+        renderer = self._renderers.of(tools)
         try:
             conversation = renderer.conversation(messages, tools, row.template_keywords)
             spans = spans_of(renderer.traced(conversation, len(messages)).tags)
         except TraceError:
             return  # what cannot be traced cannot be said to be missing
         for number, message in enumerate(conversation.messages[first:], first):
-            yield from (kind for kind in kinds_of(message) if kind not in spans.get(number, Span()).kinds)
+            yield from kinds_of(message) - spans.get(number, Span()).kinds
 
     def check_tokens(self, encoded: TokenRows, places: Sequence[str], tally: Counter[str]) -> None:
         """Count rows that begin with two bos tokens, and rows of which no end token is trained."""
@@ -197,13 +194,6 @@ def collator_note(tokenizer: Any, end_tokens: Sequence[str]) -> str | None:
     )
 
 
-def messages_of(row: TrainingRow) -> list[Message]:
-    """All messages of a row; none of a row of text."""
-    if not isinstance(row.body, list):
-        return []
-    return row.prompt + row.body if isinstance(row.prompt, list) else row.body
-
-
 def count(tally: Counter[str], kind: str, where: str) -> None:
     """Count a finding, and keep the places of the first ones."""
     tally[kind] += 1
@@ -224,25 +214,11 @@ def _texts_of(row: TrainingRow, end: str | None) -> list[str]:
         texts.append(row.body.removesuffix(end) if end else row.body)
     if isinstance(row.prompt, str):
         texts.append(row.prompt)
-    for message in messages_of(row):
-        texts += _fields_of(message)
+    for message in row.messages:
+        texts += _texts_to_write(message)
     return texts
 
 
-def _fields_of(message: Mapping[str, Any]) -> list[str]:
-    """The texts of a message: content, reasoning, arguments of its calls."""
-    texts = [value for name, value in message.items() if name in _TEXT_FIELDS and isinstance(value, str)]
-    for call in message.get("tool_calls") or ():
-        texts += _leaves((call.get("function") or call).get("arguments"))
-    return texts
-
-
-def _leaves(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _leaves(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _leaves(item)
+def _texts_to_write(message: Mapping[str, Any]) -> list[str]:
+    """What a template should write of a message as it is: all but the names of functions."""
+    return [text for kind, _, text in fields_of(message) if kind is not None]

@@ -18,8 +18,7 @@ from typing import Any
 
 from sartor.data.reading.problems import ProblemLog
 from sartor.data.rows.formats import TrainingRow
-from sartor.data.targets.audit import messages_of
-from sartor.data.targets.prover import Provers, Start, Unproven
+from sartor.data.targets.prover import Start, Unproven, provers
 from sartor.data.targets.turn_tokens import TurnTokenizer
 from sartor.data.templates.rendering import note_refusal, tools_of
 
@@ -33,7 +32,7 @@ class CompletionStarts:
         self._tally = tally
         self._turn_tokenizer = TurnTokenizer(tokenizer)
         # A start may be proven where the template writes no end; that is said elsewhere.
-        self._provers = Provers(tokenizer, self._end_tokens, start=start, append_eot=True)
+        self._provers = provers(tokenizer, self._end_tokens, start=start, append_eot=True)
 
     def can_prove(self, row: TrainingRow) -> bool:
         """Whether the completion begins with an answer; what a user or a tool says is asked for by no prompt."""
@@ -41,7 +40,7 @@ class CompletionStarts:
 
     def encode(self, row: TrainingRow, problems: ProblemLog) -> tuple[list[int], int]:
         """Ids of a row, and how many of them are the prompt; nothing where there is a problem."""
-        messages, tools = messages_of(row), tools_of(row)
+        messages, tools = row.messages, tools_of(row)
         number = len(messages) - len(row.body)
         try:
             proof = self._provers.of(tools).prove(messages, tools, row.template_keywords, [number])

@@ -39,10 +39,7 @@ def message_weight(message: Mapping[str, Any]) -> float:
 
 def has_weights(row: TrainingRow) -> bool:
     """Whether some message of a conversation weighs other than 1."""
-    for message in _messages(row):
-        if ("weight" in message or "train" in message) and message_weight(message) != 1:
-            return True
-    return False
+    return any(("weight" in message or "train" in message) and message_weight(message) != 1 for message in row.messages)
 
 
 class _Unplaced(Exception):
@@ -108,7 +105,7 @@ class Weigher:
 
     def _of_messages(self, row: TrainingRow, ids: list[int], turns: Sequence[int] | None) -> Weights | float:
         """The message's weight for each token of a row."""
-        messages = _messages(row)
+        messages = row.messages
         weights = [message_weight(message) for message in messages]
         if turns is not None:
             return np.array([1.0, *weights])[np.asarray(turns, np.int64)]
@@ -244,10 +241,3 @@ def token_weights_problem(row: Mapping[str, Any]) -> str | None:
         if problem:
             return f"number {number} (from 0) of weights {problem}"
     return None
-
-
-def _messages(row: TrainingRow) -> list[Message]:
-    """All messages of a row; none of a row of text."""
-    if not isinstance(row.body, list):
-        return []
-    return row.body if not isinstance(row.prompt, list) else row.prompt + row.body

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from sartor.data.reading.problems import ProblemLog
-from sartor.data.rows.formats import Message, TrainingRow
+from sartor.data.rows.formats import TrainingRow
 from sartor.errors import ConfigurationError
 
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
@@ -90,25 +90,22 @@ def has_generation_marks(tokenizer: Any) -> bool:
     return _GENERATION_MARK.search(template_of(tokenizer)) is not None
 
 
-def render(
-    tokenizer: Any,
-    rows: Sequence[TrainingRow],
-    messages_of: Callable[[TrainingRow], list[Message]],
-    problems: ProblemLog,
-    *,
-    add_generation_prompt: bool = False,
-) -> list[str]:
-    """Texts of the rows' conversations, in order.  A row that the template refuses is noted, and its text is empty."""
+def render(tokenizer: Any, rows: Sequence[TrainingRow], problems: ProblemLog, *, prompt: bool = False) -> list[str]:
+    """Texts of the rows' conversations, in order.  A row that the template refuses is noted, and its text is empty.
+
+    Args:
+        prompt: whether only their prompts are rendered, as an answer is asked for.
+    """
     texts: list[str] = []
     for group in groups_of(rows):
         texts.extend(
             each_or_all(
                 group,
                 lambda part: tokenizer.apply_chat_template(
-                    [messages_of(row) for row in part],
+                    [row.prompt if prompt else row.messages for row in part],
                     tools=tools_of(part[0]),
                     tokenize=False,
-                    add_generation_prompt=add_generation_prompt,
+                    add_generation_prompt=prompt,
                     **part[0].template_keywords,
                 ),
                 problems,
@@ -119,10 +116,7 @@ def render(
 
 
 def render_marked(
-    tokenizer: Any,
-    rows: Sequence[TrainingRow],
-    messages_of: Callable[[TrainingRow], list[Message]],
-    problems: ProblemLog,
+    tokenizer: Any, rows: Sequence[TrainingRow], problems: ProblemLog
 ) -> list[tuple[str, list[tuple[int, int]]]]:
     """Texts of the rows' conversations, each with the first and last + 1 character of its `{% generation %}` blocks."""
     from transformers.utils.chat_template_utils import render_jinja_template
@@ -130,7 +124,7 @@ def render_marked(
     def texts_and_blocks(part: Sequence[TrainingRow]) -> list[tuple[str, list[tuple[int, int]]]]:
         tools = tools_of(part[0])
         conversations = [
-            [{key: value for key, value in message.items() if value is not None} for message in messages_of(row)]
+            [{key: value for key, value in message.items() if value is not None} for message in row.messages]
             for row in part
         ]
         texts, blocks = render_jinja_template(
