@@ -15,13 +15,13 @@ SOURCE = Path(__file__).parents[1] / "src" / "sartor"
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 600, 80
 
 LARGE_WITH_REASON: dict[str, str] = {}
-"""What may be larger, and why: `trainer/x.py`, or `trainer/x.py:function`.  Keep it short."""
+"""What may be larger, and why: `hf/x.py`, or `hf/x.py:function`.  Keep it short."""
 
 ASKS_MODELS: dict[str, str] = {
     "engine/traits.py": "the place for it: one frozen record of everything the engine needs to know",
     "compat.py": "only for what is private there and may be missing",
     "chat/": "stands alone, so it cannot ask traits; it asks only how long a context is, and about tokens that end",
-    "trainer/": "before there are traits: what must not be trained at all (device maps, quantized weights), and names "
+    "hf/": "before there are traits: what must not be trained at all (device maps, quantized weights), and names "
     "for card and folder",
 }
 """Where `getattr` and `hasattr` look at a model or its configuration, and why."""
@@ -35,7 +35,7 @@ SAYS_VERSIONS: dict[str, str] = {
     "__init__.py": "where Sartor's own is written down",
     "cli/main.py": "`sartor --version` prints it",
     "cli/env.py": "prints them all for a bug report",
-    "trainer/fingerprints.py": "a checkpoint says what wrote it, so that resuming can say what is another now",
+    "run/fingerprints.py": "a checkpoint says what wrote it, so that resuming can say what is another now",
     "report/card.py": "the card says what a model was trained with",
     "data/encoding/keys.py": "prepared data are found again under a key of what prepared them",
     "demo/recipe.py": "the demo's base model says what it was made with",
@@ -162,7 +162,7 @@ def test_models_are_asked_questions_in_one_place() -> None:
                 place = next((place for place in ASKS_MODELS if name_of(file).startswith(place)), None)
                 asking.setdefault(place or f"{name_of(file)}:{node.lineno}", []).append(ast.unparse(node))
     assert asking.keys() <= ASKS_MODELS.keys(), "ask in engine/traits.py, and hand out a field of ModelTraits"
-    assert len(asking["trainer/"]) <= 8, "the list of exceptions is meant to stay short"
+    assert len(asking["hf/"]) <= 8, "the list of exceptions is meant to stay short"
 
 
 def _is_model(node: ast.expr) -> bool:
@@ -344,8 +344,8 @@ def test_private_functions_of_libraries_are_called_in_one_place_and_listed() -> 
     for file in _FILES:
         for node in ast.walk(tree_of(file)):
             for name in _private_names(node, own):
-                is_trainers = name_of(file).startswith("trainer/") and ast.unparse(node).startswith("trainer.")
-                is_trainers |= name_of(file).startswith("trainer/") and ast.unparse(node).startswith("self.")
+                is_trainers = name_of(file).startswith("hf/") and ast.unparse(node).startswith("trainer.")
+                is_trainers |= name_of(file).startswith("hf/") and ast.unparse(node).startswith("self.")
                 if name_of(file) != "compat.py" and not is_trainers and name not in PRIVATE_ELSEWHERE:
                     elsewhere[f"{name_of(file)}:{getattr(node, 'lineno', 0)}"] = name
                 if name.rpartition(".")[2] not in table and name not in table:

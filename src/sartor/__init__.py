@@ -11,9 +11,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from sartor.config import SFTConfig
-    from sartor.trainer import SFTTrainer
+    from sartor.hf import SFTTrainer
 
-_HOMES = {"SFTConfig": "sartor.config", "SFTTrainer": "sartor.trainer"}
+_HOMES = {"SFTConfig": "sartor.config", "SFTTrainer": "sartor.hf"}
 
 __all__ = ["SFTConfig", "SFTTrainer", "__version__"]
 

@@ -4,7 +4,7 @@ Each says what it is, where it is used, and what happens where a version lacks i
 thing itself, never of a version number: a number says nothing about a patched build.  "It fails" means an
 `AttributeError` or `ImportError` that names what is missing: nothing is trained on a guess.
 
-Every room may import this module, and it knows none.  Libraries are imported where they are asked.  What `trainer/`
+Every room may import this module, and it knows none.  Libraries are imported where they are asked.  What `hf/`
 calls of `transformers.Trainer`, whose subclass it is, stays there.  `docs/README.md` has a table of all of it.
 """
 
@@ -65,7 +65,7 @@ def encodes_as_usual(kind: type) -> bool:
 def attention_of(config: Any) -> str:
     """The attention implementation that a model runs: `_attn_implementation` of its configuration.
 
-    `engine/` puts it back after its own, and `trainer/resuming.py` compares it with a plan's.  Setting it is
+    `engine/` puts it back after its own, and `run/resume.py` compares it with a plan's.  Setting it is
     public, asking for it isn't.  Without it, it fails.
     """
     return config._attn_implementation
@@ -83,7 +83,7 @@ def carries_state(model: Any) -> bool:
 def name_or_path(model: Any) -> str:
     """The folder or Hub id that a model was loaded from: `_name_or_path` of its configuration, empty where it was made.
 
-    `trainer/` finds the tokenizer by it, and names run and card.  Where a configuration of the user's own lacks it, it
+    `hf/` finds the tokenizer by it, and names run and card.  Where a configuration of the user's own lacks it, it
     is empty.
     """
     return str(getattr(model.config, "_name_or_path", None) or "")
@@ -92,7 +92,7 @@ def name_or_path(model: Any) -> str:
 def weights_not_saved(model: Any) -> set[str]:
     """Names of weights that `save_pretrained` leaves out: `_keys_to_ignore_on_save`.
 
-    `trainer/model_files.py` names what a checkpoint will hold before it is written.  Without it, it fails.
+    `run/model_files.py` names what a checkpoint will hold before it is written.  Without it, it fails.
     """
     return set(model._keys_to_ignore_on_save or ())
 
@@ -177,7 +177,7 @@ def own_buffers(module: nn.Module) -> dict[str, torch.Tensor | None]:
 def drop_forward_hooks(module: nn.Module) -> None:
     """Take all of a module's forward hooks off: `_forward_hooks`, `_forward_pre_hooks`.
 
-    `trainer/rehearsal.py` does so with a copy, whose hooks have no handles.  Without them, it fails.
+    `run/rehearsal.py` does so with a copy, whose hooks have no handles.  Without them, it fails.
     """
     module._forward_hooks.clear()
     module._forward_pre_hooks.clear()
@@ -276,7 +276,7 @@ def has_step_hooks(optimizer: torch.optim.Optimizer) -> bool:
 def set_last_rates(schedule: Any, rates: Iterable[float]) -> None:
     """What `get_last_lr` of a schedule returns: `_last_lr`.
 
-    `trainer/resuming.py` moves a new schedule to an old one's step.  Where the name is another, the first log after
+    `run/resume.py` moves a new schedule to an old one's step.  Where the name is another, the first log after
     resuming shows the rate of step 0: tests notice.
     """
     schedule._last_lr = list(rates)

@@ -13,7 +13,7 @@ from sartor.data.encoding.encode import prepare
 from sartor.data.encoding.mixture import prepare_mixture, read_parts
 from sartor.data.inspection.prepared import segments
 from sartor.records import DataSettings, DataSummary, Example, PreparedData
-from sartor.trainer.examples import Examples, example_of
+from sartor.run.examples import Examples, example_of
 from tests.data.conftest import make_small_tokenizer
 
 TOKENIZER = make_small_tokenizer()

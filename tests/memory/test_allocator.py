@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from sartor.memory.allocator import retaining
-from tests.trainer import tiny
+from tests.hf import tiny
 
 MIB = 1 << 20
 
@@ -100,6 +100,6 @@ def test_training_on_a_cpu_keeps_its_memory(tmp_path: Path, monkeypatch: pytest.
         yield wanted
         told.append("given back")
 
-    monkeypatch.setattr("sartor.trainer.training.retaining", watched)
+    monkeypatch.setattr("sartor.hf.training.retaining", watched)
     tiny.trainer(tmp_path, max_steps=1).train()
     assert told == [True, "given back"]

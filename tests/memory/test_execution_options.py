@@ -23,7 +23,7 @@ from sartor.memory.speed import Batch, Sizes, step_seconds
 from sartor.memory.training import Training, Work
 from sartor.optim import registry, transaction
 from sartor.records import EngineSettings, Plan
-from sartor.trainer.planning import execution_options_of
+from sartor.run.planning import execution_options_of
 from tests.memory.lines import between_corners
 
 WORK = Work((100, 60, 40), 150)

@@ -15,8 +15,8 @@ from sartor.errors import DefectWarning
 from sartor.memory import estimates, simulated_step
 from sartor.memory.failure import reason_of
 from sartor.memory.simulate import simulate_model
-from sartor.trainer import planning
-from tests.trainer import tiny
+from sartor.run import planning
+from tests.hf import tiny
 
 TARGETS: dict[str, Any] = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "v_proj"]}
 TUNERS: dict[str, Any] = {

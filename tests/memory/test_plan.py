@@ -15,7 +15,7 @@ from sartor.memory import plan as plans
 from sartor.memory.limits import available_bytes
 from sartor.memory.plan import default_plan, write_plan
 from sartor.records import EngineSettings, Layout, Plan
-from tests.trainer import tiny
+from tests.hf import tiny
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ def plain_loop(case: str) -> str:
     return f"tests/whole/test_mathematics.py::test_a_training_equals_a_plain_loop_in_float64[{case}]"
 
 
-WEIGHTED_TRAINING = "tests/trainer/test_weights.py::test_a_weighted_training_is_a_plain_loop_with_weighted_means"
+WEIGHTED_TRAINING = "tests/hf/test_weights.py::test_a_weighted_training_is_a_plain_loop_with_weighted_means"
 
 ENGINE, DATA, OPTIM, RUN, TRAINER = (f"src/sartor/{room}" for room in ("engine", "data", "optim", "run", "trainer"))
 
@@ -59,7 +59,7 @@ WEIGHTING = (
         "sums = self._engine.measure(micro)\n"
         "            n = sums.num_targets\n"
         "            sums = LossSums(sums.loss_sum / n, sums.entropy_sum / n, sums.num_correct / n, 1)",
-        ("tests/trainer/test_evaluation.py::test_the_loss_does_not_depend_on_cut_and_packing",),
+        ("tests/hf/test_evaluation.py::test_the_loss_does_not_depend_on_cut_and_packing",),
     ),
     Mutant(
         "num_tokens counts padding",
@@ -138,7 +138,7 @@ STEPPING = (
         f"{RUN}/interrupt.py",
         "        if self._is_held and self._pending is None and self._num_came() < 2:",
         "        if False:",
-        ("tests/trainer/test_saving.py::test_ctrl_c_saves_whole_steps_and_is_raised_again",),
+        ("tests/run/test_saving.py::test_ctrl_c_saves_whole_steps_and_is_raised_again",),
     ),
     Mutant(
         "last partial batch dropped",
@@ -319,7 +319,7 @@ TARGETS = (
         f"{TRAINER}/examples.py",
         "labels_BL = torch.full((len(documents), length), IGNORE_INDEX, dtype=torch.int64)",
         "labels_BL = torch.full((len(documents), length), pad_token_id, dtype=torch.int64)",
-        ("tests/trainer/test_own_loss.py::test_the_padded_path_gives_the_gradients_of_the_flat_one",),
+        ("tests/hf/test_own_loss.py::test_the_padded_path_gives_the_gradients_of_the_flat_one",),
     ),
 )
 
@@ -465,7 +465,7 @@ STATE = (
         f"{TRAINER}/saving.py",
         "        with trainer.masters.rounded():",
         "        if True:",
-        ("tests/trainer/test_model_files.py::test_a_checkpoint_that_only_transformers_can_write_is_gone_on_from",),
+        ("tests/run/test_model_files.py::test_a_checkpoint_that_only_transformers_can_write_is_gone_on_from",),
     ),
     Mutant(
         "checkpoint copied, not renamed",
@@ -507,7 +507,7 @@ STATE = (
         f"{TRAINER}/checkpoints.py",
         "            shutil.rmtree(partial, ignore_errors=True)\n            raise\n        best = ",
         "            raise\n        best = ",
-        ("tests/trainer/test_saving.py::test_whatever_stops_a_save_leaves_no_part_of_it",),
+        ("tests/run/test_saving.py::test_whatever_stops_a_save_leaves_no_part_of_it",),
     ),
     Mutant(
         "the secrets in the resolved configuration",
@@ -542,9 +542,7 @@ STATE = (
         f"{TRAINER}/model_folder.py",
         "    return any(found.is_relative_to(home) for home in homes)",
         "    return True",
-        (
-            "tests/trainer/test_model_folder.py::test_nothing_outside_of_a_models_folder_reaches_the_run_folder_or_the_hub",
-        ),
+        ("tests/run/test_model_folder.py::test_nothing_outside_of_a_models_folder_reaches_the_run_folder_or_the_hub",),
     ),
     Mutant(
         "a nested secret unmasked",
@@ -565,7 +563,7 @@ STATE = (
     ),
     Mutant(
         "weights that their owner alone may read",
-        "src/sartor/trainer/saving.py",
+        "src/sartor/run/saving.py",
         "        share_weights(folder)\n",
         "        pass\n",
         ("tests/whole/test_permissions.py",),
@@ -599,7 +597,7 @@ STATE = (
         f"{TRAINER}/training.py",
         "        except BaseException as error:\n            _keep_weights(trainer, train_loop, error)\n",
         "        except BaseException:\n",
-        ("tests/trainer/test_rescue.py::test_whatever_fails_after_the_last_step_leaves_its_weights_and_is_raised",),
+        ("tests/run/test_rescue.py::test_whatever_fails_after_the_last_step_leaves_its_weights_and_is_raised",),
     ),
 )
 
@@ -748,7 +746,7 @@ WEIGHTS = (
         f"{DATA}/encoding/table.py",
         "documents, pieces.weights)",
         "documents)",
-        ("tests/trainer/test_weights.py::test_packed_rows_keep_their_weights",),
+        ("tests/hf/test_weights.py::test_packed_rows_keep_their_weights",),
     ),
     Mutant(
         "a weight next to its token's",
@@ -935,7 +933,7 @@ ENCODING = (
         f"{TRAINER}/training.py",
         "            result = train_loop.run(events)\n            count_streams(trainer)\n",
         "            result = train_loop.run(events)\n",
-        ("tests/trainer/test_streams.py::test_data_json_and_log_tell_at_the_end_what_was_read",),
+        ("tests/hf/test_streams.py::test_data_json_and_log_tell_at_the_end_what_was_read",),
     ),
     Mutant(
         "inspect counts otherwise than training",
@@ -1035,7 +1033,7 @@ SOURCES = (
         "src/sartor/memory/trace.py",
         'self.reason = _profiler_of_the_user() if self._kind.is_host else ""',
         'self.reason = ""',
-        ("tests/trainer/test_rehearsal.py::test_a_profiler_of_the_users_keeps_its_session",),
+        ("tests/run/test_rehearsal.py::test_a_profiler_of_the_users_keeps_its_session",),
     ),
     Mutant(
         "unreadable line dropped",
@@ -1159,7 +1157,7 @@ RECOVERY = (
         f"{TRAINER}/preparation.py",
         'if getattr(dataset, "format", {}).get("type") == "custom":',
         "if False:",
-        ("tests/trainer/test_fingerprints.py::test_a_transform_that_is_set_later_is_seen",),
+        ("tests/run/test_fingerprints.py::test_a_transform_that_is_set_later_is_seen",),
     ),
     Mutant(
         "answers not foreseen",
@@ -1191,7 +1189,7 @@ RECOVERY = (
     ),
     Mutant(
         "a finer cut is not written into the plan",
-        "src/sartor/trainer/recovering.py",
+        "src/sartor/run/policies.py",
         "            freeze(trainer, plan)",
         "            pass",
         (
@@ -1201,7 +1199,7 @@ RECOVERY = (
     ),
     Mutant(
         "an accepted precision is overruled by the old plan",
-        "src/sartor/trainer/resuming.py",
+        "src/sartor/run/resume.py",
         '_OF_THE_PLAN = frozenset({"device", "bf16", "fp16", "strict_precision"})',
         '_OF_THE_PLAN = frozenset({"device"})',
         ("tests/whole/test_resume.py::test_an_accepted_precision_is_the_one_that_is_computed_in",),
@@ -1236,7 +1234,7 @@ RECOVERY = (
     ),
     Mutant(
         "an earlier run's checkpoint is called this run's last good one",
-        "src/sartor/trainer/recovering.py",
+        "src/sartor/run/policies.py",
         " if checkpoint.run_of(path) == trainer.checkpoints.run]",
         "]",
         ("tests/run/test_non_finite.py",),
@@ -1371,7 +1369,7 @@ CHECKPOINTS = (
         f"{TRAINER}/checkpoint_writer.py",
         "    if one.dtype != other.dtype or one.shape != other.shape:",
         "    if one.dtype != other.dtype:\n        return True\n    if one.shape != other.shape:",
-        ("tests/trainer/test_model_files.py::test_a_checkpoint_that_only_transformers_can_write_is_gone_on_from",),
+        ("tests/run/test_model_files.py::test_a_checkpoint_that_only_transformers_can_write_is_gone_on_from",),
     ),
     Mutant(
         "a tensor of the model returned before the state was written",
@@ -1379,7 +1377,7 @@ CHECKPOINTS = (
         "stay.__contains__",
         "lambda name: False",
         (
-            "tests/trainer/test_model_files.py::"
+            "tests/run/test_model_files.py::"
             "test_a_checkpoint_of_a_published_model_is_loaded_as_the_model_that_was_trained",
         ),
     ),
@@ -1388,14 +1386,14 @@ CHECKPOINTS = (
         f"{RUN}/tensor_file.py",
         "yield flat[start : start + step].to(dtype).cpu()",
         "yield flat[start : start + step].cpu()",
-        ("tests/trainer/test_model_files.py::test_weights_are_rounded_as_they_are_written",),
+        ("tests/run/test_model_files.py::test_weights_are_rounded_as_they_are_written",),
     ),
     Mutant(
         "tied weights written twice",
         f"{TRAINER}/model_files.py",
         "    tensors = remove_tied_weights_from_state_dict(state, model)",
         "    tensors = state",
-        ("tests/trainer/test_model_files.py::test_weights_are_rounded_as_they_are_written",),
+        ("tests/run/test_model_files.py::test_weights_are_rounded_as_they_are_written",),
     ),
     Mutant(
         "an optimizer's step does not wait for what is being written",
@@ -1477,7 +1475,7 @@ SHARING = (
         f"{TRAINER}/training.py",
         "            stack.enter_context(folder_lock.held(trainer.args.output_dir))",
         "            pass",
-        ("tests/trainer/test_saving.py::test_a_folder_is_one_runs_while_it_trains_and_free_afterwards",),
+        ("tests/run/test_saving.py::test_a_folder_is_one_runs_while_it_trains_and_free_afterwards",),
     ),
     Mutant(
         "a forked child keeps its parent's lock",
@@ -1498,21 +1496,21 @@ SHARING = (
         f"{TRAINER}/training.py",
         "        stack.enter_context(lines_may_be_lost())",
         "        pass",
-        ("tests/trainer/test_reporting.py::test_a_script_whose_output_has_no_room_trains_to_its_end",),
+        ("tests/hf/test_reporting.py::test_a_script_whose_output_has_no_room_trains_to_its_end",),
     ),
     Mutant(
         "a callback's stop binds the next job",
         f"{TRAINER}/train_loop.py",
         '        control["should_training_stop"] = has_ended',
         '        has_ended = has_ended or control["should_training_stop"]',
-        ("tests/trainer/test_stopping.py",),
+        ("tests/hf/test_stopping.py",),
     ),
     Mutant(
         "an epoch in which a run was stopped counts as trained",
         f"{TRAINER}/train_loop.py",
         "        if self.trainer.control.should_training_stop and num_device_batches < self.steps_in_epoch:",
         "        if False:",
-        ("tests/trainer/test_stopping.py",),
+        ("tests/hf/test_stopping.py",),
     ),
 )
 
@@ -1546,7 +1544,7 @@ FORESIGHT = (
         f"{MEMORY_ROOM}/rehearsal_peak.py",
         "    moments = [dict(update.components) | {Component.LOGITS: 0}]\n",
         "    moments = []\n",
-        ("tests/trainer/test_rehearsal.py::test_the_rehearsal_itself_is_foreseen_as_the_allocator_counts_it",),
+        ("tests/run/test_rehearsal.py::test_the_rehearsal_itself_is_foreseen_as_the_allocator_counts_it",),
     ),
     Mutant(
         "momentum that optim_args names is not foreseen",
@@ -1585,7 +1583,7 @@ FORESIGHT = (
     ),
 )
 
-REHEARSED = "tests/trainer/test_rehearsal.py"
+REHEARSED = "tests/run/test_rehearsal.py"
 
 REHEARSAL = (
     Mutant(
@@ -1655,7 +1653,7 @@ PLANNING = (
         f"{TRAINER}/planning.py",
         "    if all(getattr(settings, choice) is None for choice in PLAN_CHOICES):\n",
         "    if True:\n",
-        ("tests/trainer/test_planning.py::test_what_was_asked_for_is_obeyed_by_the_search_too",),
+        ("tests/run/test_planning.py::test_what_was_asked_for_is_obeyed_by_the_search_too",),
     ),
     Mutant(
         "plan ignores the limit",
@@ -1808,7 +1806,7 @@ WAYS = (
         f"{TRAINER}/training.py",
         "    set_implementation(trainer.optimizer, engine.plan.optimizer_implementation)\n",
         "",
-        ("tests/trainer/test_execution_options.py::test_the_implementation_that_was_asked_for_is_taken",),
+        ("tests/run/test_execution_options.py::test_the_implementation_that_was_asked_for_is_taken",),
     ),
     Mutant(
         "recomputing only what is cheap is never searched",
@@ -1840,7 +1838,7 @@ WAYS = (
     ),
 )
 
-SPLIT_TESTED = "tests/trainer/test_device_batch.py"
+SPLIT_TESTED = "tests/run/test_device_batch.py"
 
 SPLITTING = (
     Mutant(
@@ -1867,7 +1865,7 @@ SPLITTING = (
 )
 
 ROUNDED = "tests/optim/test_rounded_update.py"
-ROUNDED_RUN = "tests/trainer/test_stochastic_rounding.py"
+ROUNDED_RUN = "tests/hf/test_stochastic_rounding.py"
 ROUNDED_NUMBERS = "tests/engine/test_rounding.py"
 ROUNDING: tuple[Mutant, ...] = (
     Mutant(

@@ -439,7 +439,7 @@ def test_a_data_set_from_the_hub_carries_its_name_as_it_is_spelt_through_map_and
 
 
 def test_the_card_of_a_training_shows_its_figures_and_they_come_along(hub: HubServer, tmp_path: Path) -> None:
-    from tests.trainer import tiny
+    from tests.hf import tiny
 
     trainer = tiny.trainer(tmp_path / "run", max_steps=2, hub_token=TOKEN, hub_model_id=REPOSITORY)
     trainer.train()
@@ -456,7 +456,7 @@ def test_the_card_of_a_training_shows_its_figures_and_they_come_along(hub: HubSe
 
 
 def test_figures_that_were_not_drawn_are_not_shown(tmp_path: Path) -> None:
-    from tests.trainer import tiny
+    from tests.hf import tiny
 
     trainer = tiny.trainer(tmp_path, max_steps=1)
     trainer.train()

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from sartor.memory import limits
-from tests.trainer import tiny
-from tests.trainer.recording import Recorder
+from tests.hf import tiny
+from tests.hf.recording import Recorder
 
 GROWTH_BYTES = {False: 1 << 20, True: 6 << 20}
 """Between step 500 and step 2,000, in float32 and in bfloat16.

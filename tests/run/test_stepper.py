@@ -15,7 +15,7 @@ from sartor.records import EngineSettings, Example
 from sartor.run.evaluate import evaluate
 from sartor.run.loop import OptimizerBatch
 from sartor.run.stepper import EngineStepper, Updater, not_finite, rows_by_number
-from tests.trainer import tiny
+from tests.hf import tiny
 
 
 def engine_of(model: Any, *, tokens: int = 2048, compute_dtype: str = "float32", **settings: Any) -> Engine:

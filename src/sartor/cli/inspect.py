@@ -170,7 +170,7 @@ def _given(request: Request, args: "SFTConfig", settings: "DataSettings") -> "Gi
     """Tokenizer and what else the model decides, as for a training run; its weights are not loaded."""
     from sartor.batching.packing import pack
     from sartor.data.inspection.examine import Given
-    from sartor.trainer.context import context_of
+    from sartor.run.loading import context_of
 
     tokenizer, end_tokens = tokenizer_of(request.model, args)
     shown = {

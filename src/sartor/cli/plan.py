@@ -86,8 +86,8 @@ def _decide(
     from sartor.memory.simulate import Training, meta_model_of
     from sartor.memory.speed import sizes_of
     from sartor.optim.registry import options_of
-    from sartor.trainer.device_batch import parts
-    from sartor.trainer.planning import execution_options_of, search_space_of, with_unasked
+    from sartor.run.device_batch import parts
+    from sartor.run.planning import execution_options_of, search_space_of, with_unasked
 
     device = torch.device((CUDA if card is not None else default_kind()).name)
     config = _configuration(request.model, args)
@@ -136,7 +136,7 @@ def _configuration(name: str, args: "SFTConfig") -> Any:
     """
     from transformers import AutoConfig
 
-    from sartor.trainer import construction
+    from sartor.hf import construction
 
     if construction.is_adapter_folder(name):
         raise ModelError(f"{name!r} holds an adapter: plan for the model it belongs to, with --use_peft")

@@ -38,8 +38,8 @@ def shape(request: Request, args: "SFTConfig", settings: "Settings") -> "tuple[S
 
 def _of_rows(request: Request, args: "SFTConfig", settings: "Settings") -> "tuple[Shape, str]":
     from sartor.cli.train import read_rows
-    from sartor.trainer.examples import Examples
-    from sartor.trainer.planning import shape_of_examples
+    from sartor.run.examples import Examples
+    from sartor.run.planning import shape_of_examples
 
     own = request.own
     config, revision = own.get("dataset_config"), own.get("dataset_revision")
@@ -56,7 +56,7 @@ def _of_rows(request: Request, args: "SFTConfig", settings: "Settings") -> "tupl
 
 def _preparation(model: str, args: "SFTConfig", settings: "Settings") -> Any:
     """What a training of this model prepares its rows with."""
-    from sartor.trainer.preparation import Preparation, skips_preparation
+    from sartor.run.preparation import Preparation, skips_preparation
 
     tokenizer, end_tokens = tokenizer_of(model, args)
     skips = skips_preparation(args.dataset_kwargs)

@@ -62,8 +62,8 @@ def _profile(request: Request, folder: Path) -> None:
 
     with short_warnings(), no_progress_bars():
         args, train_rows, _ = check(request, folder)
-        from sartor.trainer import SFTTrainer
-        from sartor.trainer.profiling import write_figures
+        from sartor.hf import SFTTrainer
+        from sartor.run.profiling import write_figures
 
         args.rehearse = True
         trainer = SFTTrainer(

@@ -66,7 +66,7 @@ def configuration(request: Request, fixed: Mapping[str, Any]) -> "SFTConfig":
 
 def tokenizer_of(model: str, args: "SFTConfig") -> tuple[Any, tuple[str, ...]]:
     """The tokenizer as a training would use it, and the texts at which the model's generation stops."""
-    from sartor.trainer import construction
+    from sartor.hf import construction
 
     tokenizer = construction.load_tokenizer(model, args)
     end_tokens = construction.end_tokens(model, tokenizer, args)

@@ -156,10 +156,10 @@ def short_warnings() -> Iterator[None]:
 
 def _train(request: Request, folder: Path, resume: str | bool) -> int:
     args, train_rows, eval_rows = check(request, folder)
+    from sartor.hf import SFTTrainer
     from sartor.report.hub import push_again
     from sartor.report.progress import TrainingProgress
-    from sartor.trainer import SFTTrainer
-    from sartor.trainer.sampling import TABLE_NAME
+    from sartor.run.sampling import TABLE_NAME
 
     progress = TrainingProgress(live=False if args.disable_tqdm else None)
     trainer = SFTTrainer(
@@ -198,7 +198,7 @@ def _write_figures(trainer: Any) -> None:
     A disk that is full by now has the model on it, and that is what counts.
     """
     from sartor.report.run_page import write_run_page
-    from sartor.trainer.profiling import write_figures
+    from sartor.run.profiling import write_figures
 
     try:
         write_figures(trainer)
@@ -214,7 +214,7 @@ def check(request: Request, folder: Path) -> "tuple[SFTConfig, Any, Any]":
         SartorError: the one there is, or a ConfigurationError with all.
     """
     from sartor.config import SFTConfig
-    from sartor.trainer import construction
+    from sartor.hf import construction
 
     errors: list[SartorError] = []
 
