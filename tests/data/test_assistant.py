@@ -15,6 +15,7 @@ from sartor.data.inspection.prepared import example_of, plain
 from sartor.data.reading.problems import ProblemLog
 from sartor.data.rows.formats import TrainingRow
 from sartor.data.targets.assistant import AssistantTargets
+from sartor.data.tokens.tokenizing import BatchTokenizer, run
 from sartor.errors import ConfigurationError, DataError
 from sartor.records import DataSettings, PreparedData
 
@@ -188,7 +189,9 @@ def test_any_answer_is_trained_behind_the_tokens_of_its_prompt(make: Any, templa
     messages = [{**message, "content": text} for message, text in zip(CONVERSATION, texts, strict=True)]
     problems = ProblemLog()
     targets = AssistantTargets(tokenizer, [], completion_only=True)
-    (ids,), (turns,) = targets.encode([TrainingRow("here", messages)], problems)
+    (ids,), (turns,) = run(
+        targets.encoding([TrainingRow("here", messages)], problems, Counter()), BatchTokenizer(tokenizer)
+    )
     assert {turn for turn in turns if turn} == {2, 4}
     marks = [int(turn > 0) for turn in turns]
     whole, prompt = (

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from dataclasses import replace
 from multiprocessing import Pipe, current_process
 from pathlib import Path
@@ -20,7 +19,6 @@ from sartor import errors
 from sartor.batching.packing import pack
 from sartor.data.encoding import parts, workers
 from sartor.data.encoding.encode import prepare
-from sartor.data.reading.problems import ProblemLog
 from sartor.data.rows.formats import Reading
 from sartor.errors import DataError, SartorError
 from sartor.records import DataSettings, PreparedData, RowFormat
@@ -122,7 +120,7 @@ def parts_of(rows: list[dict[str, Any]], num_processes: int) -> Any:
     dataset, tokenizer = Dataset.from_list(rows), make_small_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
     order = workers.work_order(dataset, tokenizer, Reading(RowFormat.MESSAGES, "messages"), DataSettings(), (), "train")
-    return workers.encode_in_processes(dataset, order, num_processes, ProblemLog(), Counter())
+    return workers.encode_in_processes(dataset, order, num_processes)
 
 
 def test_a_process_that_is_killed_is_an_error_that_says_so() -> None:
@@ -150,7 +148,7 @@ def test_a_worker_whose_tokenizer_differs_is_a_defect_that_is_told_with_what_hap
     order = workers.work_order(dataset, make_small_tokenizer(), reading, DataSettings(), (), "train")
     order = replace(order, state={**order.state, "backend": "another"})
     with pytest.raises(RuntimeError, match=r"(?s)failed.*Traceback.*its tokenizer.json differs in backend"):
-        list(workers.encode_in_processes(dataset, order, 1, ProblemLog(), Counter()))
+        list(workers.encode_in_processes(dataset, order, 1))
     assert not children()
 
 

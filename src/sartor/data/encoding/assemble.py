@@ -24,7 +24,6 @@ from sartor.data.encoding.parts import ROWS_PER_BATCH, Part, encode_here
 from sartor.data.encoding.workers import encode_in_processes, work_order
 from sartor.data.entries import folder_of
 from sartor.data.reading.places import Places
-from sartor.data.reading.problems import ProblemLog
 from sartor.data.rows.formats import Reading
 from sartor.records import DataSettings, Packing, PreparedData
 
@@ -63,8 +62,6 @@ def prepare_rows(request: Request, encoder: Encoder) -> PreparedData:
     request = replace(request, dataset=used)
 
     def make(folder: Path | None) -> cache.Made:
-        # A second attempt, where the disk was full, must not count twice.
-        encoder.tally.clear()
         return _made(request, encoder, folder)
 
     folder = folder_of(request.settings.data_cache)
@@ -95,19 +92,19 @@ def _key(request: Request) -> str:
 def _made(request: Request, encoder: Encoder, folder: Path | None) -> cache.Made:
     """Encode everything, and write it in its final order: to a file of the folder, or in memory."""
     name, settings = request.name, request.settings
-    problems = ProblemLog()
     tokens: store.Store = store.MemoryStore() if folder is None else store.FileStore(folder)
     num_processes, process_notes = _num_processes(request)
     counts = Counts(name, request.reading)
     kept_places: list[Places] = []
-    with closing(_parts(request, encoder, problems, num_processes)) as parts:
+    with closing(_parts(request, encoder, num_processes)) as parts:
         for part in parts:
-            if not problems or settings.bad_rows == "skip":
-                rows, places = counts.cut(part, settings)
+            counts.note(part)
+            if not counts.problems or settings.bad_rows == "skip":
+                rows, places = counts.cut(part.rows, part.places, settings)
                 tokens.append(rows)
                 kept_places.append(places)
     if settings.bad_rows != "skip" or not counts.num_rows:
-        problems.raise_if_any(f"{name} data", len(request.dataset))
+        counts.problems.raise_if_any(f"{name} data", len(request.dataset))
     counts.check(settings)
     places = Places.concatenate(kept_places)
     rows = tokens.rows()
@@ -119,7 +116,7 @@ def _made(request: Request, encoder: Encoder, folder: Path | None) -> cache.Made
         written = store.write_file(rows, how, folder / cache.DATA)
     del rows
     tokens.remove()
-    summary = counts.summary(encoder, problems, how, written, num_rows=len(request.dataset), notes=process_notes)
+    summary = counts.summary(encoder, how, written, num_rows=len(request.dataset), notes=process_notes)
     return cache.Made(summary, _arranged_places(places, how), written.fingerprint, dataset)
 
 
@@ -129,13 +126,13 @@ def _arranged_places(places: Places, how: store.Arrangement) -> Places:
     return places.packed(how) if isinstance(how, Packing) else places.take(how)
 
 
-def _parts(request: Request, encoder: Encoder, problems: ProblemLog, num_processes: int) -> Generator[Part]:
+def _parts(request: Request, encoder: Encoder, num_processes: int) -> Generator[Part]:
     if num_processes == 1:
-        return encode_here(request.dataset, encoder, problems, name=request.name)
+        return encode_here(request.dataset, encoder, name=request.name)
     order = work_order(
         request.dataset, request.tokenizer, request.reading, request.settings, request.end_tokens, request.name
     )
-    return encode_in_processes(request.dataset, order, num_processes, problems, encoder.tally)
+    return encode_in_processes(request.dataset, order, num_processes)
 
 
 def _num_processes(request: Request) -> tuple[int, tuple[str, ...]]:

@@ -6,6 +6,7 @@ it keeps true: every row, token and target that is lost is in the summary, and i
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,7 @@ from sartor.data.encoding.store import Arrangement, Integers, Written, arranged
 from sartor.data.reading.places import Places
 from sartor.data.reading.problems import ProblemLog
 from sartor.data.rows.formats import Reading
+from sartor.data.targets.audit import add_counts
 from sartor.data.tokens.table import TokenRows
 from sartor.errors import DataError
 from sartor.records import IGNORE_INDEX, DataSettings, DataSummary, Packing
@@ -45,21 +47,27 @@ class Counts:
         """Of the rows that are left, before they are arranged."""
         self.kept_labels = 0
         """Of their tokens, those that are labelled: the targets, and first tokens that nothing predicts."""
-        self.source_rows: dict[str, int] = {}
+        self.source_rows: Counter[str] = Counter()
+        self.problems = ProblemLog()
+        """What is wrong with the rows that are left out."""
+        self.tally: Counter[str] = Counter()
 
-    def cut(self, part: Part, settings: DataSettings) -> tuple[TokenRows, Places]:
-        """Cut one part's rows, and count them.
+    def note(self, part: Part) -> None:
+        """Add what was noted and counted while one part was encoded."""
+        self.problems.update(part.problems)
+        add_counts(self.tally, part.tally)
+
+    def cut(self, rows: TokenRows, places: Places, settings: DataSettings) -> tuple[TokenRows, Places]:
+        """Cut some more rows, and count them.
 
         Raises:
             DataError: nothing is left of a row, where `no_targets="error"`.
         """
-        self.num_rows += len(part.rows)
-        self.longest_tokens = max(self.longest_tokens, int(part.rows.lengths.max(initial=0)))
-        self.has_labels = self.has_labels or bool(part.rows.has_labels.any())
-        places = part.places.once_each() if settings.unroll else part.places
-        for source, count in places.counts().items():
-            self.source_rows[source] = self.source_rows.get(source, 0) + count
-        rows, cost, places = cut(part.rows, settings, self._none, part.places)
+        self.num_rows += len(rows)
+        self.longest_tokens = max(self.longest_tokens, int(rows.lengths.max(initial=0)))
+        self.has_labels = self.has_labels or bool(rows.has_labels.any())
+        self.source_rows.update((places.once_each() if settings.unroll else places).counts())
+        rows, cost, places = cut(rows, settings, self._none, places)
         self.kept.count(rows)
         self.kept_labels += int(np.count_nonzero(rows.labels != IGNORE_INDEX))
         sums = {name: getattr(self.lost, name) + getattr(cost, name) for name in LOSSES}
@@ -87,7 +95,6 @@ class Counts:
     def summary(
         self,
         encoder: Encoder,
-        problems: ProblemLog,
         how: Arrangement,
         written: Written,
         *,
@@ -97,13 +104,12 @@ class Counts:
         """Everything about the data set.
 
         Args:
-            problems: the rows that are left out because they cannot be used.
             how: how examples were arranged.
             written: what the examples hold.
             num_rows: that were read, whatever became of them.
             notes: what else to say.
         """
-        notes = (*notes_of(self._reading, encoder), *notes, *mixing_notes(how))
+        notes = (*self._reading.notes, *encoder.notes(self.tally), *notes, *mixing_notes(how))
         return replace(
             self.lost,
             num_rows=num_rows,
@@ -111,9 +117,9 @@ class Counts:
             num_tokens=written.num_tokens,
             num_targets=written.num_targets,
             longest_tokens=written.longest_tokens,
-            notes=notes + tuple(f"skipped: {told}" for told in problems.told()),
-            num_skipped_rows=len(problems.bad_places),
-            skipped_kinds=problems.counts,
+            notes=notes + tuple(f"skipped: {told}" for told in self.problems.told()),
+            num_skipped_rows=len(self.problems.bad_places),
+            skipped_kinds=self.problems.counts,
             source_rows=dict(self.source_rows),
         )
 
@@ -146,8 +152,3 @@ def mixing_notes(how: Arrangement) -> tuple[str, ...]:
         f"packing_strategy='wrapped': {num_mixed:,} of {num_blocks:,} blocks are one running text of several rows, "
         f"whose tokens see the rows before them, and rows are cut in {num_cut:,} places. 'bfd_split' mixes nothing.",
     )
-
-
-def notes_of(reading: Reading, encoder: Encoder) -> tuple[str, ...]:
-    """What is worth saying aloud."""
-    return (*reading.notes, *encoder.notes())

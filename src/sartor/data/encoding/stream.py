@@ -7,22 +7,23 @@ it; memory does not grow with the stream.
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from sartor.data.encoding.counts import Counts, notes_of
+from sartor.data.encoding.counts import Counts
 from sartor.data.encoding.encoder import Encoder
-from sartor.data.encoding.parts import Part, places_of, rows_of
+from sartor.data.encoding.parts import encoding_part, places_of, rows_of
 from sartor.data.encoding.store import Packer, Written
-from sartor.data.encoding.usable import Skipped, encoding_usable
-from sartor.data.reading.places import Places, RecentPlaces
+from sartor.data.reading.places import RecentPlaces
 from sartor.data.reading.problems import ProblemLog
 from sartor.data.rows.formats import Reading
 from sartor.data.targets.weights import may_have_weights
 from sartor.data.tokens.table import TokenRows, features
 from sartor.data.tokens.tokenizing import run
+from sartor.errors import SartorWarning
 from sartor.records import DataSettings, DataSummary, PreparedData
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def prepare_stream(
     )
     is_mixed = settings.packing and settings.packing_strategy == "wrapped"
     more = (*processes, *(mixing if is_mixed else ()))
-    notes = (*notes_of(reading, encoder), STREAM_NOTE, *more)
+    notes = (*reading.notes, *encoder.notes(Counter()), STREAM_NOTE, *more)
     summary = DataSummary(name, reading.format, 0, 0, 0, 0, 0, notes=notes)
     places = None
     if not settings.shuffle_dataset:  # which says nothing of the order that it makes
@@ -98,7 +99,6 @@ class _Reader:
     ) -> None:
         self._encoder, self._reading, self._settings, self._name = encoder, reading, settings, name
         self._with_weights = with_weights
-        self._skipped = Skipped(name)
         self._counts = Counts(name, reading)
         self._num_rows = 0
         self.written = Written()
@@ -111,22 +111,19 @@ class _Reader:
         Raises:
             DataError: rows that cannot be used, unless these are skipped.
         """
-        problems = ProblemLog()
         rows = rows_of(batch)
         places = places_of(rows, indices[0], self._name)
         is_new = indices[-1] >= self._num_rows
-        tally = Counter(self._encoder.tally)
-        encoded, places = run(encoding_usable(self._encoder, rows, places, problems, skip=True), self._encoder.tokenize)
+        part = run(encoding_part(self._encoder, rows, places), self._encoder.tokenize)
         if self._settings.bad_rows != "skip":
-            problems.raise_if_any(f"{self._name} data, rows {indices[0]} to {indices[-1]}", len(rows))
+            part.problems.raise_if_any(f"{self._name} data, rows {indices[0]} to {indices[-1]}", len(rows))
         if is_new:
             self._num_rows = indices[-1] + 1
-            self._skipped.update(problems)
-        else:  # a later epoch counts nothing twice
-            self._encoder.tally.clear()
-            self._encoder.tally.update(tally)
+            self._warn_of_skipped(part.problems)
+        # A later epoch counts nothing twice.
         counts = self._counts if is_new else Counts(self._name, self._reading)
-        examples, kept = counts.cut(Part(encoded, Places.of_texts(places)), self._settings)
+        counts.note(part)
+        examples, kept = counts.cut(part.rows, part.places, self._settings)
         if is_new and not self._settings.packing:
             self.written.count(examples)
         if indices[0] == 0:
@@ -134,11 +131,20 @@ class _Reader:
         self.places.append(kept)
         return examples.to_lists(with_weights=self._with_weights)
 
+    def _warn_of_skipped(self, found: ProblemLog) -> None:
+        """Say of rows that are left out as they come the first of each kind; all are counted."""
+        for kind, told in zip(found.counts, found.told(), strict=True):
+            if kind not in self._counts.problems.counts:
+                warnings.warn(
+                    f"{self._name} data: skipped: {told} Others of this kind are left out too.",
+                    SartorWarning,
+                    stacklevel=2,
+                )
+
     def summary(self, notes: tuple[str, ...]) -> DataSummary:
         """What was read by now."""
-        problems = self._skipped.problems
         return self._counts.summary(
-            self._encoder, problems, None, replace(self.written), num_rows=self._num_rows, notes=(READ_NOTE, *notes)
+            self._encoder, None, replace(self.written), num_rows=self._num_rows, notes=(READ_NOTE, *notes)
         )
 
 

@@ -24,7 +24,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -33,7 +33,6 @@ from multiprocessing import resource_tracker
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from sartor.data.reading.problems import ProblemLog
 from sartor.errors import DataError, SartorError
 
 if TYPE_CHECKING:
@@ -71,15 +70,6 @@ class WorkOrder:
     """Of the rows, as `datasets` writes them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What became of one batch."""
-
-    part: Part
-    problems: ProblemLog
-    tally: Counter[str]
-
-
 def work_order(
     dataset: datasets.Dataset,
     tokenizer: Any,
@@ -107,14 +97,8 @@ def work_order(
     return WorkOrder(backend, options, state, reading, settings, tuple(end_tokens), name, features)
 
 
-def encode_in_processes(
-    dataset: datasets.Dataset, order: WorkOrder, num_processes: int, problems: ProblemLog, tally: Counter[str]
-) -> Generator[Part]:
+def encode_in_processes(dataset: datasets.Dataset, order: WorkOrder, num_processes: int) -> Generator[Part]:
     """The parts of a data set, in order; closed before its end, it ends the processes.
-
-    Args:
-        problems: where what is wrong with rows is noted.
-        tally: where counts are added.
 
     Raises:
         WorkerFailed: a process has ended before its work.
@@ -122,7 +106,7 @@ def encode_in_processes(
     workers: list[_Worker] = []
     idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
 
-    def encode(first: int, table: bytes) -> Answer:
+    def encode(first: int, table: bytes) -> Part:
         worker = idle.get()
         try:
             return worker.encode(first, table)
@@ -130,7 +114,7 @@ def encode_in_processes(
             idle.put(worker)
 
     pool = ThreadPoolExecutor(num_processes, thread_name_prefix="encode")
-    waiting: deque[Future[Answer]] = deque()
+    waiting: deque[Future[Part]] = deque()
     try:
         for _ in range(num_processes):
             workers.append(_Worker(order))
@@ -138,19 +122,13 @@ def encode_in_processes(
         for first, table in _tables(dataset):
             waiting.append(pool.submit(encode, first, table))
             if len(waiting) >= BATCHES_PER_WORKER * num_processes:
-                yield _noted(waiting.popleft().result(), problems, tally)
+                yield waiting.popleft().result()
         while waiting:
-            yield _noted(waiting.popleft().result(), problems, tally)
+            yield waiting.popleft().result()
     finally:
         for worker in workers:
             worker.kill()
         pool.shutdown(cancel_futures=True)
-
-
-def _noted(answer: Answer, problems: ProblemLog, tally: Counter[str]) -> Part:
-    problems.update(answer.problems)
-    tally.update(answer.tally)
-    return answer.part
 
 
 def _tables(dataset: datasets.Dataset) -> Iterator[tuple[int, bytes]]:
@@ -179,7 +157,7 @@ class _Worker:
             self._process.start()
         self._order: WorkOrder | None = order
 
-    def encode(self, first: int, table: bytes) -> Answer:
+    def encode(self, first: int, table: bytes) -> Part:
         """One batch, whose first row has this number.
 
         Raises:
@@ -239,12 +217,12 @@ def _apart() -> Iterator[None]:
 def _answer_batches(pipe: Connection) -> None:
     """What the other process does: get a `WorkOrder`, and answer batches until the first process closes the pipe."""
     os.environ.update(TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")  # the processes are what uses the cores
-    encode: Callable[[int, bytes], Answer] | None = None
+    encode: Callable[[int, bytes], Part] | None = None
     with suppress(EOFError, ConnectionError):
         order = pipe.recv()
         while True:
             first, table = pipe.recv()
-            answer: Answer | Exception
+            answer: Part | Exception
             try:
                 if encode is None:
                     encode = _encoder_of(order)
@@ -257,7 +235,7 @@ def _answer_batches(pipe: Connection) -> None:
             pipe.send(answer)
 
 
-def _encoder_of(order: WorkOrder) -> Callable[[int, bytes], Answer]:
+def _encoder_of(order: WorkOrder) -> Callable[[int, bytes], Part]:
     """A function that encodes a batch of rows, given the number of its first row.
 
     Raises:
@@ -282,13 +260,10 @@ def _encoder_of(order: WorkOrder) -> Callable[[int, bytes], Answer]:
     encoder = Encoder(tokenizer, order.reading, order.settings, order.end_tokens)
     features = datasets.Features.from_dict(order.features)
 
-    def encode(first: int, table: bytes) -> Answer:
+    def encode(first: int, table: bytes) -> Part:
         arrow = datasets.table.InMemoryTable(pyarrow.ipc.open_stream(table).read_all())
         rows = rows_of(datasets.Dataset(arrow, info=datasets.DatasetInfo(features=features))[:])
         places = places_of(rows, first, order.name)
-        part, problems = run(encoding_part(encoder, rows, places, ProblemLog()), encoder.tokenize)
-        tally = Counter(encoder.tally)
-        encoder.tally.clear()
-        return Answer(part, problems, tally)
+        return run(encoding_part(encoder, rows, places), encoder.tokenize)
 
     return encode

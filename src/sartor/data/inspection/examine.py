@@ -16,7 +16,6 @@ import numpy as np
 
 from sartor.data.encoding import store
 from sartor.data.encoding.counts import Counts
-from sartor.data.encoding.parts import Part
 from sartor.data.inspection.duplicates import DuplicateSearch
 from sartor.data.inspection.judge import (
     EVALUATION,
@@ -35,7 +34,7 @@ from sartor.data.inspection.texts import TextChecks, row_text
 from sartor.data.inspection.token_checks import TokenChecks
 from sartor.data.inspection.written import WrittenChecks
 from sartor.data.reading.places import Places
-from sartor.data.reading.problems import ProblemLog, excerpt
+from sartor.data.reading.problems import excerpt
 from sartor.data.rows.detection import FormattingFunction
 from sartor.data.tokens.table import TokenRows
 from sartor.records import IGNORE_INDEX, DataSettings, DataSummary
@@ -200,7 +199,7 @@ class Examination:
             self._emptied.extend((len(self._example_places) + longer[is_emptied]).tolist())
         self._example_places.extend(places)
         dropping = replace(settings, no_targets="drop")  # where it is an error, that is a finding, and not the end
-        kept, _ = self._counts.cut(Part(encoded, Places.of_texts(places)), dropping)
+        kept, _ = self._counts.cut(encoded, Places.of_texts(places), dropping)
         self._kept_lengths.append(kept.lengths)
         if settings.packing:  # then what is a target depends on where blocks begin
             self._kept_labels.append(np.where(kept.labels == IGNORE_INDEX, np.int8(IGNORE_INDEX), np.int8(0)))
@@ -210,10 +209,11 @@ class Examination:
         given, reader = self._given, self._reader
         lengths = np.concatenate([np.zeros(0, np.int64), *self._kept_lengths])
         how = store.arrangement(lengths, given.settings, given.pack)
-        left_out = reader.problems if given.settings.bad_rows == "skip" else ProblemLog()
+        self._counts.tally = reader.tally
+        if given.settings.bad_rows == "skip":
+            self._counts.problems = reader.problems
         return self._counts.summary(
             reader.encoder,
-            left_out,
             how,
             self._counts.foreseen(self._kept_labels, lengths, how),
             num_rows=reader.num_rows,

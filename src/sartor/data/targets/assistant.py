@@ -18,7 +18,7 @@ from sartor.data.targets.prover import Proof, Rule, Start, Unproven, provers
 from sartor.data.targets.turn_tokens import TurnTokenizer
 from sartor.data.targets.unroll import is_trained
 from sartor.data.templates.rendering import note_refusal, tools_of
-from sartor.data.tokens.tokenizing import BatchTokenizer, Tokenization, run
+from sartor.data.tokens.tokenizing import Tokenization
 from sartor.errors import ConfigurationError
 
 Ids = list[list[int]]
@@ -38,7 +38,6 @@ class AssistantTargets:
         start: Start = Start.PROVEN,
         append_eot: bool = False,
         last_only: bool = False,
-        tally: Counter[str] | None = None,
     ) -> None:
         """Look up the tokens that end a turn.
 
@@ -48,7 +47,6 @@ class AssistantTargets:
             start: how well a prompt must agree with what stands before an answer.
             append_eot: whether the end-of-text token is appended where the template writes no end.
             last_only: whether only the last message of each row counts as left out: conversations are unrolled.
-            tally: where counts go; `notes` is made of it.
 
         Raises:
             ConfigurationError: the tokenizer cannot say where in a text its tokens are, or has no usable end token.
@@ -67,14 +65,14 @@ class AssistantTargets:
         self._provers = provers(
             tokenizer, self._end_tokens, tokenizer.all_special_tokens, start=start, append_eot=append_eot
         )
-        self._tally: Counter[str] = Counter() if tally is None else tally
 
-    def encode(self, rows: Sequence[TrainingRow], problems: ProblemLog) -> tuple[Ids, Ids]:
-        """Ids of conversations, and for each the trained message it is of, from 1, or 0; nothing after a problem."""
-        return run(self.encoding(rows, problems), BatchTokenizer(self._tokenizer))
+    def encoding(
+        self, rows: Sequence[TrainingRow], problems: ProblemLog, tally: Counter[str]
+    ) -> Tokenization[tuple[Ids, Ids]]:
+        """Ids of conversations, and for each the trained message it is of, from 1, or 0; nothing after a problem.
 
-    def encoding(self, rows: Sequence[TrainingRow], problems: ProblemLog) -> Tokenization[tuple[Ids, Ids]]:
-        """The same, step by step: yields texts wherever it needs their tokens (see `tokenizing`)."""
+        Step by step: yields texts wherever it needs their tokens (see `tokenizing`).
+        """
         proofs = [self._proof(row, problems) for row in rows]
         if problems:
             return [], []
@@ -91,8 +89,8 @@ class AssistantTargets:
             except Unproven as error:
                 problems.add(error.kind, row.where, str(error), row.body)
                 continue
-            self._count(proof, len(row.messages) - 1 if self._last_only else 0)
-            self._tally["rows in parts"] += self._turn_tokenizer.num_cut_turns > num_cut
+            self._count(proof, len(row.messages) - 1 if self._last_only else 0, tally)
+            tally["rows in parts"] += self._turn_tokenizer.num_cut_turns > num_cut
             all_ids.append(ids)
             all_marks.append(marks)
         return all_ids, all_marks
@@ -110,56 +108,57 @@ class AssistantTargets:
             note_refusal(problems, row, error)
         return None
 
-    def _count(self, proof: Proof, first: int) -> None:
+    def _count(self, proof: Proof, first: int, tally: Counter[str]) -> None:
         for turn in proof.turns:
-            self._tally[_PROVEN[turn.rule]] += 1
+            tally[_PROVEN[turn.rule]] += 1
             if turn.is_rewritten:
-                self._tally["rewritten answers"] += 1
+                tally["rewritten answers"] += 1
             if turn.is_end_appended:
-                self._tally["ends appended"] += 1
-                self._tally["ends appended within"] += turn is not proof.turns[-1]
+                tally["ends appended"] += 1
+                tally["ends appended within"] += turn is not proof.turns[-1]
         for number, kind in proof.dropped:
             if number >= first:
-                count_dropped(self._tally, kind)
+                count_dropped(tally, kind)
 
-    def notes(self) -> tuple[str, ...]:
-        """What is worth saying aloud."""
-        num_turns = sum(self._tally[_PROVEN[rule]] for rule in Rule)
+    def notes(self, tally: Counter[str]) -> tuple[str, ...]:
+        """What is worth saying about the rows that are in the tally."""
+        num_turns = sum(tally[_PROVEN[rule]] for rule in Rule)
         if not num_turns:
             return ()
         notes = [
             f"The chat template has no {{% generation %}} marks: the targets of {num_turns:,} answers are proven by "
-            f"rendering with provenance{self._ways()}."
+            f"rendering with provenance{_ways(tally)}."
         ]
-        if self._tally["rewritten answers"]:
+        if tally["rewritten answers"]:
             notes.append(
-                f"{self._tally['rewritten answers']:,} of {num_turns:,} answers are written otherwise once the "
+                f"{tally['rewritten answers']:,} of {num_turns:,} answers are written otherwise once the "
                 "conversation goes on (a template may drop earlier reasoning), and are trained as written. Set "
                 "unroll=True to train each as it is generated, in a row of its own."
             )
-        if count := self._tally["ends appended"]:
+        if count := tally["ends appended"]:
             within = (
-                f"; in {self._tally['ends appended within']:,} cases the conversation goes on behind it, which no "
+                f"; in {tally['ends appended within']:,} cases the conversation goes on behind it, which no "
                 "prompt of the template does: unroll=True trains each answer as it is generated"
             )
             notes.append(
                 f"append_eot: {self._end_tokens[0]} is appended to {count:,} answers behind which the chat template "
-                f"writes no end{within if self._tally['ends appended within'] else ''}."
+                f"writes no end{within if tally['ends appended within'] else ''}."
             )
-        if self._tally["rows in parts"]:
+        if tally["rows in parts"]:
             notes.append(
-                f"{self._tally['rows in parts']:,} rows are tokenized in parts, cut where an answer begins, because "
+                f"{tally['rows in parts']:,} rows are tokenized in parts, cut where an answer begins, because "
                 "the whole text has other tokens there than the prompt that the model will get; their ids differ from "
                 "trl's."
             )
         return tuple(notes)
 
-    def _ways(self) -> str:
-        """How many turns were proven in a weaker way than the whole text's beginning."""
-        counts = {rule: self._tally[_PROVEN[rule]] for rule in Rule}
-        prefix = {Rule.EXACT, Rule.EXACT_START}
-        ways = [f"{count:,} where {rule}" for rule, count in counts.items() if count and rule not in prefix]
-        return f" ({'; '.join(ways)})" if ways else ""
+
+def _ways(tally: Counter[str]) -> str:
+    """How many turns were proven in a weaker way than the whole text's beginning."""
+    counts = {rule: tally[_PROVEN[rule]] for rule in Rule}
+    prefix = {Rule.EXACT, Rule.EXACT_START}
+    ways = [f"{count:,} where {rule}" for rule, count in counts.items() if count and rule not in prefix]
+    return f" ({'; '.join(ways)})" if ways else ""
 
 
 def _end_tokens(tokenizer: Any, others: Sequence[str]) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ PLACES_NAMED = 3
 
 _SPECIAL, _DOUBLED, _ENDLESS = "special tokens in a row's text", "doubled bos", "rows without end"
 _DROPPED = "left out: "
+_FIRST_IN = ", first in: "
 
 
 class Audit:
@@ -198,13 +199,25 @@ def count(tally: Counter[str], kind: str, where: str) -> None:
     """Count a finding, and keep the places of the first ones."""
     tally[kind] += 1
     if tally[kind] <= PLACES_NAMED:
-        tally[f"{kind}, first in: {where}"] += 1
+        tally[f"{kind}{_FIRST_IN}{where}"] += 1
+
+
+def add_counts(total: Counter[str], more: Mapping[str, int]) -> None:
+    """Add the counts of some more rows; of each finding no more places are kept than are named."""
+    for name, number in more.items():
+        kind, first_in, _ = name.partition(_FIRST_IN)
+        if not first_in or len(_first_places(total, kind)) < PLACES_NAMED:
+            total[name] += number
 
 
 def _named(tally: Counter[str], kind: str) -> str:
     """The first places, for a sentence."""
-    head = f"{kind}, first in: "
-    return "first " + "; ".join([key.removeprefix(head) for key in tally if key.startswith(head)][:PLACES_NAMED])
+    return "first " + "; ".join(_first_places(tally, kind))
+
+
+def _first_places(tally: Iterable[str], kind: str) -> list[str]:
+    head = kind + _FIRST_IN
+    return [name.removeprefix(head) for name in tally if name.startswith(head)]
 
 
 def _texts_of(row: TrainingRow, end: str | None) -> list[str]:

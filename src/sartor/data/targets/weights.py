@@ -49,11 +49,10 @@ class _Unplaced(Exception):
 class Weigher:
     """Weighs the tokens of rows, and counts the rows that have weights."""
 
-    def __init__(self, tokenizer: Any, tally: Counter[str], *, assistant_only: bool, completion_only: bool) -> None:
+    def __init__(self, tokenizer: Any, *, assistant_only: bool, completion_only: bool) -> None:
         """What is never trained needs no weight.
 
         Args:
-            tally: where counts go; `notes` is made of it.
             assistant_only: whether only messages of the assistant are trained.
             completion_only: whether only the completion is trained of rows that have a prompt.
         """
@@ -61,7 +60,6 @@ class Weigher:
         self._owners = Owners(tokenizer)
         self._assistant_only = assistant_only
         self._completion_only = completion_only
-        self._tally = tally
 
     def weigh(
         self,
@@ -69,6 +67,7 @@ class Weigher:
         rows: Sequence[TrainingRow],
         turns: Sequence[Sequence[int]] | None,
         problems: ProblemLog,
+        tally: Counter[str],
     ) -> TokenRows:
         """The same rows with their weights; a problem for each row whose messages cannot be told apart.
 
@@ -83,8 +82,8 @@ class Weigher:
         weights = np.ones(encoded.num_tokens)
         for number in weighted:
             row, start, end = rows[number], encoded.offsets[number], encoded.offsets[number + 1]
-            self._tally["weighted rows"] += row.weight != 0
-            self._tally["rows of weight 0"] += row.weight == 0
+            tally["weighted rows"] += row.weight != 0
+            tally["rows of weight 0"] += row.weight == 0
             weights[start:end] = row.weight
             if row.weight and has_weights(row):
                 try:
@@ -94,13 +93,14 @@ class Weigher:
                     problems.add("weights cannot be placed", row.where, str(error), row.body)
         return encoded.weighted(weights.astype(np.float32))
 
-    def of_tokens(self, row: Mapping[str, Any]) -> NDArray[np.float32]:
+    @staticmethod
+    def of_tokens(row: Mapping[str, Any], tally: Counter[str]) -> NDArray[np.float32]:
         """Weights of a checked row that is tokenized already: of the row times those of its tokens."""
         given, of_row = row.get("weights"), row.get(WEIGHT_COLUMN)
         weights = np.ones(len(row["input_ids"])) if given is None else np.asarray(given, np.float64)
         weights = weights if of_row is None else weights * float(of_row)
-        self._tally["weighted rows"] += bool((weights != 1).any() and weights.any())
-        self._tally["rows of weight 0"] += not weights.any()
+        tally["weighted rows"] += bool((weights != 1).any() and weights.any())
+        tally["rows of weight 0"] += not weights.any()
         return weights.astype(np.float32)
 
     def _of_messages(self, row: TrainingRow, ids: list[int], turns: Sequence[int] | None) -> Weights | float:
@@ -182,15 +182,16 @@ class Weigher:
         )
         return text
 
-    def notes(self) -> tuple[str, ...]:
+    @staticmethod
+    def notes(tally: Counter[str]) -> tuple[str, ...]:
         """What is worth saying about the rows that are in the tally."""
         notes = []
-        if count := self._tally["weighted rows"]:
+        if count := tally["weighted rows"]:
             notes.append(
                 f"{count:,} rows have a weight other than 1, their own or a message's: the losses of their targets are "
                 "multiplied by it."
             )
-        if count := self._tally["rows of weight 0"]:
+        if count := tally["rows of weight 0"]:
             notes.append(f"{count:,} rows have weight 0: nothing of them is trained, and they are left out.")
         return tuple(notes)
 
