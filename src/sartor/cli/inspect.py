@@ -113,12 +113,12 @@ def _examined(
     from sartor.data.reading.sources import Source
 
     alone = isinstance(rows, Source)
-    sources = [(rows.dataset, rows)] if isinstance(rows, Source) else [(part.source, part) for part in rows]
+    sources = [rows] if isinstance(rows, Source) else rows
     found: list[tuple[Examination, Inspection]] = []
-    for dataset, source in sources:
+    for source in sources:
         own = given if alone else replace(given, source=source.label)
         with _unusable():
-            examination = Examination(dataset, own, name if alone else f"{name} ({source.label})", source.notes)
+            examination = Examination(source.dataset, own, name if alone else f"{name} ({source.label})", source.notes)
             inspection = examination.run(trained, [one for one, _ in found] if name == "train" else [])
         found.append((examination, inspection))
     return found

@@ -155,7 +155,7 @@ def _is_stream(dataset: Any) -> bool:
     from sartor.data.reading import sources
 
     if mixture.is_mixture(dataset):
-        return any(_is_stream(part.source if isinstance(part, mixture.Part) else part[0]) for part in dataset)
+        return any(_is_stream(part.dataset if isinstance(part, sources.Source) else part[0]) for part in dataset)
     if isinstance(dataset, sources.Source):
         return _is_stream(dataset.dataset)
     return isinstance(dataset, (datasets.IterableDataset, datasets.IterableDatasetDict))

@@ -66,7 +66,7 @@ class Preparation:
                     f"{name}_dataset has several sources, which are mixed once they are prepared, but "
                     "`skip_prepare_dataset=True` skips that. Mix them with datasets.interleave_datasets."
                 )
-            is_read = isinstance(dataset[0], mixture.Part)
+            is_read = isinstance(dataset[0], sources.Source)
             parts = dataset if is_read else mixture.read_parts(dataset, name=name, data_cache=settings.data_cache)
             prepared = mixture.prepare_mixture(parts, settings, name, self._prepared)
         else:
