@@ -14,6 +14,7 @@ import pytest
 from datasets import Dataset
 
 from sartor.batching.packing import pack
+from sartor.data import entries
 from sartor.data.encoding import assemble, cache, keys
 from sartor.data.encoding.encode import prepare
 from sartor.data.entries import folder_of
@@ -175,7 +176,7 @@ def entry_of(result: tuple[PreparedData, list[str]]) -> Path:
     return Path(result[0].dataset.cache_files[0]["filename"]).parent
 
 
-@pytest.mark.parametrize("name", [cache.DATA, cache.PLACES, cache.MANIFEST])
+@pytest.mark.parametrize("name", [cache.DATA, cache.PLACES, entries.MANIFEST])
 @pytest.mark.parametrize("damage", ["cut", "flipped", "removed"])
 def test_a_damaged_entry_is_said_and_made_again(ready: Any, name: str, damage: str) -> None:
     first = ready()
@@ -199,13 +200,13 @@ def test_files_of_a_new_entry_are_hashed_once_and_those_that_are_found_are_verif
     ready: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hashed: list[str] = []
-    usual = cache.digest_of_file
+    usual = entries.digest_of_file
 
     def counted(path: Path) -> str:
         hashed.append(path.name)
         return usual(path)
 
-    monkeypatch.setattr(cache, "digest_of_file", counted)
+    monkeypatch.setattr(entries, "digest_of_file", counted)
     made = ready()
     assert sorted(hashed) == sorted([cache.DATA, cache.PLACES])
     hashed.clear()
@@ -272,7 +273,8 @@ WAITING = """
 import sys, time
 from pathlib import Path
 from sartor.data.encoding import cache
-from sartor.records import DataSummary, RowFormat
+from sartor.data.reading.places import Places
+from sartor.records import DataSummary, PreparedData, RowFormat
 import datasets
 def make(folder):
     Path(sys.argv[2]).write_text("")
@@ -282,7 +284,8 @@ def make(folder):
     from sartor.data.encoding import store
     rows = TokenRows.from_lists([[1]], [[1]])
     store.write_file(rows, None, folder / cache.DATA)
-    return cache.Made(DataSummary("train", RowFormat.TEXT, 1, 1, 1, 1, 1), None, "0")
+    summary = DataSummary("train", RowFormat.TEXT, 1, 1, 1, 1, 1)
+    return PreparedData(None, summary, Places.of_texts(["a, row 0"]), digest="0")
 found = cache.cached("key", Path(sys.argv[1]), make, lambda said: print(said, flush=True))
 print(found.dataset[0], found.summary.notes, flush=True)
 """
@@ -328,7 +331,7 @@ def test_a_second_process_goes_on_when_the_first_is_killed(tmp_path: Path) -> No
 
 def test_an_entry_holds_no_pickle_and_says_what_is_in_it(ready: Any) -> None:
     entry = entry_of(ready())
-    assert sorted(path.name for path in entry.iterdir()) == [cache.DATA, cache.MANIFEST, cache.PLACES]
+    assert sorted(path.name for path in entry.iterdir()) == [cache.DATA, entries.MANIFEST, cache.PLACES]
     summary = json.loads((entry / cache.MANIFEST).read_text())["summary"]
     assert summary["num_rows"] == len(ROWS)
 

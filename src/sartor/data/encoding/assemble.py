@@ -61,7 +61,7 @@ def prepare_rows(request: Request, encoder: Encoder) -> PreparedData:
     used = request.dataset.remove_columns(list(request.reading.unused_columns))
     request = replace(request, dataset=used)
 
-    def make(folder: Path | None) -> cache.Made:
+    def make(folder: Path | None) -> PreparedData:
         return _made(request, encoder, folder)
 
     folder = folder_of(request.settings.data_cache)
@@ -89,7 +89,7 @@ def _key(request: Request) -> str:
     )
 
 
-def _made(request: Request, encoder: Encoder, folder: Path | None) -> cache.Made:
+def _made(request: Request, encoder: Encoder, folder: Path | None) -> PreparedData:
     """Encode everything, and write it in its final order: to a file of the folder, or in memory."""
     name, settings = request.name, request.settings
     tokens: store.Store = store.MemoryStore() if folder is None else store.FileStore(folder)
@@ -117,7 +117,7 @@ def _made(request: Request, encoder: Encoder, folder: Path | None) -> cache.Made
     del rows
     tokens.remove()
     summary = counts.summary(encoder, how, written, num_rows=len(request.dataset), notes=process_notes)
-    return cache.Made(summary, _arranged_places(places, how), written.fingerprint, dataset)
+    return PreparedData(dataset, summary, _arranged_places(places, how), digest=written.fingerprint)
 
 
 def _arranged_places(places: Places, how: store.Arrangement) -> Places:

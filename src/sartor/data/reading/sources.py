@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sartor.data.reading.files import kind_of, read_files
 from sartor.data.reading.folders import Folder, is_saved_dataset, read_saved
 from sartor.data.reading.problems import excerpt
-from sartor.data.reading.tables import WHERE_COLUMN, dataset_of, places_column, with_places
+from sartor.data.reading.tables import WHERE_COLUMN, dataset_of, places_column
 from sartor.errors import DataError, HubError
 from sartor.records import Problem, Row
 from sartor.wording import listed
@@ -51,11 +51,17 @@ class _Wanted:
 
 
 def load(
-    spec: object, *, split: str | None = None, name: str = "train", data_cache: str | None = None
+    spec: object,
+    *,
+    split: str | None = None,
+    config: str | None = None,
+    revision: str | None = None,
+    name: str = "train",
+    data_cache: str | None = None,
 ) -> datasets.Dataset | datasets.IterableDataset:
     """The rows of a source alone; see `read`."""
     dataset: datasets.Dataset | datasets.IterableDataset = read(
-        spec, split=split, name=name, data_cache=data_cache
+        spec, split=split, config=config, revision=revision, name=name, data_cache=data_cache
     ).dataset
     return dataset
 
@@ -153,7 +159,7 @@ def _numbered(dataset: datasets.Dataset, source: str) -> datasets.Dataset:
     """The data set with the place of each row, where it does not say it itself."""
     if WHERE_COLUMN in dataset.column_names:
         return dataset
-    return with_places(dataset, places_column(source, len(dataset)))
+    return dataset.add_column(WHERE_COLUMN, places_column(source, len(dataset)))
 
 
 def _chosen(splits: Mapping[Any, Any], split: str | None, name: str, whole: str) -> Source:

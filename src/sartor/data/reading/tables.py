@@ -64,8 +64,8 @@ def dataset_of(rows: Iterable[Row | Problem], *, with_where: bool = True) -> dat
     return datasets.Dataset(datasets.table.InMemoryTable(pyarrow.Table.from_batches(batches, schema)))
 
 
-def write_rows(rows: Iterable[Row | Problem], path: Path) -> int:
-    """The same, as an Arrow stream in a file, with some megabytes of rows in memory at a time; returns their number.
+def write_rows(rows: Iterable[Row | Problem], path: Path) -> None:
+    """The same, as an Arrow stream in a file, with some megabytes of rows in memory at a time.
 
     What the columns are is only known at the end, so chunks are first written as they come, beside the file.
 
@@ -78,11 +78,9 @@ def write_rows(rows: Iterable[Row | Problem], path: Path) -> int:
 
     passing = path.with_suffix(".passing")
     kept: list[tuple[int, dict[str, Any]]] = []
-    num_rows = 0
     with passing.open("wb") as file:
         for part in _batched_by_size(rows, CHARACTERS_PER_WRITTEN_CHUNK):
             chunk = _chunk(part, with_where=True)
-            num_rows += len(part)
             table = pyarrow.table([column.values for column in chunk.values()], names=list(chunk))
             kept.append((file.tell(), {name: column.feature for name, column in chunk.items()}))
             with pyarrow.ipc.new_stream(file, table.schema) as writer:
@@ -100,7 +98,6 @@ def write_rows(rows: Iterable[Row | Problem], path: Path) -> int:
             chunk = {name: _Column(_array(table.column(name)), feature) for name, feature in of_chunk.items()}
             writer.write_batch(_record_batch(chunk, features, schema))
     passing.unlink()
-    return num_rows
 
 
 def _array(column: pyarrow.ChunkedArray) -> pyarrow.Array:
@@ -265,20 +262,13 @@ def _fitted(column: _Column | None, feature: Any, kind: pyarrow.DataType, num_ro
     return _json_column(list(values), is_list=isinstance(feature, datasets.List)).values
 
 
-def places_column(source: str, num_rows: int) -> Any:
-    """The places of all rows of a source without lines, made some at a time: text takes less room in Arrow."""
+def places_column(source: str, num_rows: int, first: int = 0) -> Any:
+    """The places of rows of a source without lines, made some at a time: text takes less room in Arrow."""
     import pyarrow
 
-    firsts = range(0, num_rows, ROWS_PER_CHUNK)
+    end = first + num_rows
     chunks = [
-        pyarrow.array([f"{source}, row {number}" for number in range(first, min(first + ROWS_PER_CHUNK, num_rows))])
-        for first in firsts
+        pyarrow.array([f"{source}, row {number}" for number in range(start, min(start + ROWS_PER_CHUNK, end))])
+        for start in range(first, end, ROWS_PER_CHUNK)
     ]
     return pyarrow.chunked_array(chunks, "string")
-
-
-def with_places(dataset: datasets.Dataset, places: Any) -> datasets.Dataset:
-    """The data set with its rows' places in `WHERE_COLUMN`."""
-    if WHERE_COLUMN in dataset.column_names:
-        dataset = dataset.remove_columns(WHERE_COLUMN)
-    return dataset.add_column(WHERE_COLUMN, places)
