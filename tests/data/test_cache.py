@@ -17,9 +17,11 @@ from sartor.batching.packing import pack
 from sartor.data import entries
 from sartor.data.encoding import assemble, cache, keys
 from sartor.data.encoding.encode import prepare
+from sartor.data.encoding.request import Request
 from sartor.data.entries import folder_of
+from sartor.data.rows.formats import Reading
 from sartor.errors import DataError
-from sartor.records import DataSettings, PreparedData
+from sartor.records import DataSettings, PreparedData, RowFormat
 from tests.data.conftest import make_small_tokenizer
 
 SOURCE = "Sigh. It smells of rubber boots."
@@ -136,9 +138,9 @@ def whispering(row: dict[str, Any]) -> str:
 def test_whatever_it_depends_on_makes_another_entry(rows: Dataset, change: dict[str, Any]) -> None:
     def key(dataset: Dataset = rows, **options: Any) -> str:
         tokenizer = changed_tokenizer(options.pop("tokenizer", ""))
-        others = {"name": "train", "notes": (), "end_tokens": (), "formatting_func": None, "pack": pack}
-        others |= {name: options.pop(name) for name in list(options) if name in others}
-        return keys.key_of(dataset, tokenizer, DataSettings(**options), **others)
+        reading = Reading(RowFormat.MESSAGES, "messages", formatting_func=options.pop("formatting_func", None))
+        others = {name: options.pop(name) for name in ("name", "end_tokens") if name in options}
+        return keys.key_of(Request(dataset, tokenizer, reading, DataSettings(**options), pack=pack, **others))
 
     assert key() == key()
     assert key(**change) != key()
@@ -153,8 +155,8 @@ def test_functions_are_told_apart_by_what_they_do() -> None:
 
 def test_versions_and_code_are_in_the_key(rows: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     def key() -> str:
-        options: dict[str, Any] = {"name": "", "notes": (), "end_tokens": (), "formatting_func": None, "pack": None}
-        return keys.key_of(rows, make_small_tokenizer(), DataSettings(), **options)
+        reading = Reading(RowFormat.MESSAGES, "messages")
+        return keys.key_of(Request(rows, make_small_tokenizer(), reading, DataSettings()))
 
     found = {key()}
     for package in ("transformers", "tokenizers", "jinja2", "datasets"):

@@ -19,6 +19,7 @@ from sartor import errors
 from sartor.batching.packing import pack
 from sartor.data.encoding import parts, workers
 from sartor.data.encoding.encode import prepare
+from sartor.data.encoding.request import Request
 from sartor.data.rows.formats import Reading
 from sartor.errors import DataError, SartorError
 from sartor.records import DataSettings, PreparedData, RowFormat
@@ -119,7 +120,7 @@ def test_a_function_of_the_users_stays_in_this_process_and_this_is_said() -> Non
 def parts_of(rows: list[dict[str, Any]], num_processes: int) -> Any:
     dataset, tokenizer = Dataset.from_list(rows), make_small_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
-    order = workers.work_order(dataset, tokenizer, Reading(RowFormat.MESSAGES, "messages"), DataSettings(), (), "train")
+    order = workers.work_order(Request(dataset, tokenizer, Reading(RowFormat.MESSAGES, "messages"), DataSettings()))
     return workers.encode_in_processes(dataset, order, num_processes)
 
 
@@ -145,7 +146,7 @@ def test_who_stops_early_leaves_no_process() -> None:
 def test_a_worker_whose_tokenizer_differs_is_a_defect_that_is_told_with_what_happened_there() -> None:
     dataset = Dataset.from_list(ROWS)
     reading = Reading(RowFormat.MESSAGES, "messages")
-    order = workers.work_order(dataset, make_small_tokenizer(), reading, DataSettings(), (), "train")
+    order = workers.work_order(Request(dataset, make_small_tokenizer(), reading, DataSettings()))
     order = replace(order, state={**order.state, "backend": "another"})
     with pytest.raises(RuntimeError, match=r"(?s)failed.*Traceback.*its tokenizer.json differs in backend"):
         list(workers.encode_in_processes(dataset, order, 1))

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sartor.data import entries
 from sartor.data.encoding import cache, store
@@ -21,14 +21,14 @@ from sartor.data.encoding.counts import Counts
 from sartor.data.encoding.encoder import Encoder
 from sartor.data.encoding.keys import Unkeyed, key_of
 from sartor.data.encoding.parts import ROWS_PER_BATCH, Part, encode_here
+from sartor.data.encoding.request import Request
 from sartor.data.encoding.workers import encode_in_processes, work_order
 from sartor.data.entries import folder_of
 from sartor.data.reading.places import Places
-from sartor.data.rows.formats import Reading
-from sartor.records import DataSettings, Packing, PreparedData
+from sartor.records import Packing, PreparedData
 
 if TYPE_CHECKING:
-    import datasets
+    pass
 
 CACHED_FROM_BYTES = 1 << 16
 """Rows of less are prepared faster than they are found."""
@@ -36,20 +36,6 @@ CORES_IN_PROCESS = 4
 """So many cores are kept busy by the tokenizer's threads while one of them runs Python."""
 ROWS_PER_PROCESS = 10_000
 """Fewer are encoded before another process is there."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What is to be prepared, and how."""
-
-    dataset: datasets.Dataset
-    tokenizer: Any
-    reading: Reading
-    settings: DataSettings
-    name: str
-    end_tokens: tuple[str, ...]
-    pack: store.Packer | None
-    say: Callable[[str], None]
 
 
 def prepare_rows(request: Request, encoder: Encoder) -> PreparedData:
@@ -69,24 +55,11 @@ def prepare_rows(request: Request, encoder: Encoder) -> PreparedData:
     if folder is None or used.data.nbytes < CACHED_FROM_BYTES:
         return cache.not_kept(make, request.say, is_large=is_large)
     try:
-        key = _key(request)
+        key = key_of(request)
     except Unkeyed as reason:
         request.say(f"The {request.name} data is not cached: {reason}.")
         return cache.not_kept(make, request.say, is_large=is_large)
     return cache.cached(key, folder, make, request.say, is_large=is_large)
-
-
-def _key(request: Request) -> str:
-    return key_of(
-        request.dataset,
-        request.tokenizer,
-        request.settings,
-        name=request.name,
-        notes=request.reading.notes,
-        end_tokens=request.end_tokens,
-        formatting_func=request.reading.formatting_func,
-        pack=request.pack,
-    )
 
 
 def _made(request: Request, encoder: Encoder, folder: Path | None) -> PreparedData:
@@ -129,10 +102,7 @@ def _arranged_places(places: Places, how: store.Arrangement) -> Places:
 def _parts(request: Request, encoder: Encoder, num_processes: int) -> Generator[Part]:
     if num_processes == 1:
         return encode_here(request.dataset, encoder, name=request.name)
-    order = work_order(
-        request.dataset, request.tokenizer, request.reading, request.settings, request.end_tokens, request.name
-    )
-    return encode_in_processes(request.dataset, order, num_processes)
+    return encode_in_processes(request.dataset, work_order(request), num_processes)
 
 
 def _num_processes(request: Request) -> tuple[int, tuple[str, ...]]:

@@ -15,10 +15,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from sartor.data.encoding.assemble import Request, prepare_rows
+from sartor.data.encoding.assemble import prepare_rows
 from sartor.data.encoding.encoder import Encoder
 from sartor.data.encoding.limits import check_blocks
-from sartor.data.encoding.store import Packer
+from sartor.data.encoding.request import Packer, Request, silently
 from sartor.data.rows.detection import recognise
 from sartor.data.rows.formats import Reading
 from sartor.data.templates.rendering import adopt_chatml
@@ -29,10 +29,6 @@ if TYPE_CHECKING:
     import datasets
 
 FormattingFunction = Callable[[dict[str, Any]], str]
-
-
-def silently(message: str) -> None:
-    """Tell nobody."""
 
 
 def prepare(
@@ -88,12 +84,13 @@ def prepare(
     check_blocks(settings)
     if reading.format is not RowFormat.TOKENIZED and _fits(tokenizer, settings.num_embeddings):
         settings = replace(settings, num_embeddings=None)  # one cache for all models with this tokenizer
+    request = Request(dataset, tokenizer, reading, settings, name, tuple(end_tokens), pack, say)
     encoder = Encoder(tokenizer, reading, settings, end_tokens)
     if is_stream:
         from sartor.data.encoding.stream import prepare_stream
 
-        return prepare_stream(dataset, columns, encoder, reading, settings, name, pack)
-    return prepare_rows(Request(dataset, tokenizer, reading, settings, name, tuple(end_tokens), pack, say), encoder)
+        return prepare_stream(request, columns, encoder)
+    return prepare_rows(request, encoder)
 
 
 def _fits(tokenizer: Any, num_embeddings: int | None) -> bool:

@@ -16,6 +16,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from sartor.data.encoding.request import Packer
 from sartor.data.tokens.table import TokenRows
 from sartor.records import DataSettings, Packing
 
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     import pyarrow
 
 Integers = NDArray[np.int64]
-Packer = Callable[[Any, int, str], Packing]
-"""Takes lengths, the block's length and the strategy: `sartor.batching.packing.pack`."""
 Arrangement = Packing | Integers | None
 """Blocks, or the order of rows; None: rows as they are."""
 

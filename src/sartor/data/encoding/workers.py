@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     import datasets
 
     from sartor.data.encoding.parts import Part
+    from sartor.data.encoding.request import Request
     from sartor.data.rows.formats import Reading
     from sartor.records import DataSettings
 
@@ -70,14 +71,7 @@ class WorkOrder:
     """Of the rows, as `datasets` writes them."""
 
 
-def work_order(
-    dataset: datasets.Dataset,
-    tokenizer: Any,
-    reading: Reading,
-    settings: DataSettings,
-    end_tokens: Sequence[str],
-    name: str,
-) -> WorkOrder:
+def work_order(request: Request) -> WorkOrder:
     """What other processes need to encode these rows as they would be encoded here.
 
     Raises:
@@ -85,16 +79,23 @@ def work_order(
     """
     from sartor.data.encoding.keys import tokenizer_state
 
-    state = tokenizer_state(tokenizer)
+    tokenizer = request.tokenizer
     options = {
         **{key: value for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)},
         "extra_special_tokens": [str(token) for token in tokenizer.extra_special_tokens],
         "chat_template": tokenizer.chat_template,
         "split_special_tokens": tokenizer.split_special_tokens,
     }
-    features = dataset.features.to_dict()
-    backend = tokenizer.backend_tokenizer.to_str()
-    return WorkOrder(backend, options, state, reading, settings, tuple(end_tokens), name, features)
+    return WorkOrder(
+        backend=tokenizer.backend_tokenizer.to_str(),
+        tokenizer_options=options,
+        state=tokenizer_state(tokenizer),
+        reading=request.reading,
+        settings=request.settings,
+        end_tokens=request.end_tokens,
+        name=request.name,
+        features=request.dataset.features.to_dict(),
+    )
 
 
 def encode_in_processes(dataset: datasets.Dataset, order: WorkOrder, num_processes: int) -> Generator[Part]:

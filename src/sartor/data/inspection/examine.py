@@ -16,6 +16,7 @@ import numpy as np
 
 from sartor.data.encoding import store
 from sartor.data.encoding.counts import Counts
+from sartor.data.encoding.request import Packer
 from sartor.data.inspection.duplicates import DuplicateSearch
 from sartor.data.inspection.judge import (
     EVALUATION,
@@ -57,7 +58,7 @@ class Given:
     """What was given: a path or a Hub id."""
     model: str = ""
     formatting_func: FormattingFunction | None = None
-    pack: store.Packer | None = None
+    pack: Packer | None = None
     end_tokens: tuple[str, ...] = ()
     context: int | None = None
     """Tokens that the model can see at once, where that is known."""
