@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sartor.data.encoding.encode import prepare
-from sartor.data.inspection.prepared import example_of, plain
+from sartor.data.inspection.prepared import example_of
+from sartor.data.inspection.sample import tokens_of
+from sartor.data.inspection.terminal import plain
 from sartor.data.reading.problems import ProblemLog
 from sartor.data.rows.formats import TrainingRow
 from sartor.data.targets.assistant import AssistantTargets
@@ -293,7 +295,7 @@ def test_a_stream_is_proven_as_it_is_read(tokenizer: Any) -> None:
 
 def test_the_proven_part_is_shown(tokenizer: Any) -> None:
     with_template(tokenizer, CHATML)
-    shown = plain(example_of(prepared(tokenizer, CONVERSATION[:2]).dataset, 0), tokenizer)
+    shown = plain(tokens_of(example_of(prepared(tokenizer, CONVERSATION[:2]).dataset, 0), tokenizer))
     assert shown == "<|im_start|>user↵\nHi<|im_end|>↵\n<|im_start|>assistant↵\n⟦Yo<|im_end|>⟧↵\n"
 
 
