@@ -10,7 +10,7 @@ from typing import Any
 from sartor.batching.packing import pack
 from sartor.data.encoding import encode, mixture
 from sartor.data.encoding.stream import STREAM_NOTE
-from sartor.data.encoding.unprepared import check_unprepared
+from sartor.data.encoding.tokenized import check_unprepared
 from sartor.data.inspection.prepared import describe
 from sartor.data.reading import sources
 from sartor.data.targets import audit

@@ -65,7 +65,7 @@ def prepare_rows(request: Request, encoder: Encoder) -> PreparedData:
 def _made(request: Request, encoder: Encoder, folder: Path | None) -> PreparedData:
     """Encode everything, and write it in its final order: to a file of the folder, or in memory."""
     name, settings = request.name, request.settings
-    tokens: store.Store = store.MemoryStore() if folder is None else store.FileStore(folder)
+    tokens = store.MemoryStore() if folder is None else store.FileStore(folder)
     num_processes, process_notes = _num_processes(request)
     counts = Counts(name, request.reading)
     kept_places: list[Places] = []

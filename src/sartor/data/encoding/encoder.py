@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from sartor.data.encoding.limits import check_rows
+from sartor.data.encoding.tokenized import read_tokenized
 from sartor.data.reading.problems import ProblemLog
 from sartor.data.rows.formats import Reading, TrainingRow, convert
 from sartor.data.targets.assistant import AssistantTargets
@@ -23,13 +24,13 @@ from sartor.data.targets.audit import Audit, without_effect
 from sartor.data.targets.completion import CompletionStarts
 from sartor.data.targets.prover import Start
 from sartor.data.targets.unroll import unrolled
-from sartor.data.targets.weights import Weigher, has_weights, token_weights_problem
+from sartor.data.targets.weights import Weigher, has_weights
 from sartor.data.templates.rendering import has_generation_marks, render, render_marked
 from sartor.data.tokens.layout import LaidText, TokenBytes, located, with_offsets
 from sartor.data.tokens.table import TokenRows
 from sartor.data.tokens.tokenizing import BatchTokenizer, Encodings, TextBatch, Tokenization
 from sartor.errors import ConfigurationError
-from sartor.records import IGNORE_INDEX, DataSettings, RowFormat
+from sartor.records import DataSettings, RowFormat
 
 Row = Mapping[str, Any]
 Ids = list[list[int]]
@@ -98,11 +99,13 @@ class Encoder:
         """
         tally["rows"] += len(rows)
         if self._reading.format is RowFormat.TOKENIZED:
-            tokenized = self._tokenized(rows, places, problems, tally)
+            encoded, rows, places = read_tokenized(rows, places, problems, completion_only=self._completion_only)
+            if self._reading.has_row_weights or any("weights" in row for row in rows[:1]):
+                encoded = encoded.weighted(np.concatenate([self._weigher.of_tokens(row, tally) for row in rows]))
             if not problems:
-                check_rows(tokenized, places, self._settings, problems)
-            self._audit.check_tokens(tokenized, places, tally)
-            return tokenized, list(places)
+                check_rows(encoded, places, self._settings, problems)
+            self._audit.check_tokens(encoded, places, tally)
+            return encoded, places
         converted = [convert(row, where, self._reading, problems) for row, where in zip(rows, places, strict=True)]
         if problems:
             return TokenRows.from_lists([], []), []
@@ -271,32 +274,6 @@ class Encoder:
             return "the chat template puts none of it between {% generation %} marks. Check the marks and the roles."
         return "the chat template renders the completion to nothing. Check the completion's roles."
 
-    def _tokenized(
-        self, rows: Sequence[Row], places: Sequence[str], problems: ProblemLog, tally: Counter[str]
-    ) -> TokenRows:
-        """Rows that are tokenized already: their labels as they are, or made from their masks."""
-        ids, labels, documents, weights = [], [], [], []
-        is_weighted = self._reading.has_row_weights or "weights" in rows[0]
-        has_documents = "seq_lengths" in rows[0]
-        for row, where in zip(rows, places, strict=True):
-            problem = token_problem(row)
-            if problem:
-                problems.add(*problem[:1], where, problem[1], row)
-            elif not problems:
-                ids.append(row["input_ids"])
-                labels.append(row["labels"] if row.get("labels") is not None else self._labels_of(row))
-                documents.append(row.get("seq_lengths") or [len(row["input_ids"])])
-                if is_weighted:
-                    weights.append(self._weigher.of_tokens(row, tally))
-        tokens = TokenRows.from_lists(ids, labels, documents if has_documents else None)
-        return tokens if not weights else tokens.weighted(np.concatenate(weights))
-
-    def _labels_of(self, row: Row) -> list[int]:
-        masks = [row["assistant_masks"]] if row.get("assistant_masks") is not None else []
-        if self._completion_only and row.get("completion_mask") is not None:
-            masks.append(row["completion_mask"])
-        return [token if all(flags) else -100 for token, *flags in zip(row["input_ids"], *masks, strict=True)]
-
 
 def _ids_of(batch: TextBatch) -> Generator[TextBatch, Encodings, Ids]:
     """Ids of each text."""
@@ -321,31 +298,3 @@ def common_prefix_length(first: Sequence[int], second: Sequence[int]) -> int:
     if first == second[: len(first)]:
         return len(first)
     return next(number for number, (one, other) in enumerate(zip(first, second, strict=False)) if one != other)
-
-
-def token_problem(row: Row) -> tuple[str, str] | None:
-    """What is wrong with a tokenized row: kind and message."""
-    ids = row.get("input_ids")
-    if not isinstance(ids, list) or not all(isinstance(token, int) and 0 <= token < 2**31 for token in ids):
-        return "bad token ids", "input_ids must be a list of token ids, integers from 0 on."
-    if not ids:
-        return "no tokens", "input_ids is empty."
-    for column in ("labels", "completion_mask", "assistant_masks", "attention_mask", "position_ids"):
-        values = row.get(column)
-        if values is not None and (not isinstance(values, list) or len(values) != len(ids)):
-            length = len(values) if isinstance(values, list) else 0
-            return f"bad {column}", f"{column} has {length} entries; the row has {len(ids)} tokens."
-    labels = row.get("labels")
-    if labels is not None and not all(isinstance(label, int) and 0 <= label < 2**31 for label in labels):
-        for place, label in enumerate(labels):
-            if label != IGNORE_INDEX and not (isinstance(label, int) and 0 <= label < 2**31):
-                return "bad labels", f"labels[{place}] is {label!r}: it must be a token id, or -100 where not trained."
-    problem = token_weights_problem(row)
-    if problem:
-        return "bad weight", problem
-    lengths = row.get("seq_lengths")
-    if lengths is not None and not all(isinstance(length, int) and length > 0 for length in lengths):
-        return "bad seq_lengths", f"seq_lengths holds {lengths}: every document has a token or more."
-    if lengths is not None and sum(lengths) != len(ids):
-        return "bad seq_lengths", f"seq_lengths adds up to {sum(lengths)}; the row has {len(ids)} tokens."
-    return None

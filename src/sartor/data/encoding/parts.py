@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from sartor.data.encoding.encoder import Encoder
 from sartor.data.reading.places import Places
 from sartor.data.reading.problems import ProblemLog
-from sartor.data.reading.tables import PROBLEM_COLUMN, WHERE_COLUMN, problem_of
+from sartor.data.reading.tables import PROBLEM_COLUMN, is_readable, places_of, rows_of
 from sartor.data.tokens.table import TokenRows
 from sartor.data.tokens.tokenizing import Tokenization, run_ahead
 
@@ -111,22 +111,7 @@ def readable(rows: Sequence[Row], places: Sequence[str], problems: ProblemLog) -
     kept: list[Row] = []
     kept_places: list[str] = []
     for row, place in zip(rows, places, strict=True):
-        problem = problem_of(row)
-        if problem is None:
+        if is_readable(row, place, problems):
             kept.append({name: value for name, value in row.items() if name != PROBLEM_COLUMN})
             kept_places.append(place)
-        else:
-            kind, message, excerpt = problem
-            problems.add(kind, place, message, excerpt)
     return kept, kept_places
-
-
-def rows_of(batch: Mapping[str, Sequence[Any]]) -> list[Mapping[str, Any]]:
-    """The rows of a batch of columns."""
-    names = list(batch)
-    return [dict(zip(names, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-
-
-def places_of(rows: Sequence[Mapping[str, Any]], first: int, name: str) -> list[str]:
-    """Where rows stand, for messages: file and line where known, else the number in the data set, from 0."""
-    return [row.get(WHERE_COLUMN) or f"{name} data, row {number}" for number, row in enumerate(rows, first)]

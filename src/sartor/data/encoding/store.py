@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
@@ -30,19 +30,6 @@ Arrangement = Packing | Integers | None
 
 EXAMPLES_PER_BATCH = 1000
 """Examples in memory at a time while the table is written; Arrow's lists count tokens in 32 bits, batch by batch."""
-
-
-class Store(Protocol):
-    """Takes rows, and gives them back."""
-
-    def append(self, rows: TokenRows) -> None:
-        """More rows, behind those that are there."""
-
-    def rows(self) -> TokenRows:
-        """All rows."""
-
-    def remove(self) -> None:
-        """Forget the rows; those that were given back are then gone."""
 
 
 class MemoryStore:

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from sartor.data.encoding.counts import Counts
 from sartor.data.encoding.encoder import Encoder
-from sartor.data.encoding.parts import encoding_part, places_of, rows_of
+from sartor.data.encoding.parts import encoding_part
 from sartor.data.encoding.request import Packer, Request
 from sartor.data.encoding.store import Written
 from sartor.data.reading.places import RecentPlaces
 from sartor.data.reading.problems import ProblemLog
+from sartor.data.reading.tables import places_of, rows_of
 from sartor.data.targets.weights import may_have_weights
 from sartor.data.tokens.table import TokenRows, features
 from sartor.data.tokens.tokenizing import run

@@ -249,7 +249,8 @@ def _encoder_of(order: WorkOrder) -> Callable[[int, bytes], Part]:
 
     from sartor.data.encoding.encoder import Encoder
     from sartor.data.encoding.keys import tokenizer_state
-    from sartor.data.encoding.parts import encoding_part, places_of, rows_of
+    from sartor.data.encoding.parts import encoding_part
+    from sartor.data.reading.tables import places_of, rows_of
     from sartor.data.tokens.tokenizing import run
 
     backend = Tokenizer.from_str(order.backend)

@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sartor.data.encoding.encoder import Encoder
-from sartor.data.encoding.parts import ROWS_PER_BATCH, Part, encoding_part, places_of, rows_of
+from sartor.data.encoding.parts import ROWS_PER_BATCH, Part, encoding_part
 from sartor.data.reading.problems import ProblemLog
+from sartor.data.reading.tables import places_of, rows_of
 from sartor.data.rows.detection import FormattingFunction, recognise
 from sartor.data.rows.formats import Reading, TrainingRow, convert
 from sartor.data.targets.audit import add_counts

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sartor.data.reading.problems import ProblemLog
 from sartor.errors import DataError
 from sartor.records import Problem, Row
 
@@ -37,13 +38,30 @@ def problem_text(problem: Problem) -> str:
     return json.dumps([problem.kind, problem.message, problem.excerpt])
 
 
-def problem_of(row: Mapping[str, Any]) -> tuple[str, str, str] | None:
-    """(kind, message, excerpt) of a row that could not be read; None of any other."""
+def is_readable(row: Mapping[str, Any], where: str, problems: ProblemLog) -> bool:
+    """Whether a row could be read; what was wrong with any other is noted as the reader has found it."""
     text = row.get(PROBLEM_COLUMN)
     if text is None:
-        return None
+        return True
     kind, message, excerpt = json.loads(text)
-    return kind, message, excerpt
+    problems.add(kind, where, message, excerpt)
+    return False
+
+
+def place_of(row: Mapping[str, Any], number: int, name: str) -> str:
+    """Where a row stands, for messages: file and line where known, else its number in the data set, from 0."""
+    return row.get(WHERE_COLUMN) or f"{name} data, row {number}"
+
+
+def rows_of(batch: Mapping[str, Sequence[Any]]) -> list[Mapping[str, Any]]:
+    """The rows of a batch of columns."""
+    names = list(batch)
+    return [dict(zip(names, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+
+
+def places_of(rows: Sequence[Mapping[str, Any]], first: int, name: str) -> list[str]:
+    """Where rows stand (see `place_of`), of which the first has this number."""
+    return [place_of(row, number, name) for number, row in enumerate(rows, first)]
 
 
 def dataset_of(rows: Iterable[Row | Problem], *, with_where: bool = True) -> datasets.Dataset:
