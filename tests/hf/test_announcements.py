@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sartor.hf.construction import end_tokens
+from sartor.run.loading import end_tokens
 from tests.hf import tiny
 
 
@@ -43,14 +43,14 @@ def test_the_built_in_template_is_said(tmp_path: Path, caplog: pytest.LogCapture
 def test_tokens_that_end_an_answer_are_those_of_the_generation_config() -> None:
     model, tokenizer = tiny.make_model(), tiny.make_tokenizer()
     model.generation_config.eos_token_id = [2, 0]
-    assert end_tokens(model, tokenizer, tiny.config("unused")) == ["<|im_end|>", "<|endoftext|>"]
+    assert end_tokens(model, tokenizer, {}) == ["<|im_end|>", "<|endoftext|>"]
     model.generation_config.eos_token_id = None
-    assert end_tokens(model, tokenizer, tiny.config("unused")) == []
+    assert end_tokens(model, tokenizer, {}) == []
 
 
 def test_a_saved_models_generation_config_is_read_before_its_weights_are(tmp_path: Path) -> None:
     model, tokenizer = tiny.make_model(dtype=torch.float32), tiny.make_tokenizer()
-    assert end_tokens(str(tmp_path), tokenizer, tiny.config("unused")) == []
+    assert end_tokens(str(tmp_path), tokenizer, {}) == []
     model.generation_config.eos_token_id = 2
     model.generation_config.save_pretrained(tmp_path)
-    assert end_tokens(str(tmp_path), tokenizer, tiny.config("unused")) == ["<|im_end|>"]
+    assert end_tokens(str(tmp_path), tokenizer, {}) == ["<|im_end|>"]

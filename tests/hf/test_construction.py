@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 
 from sartor import SFTConfig, SFTTrainer
 from sartor.errors import ConfigurationError, DataError, ModelError, RenamedWarning, RunFolderError
-from sartor.hf import construction
+from sartor.run import loading
 from tests.hf import tiny
 
 
@@ -28,13 +28,13 @@ def model_folder(tmp_path: Path) -> Path:
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names that models were loaded by."""
     names: list[str] = []
-    load = construction.load_model
+    load = loading.load_model
 
     def counted(name: str, *rest: Any) -> Any:
         names.append(name)
         return load(name, *rest)
 
-    monkeypatch.setattr(construction, "load_model", counted)
+    monkeypatch.setattr(loading, "load_model", counted)
     return names
 
 

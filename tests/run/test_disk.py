@@ -29,7 +29,9 @@ def test_a_checkpoint_is_foreseen_with_the_states_of_its_optimizer(options: dict
 
     class Watch(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-            found.append(disk._foreseen_bytes(trainer))
+            model, masters = trainer.model, trainer.masters
+            state = disk._state_bytes(model, masters, trainer.optimizer)
+            found.append(disk._weights_bytes(model, masters) + state)
 
     trainer = tiny.trainer(tmp_path, callbacks=[Watch()], max_steps=2, **options)
     trainer.train()

@@ -62,26 +62,26 @@ def test_no_row_is_read_for_the_fingerprints_of_a_run(tmp_path: Path, monkeypatc
 
     with monkeypatch.context() as patch:
         patch.setattr(Examples, "take", refuse)
-        before = fingerprints.fingerprints(trainer)
+        before = fingerprints.fingerprints(trainer.session)
     trainer.train_dataset = trainer.train_dataset.select(range(len(trainer.train_dataset)))
-    assert fingerprints.fingerprints(trainer) == before  # another object, whose rows are read, and are the same
+    assert fingerprints.fingerprints(trainer.session) == before  # another object, whose rows are read, and are the same
     trainer.train_dataset = trainer.train_dataset.select(range(3))
-    assert fingerprints.fingerprints(trainer)["data"] != before["data"]
+    assert fingerprints.fingerprints(trainer.session)["data"] != before["data"]
 
 
 def test_a_transform_that_is_set_later_is_seen(tmp_path: Path) -> None:
     """It is set on the very object that was prepared."""
     trainer = tiny.trainer(tmp_path)
-    before = fingerprints.fingerprints(trainer)["data"]
+    before = fingerprints.fingerprints(trainer.session)["data"]
     trainer.train_dataset.set_transform(lambda rows: rows)
-    assert fingerprints.fingerprints(trainer)["data"] == before
+    assert fingerprints.fingerprints(trainer.session)["data"] == before
     trainer.train_dataset.set_transform(lambda rows: {**rows, "input_ids": [ids[::-1] for ids in rows["input_ids"]]})
-    assert fingerprints.fingerprints(trainer)["data"] != before
+    assert fingerprints.fingerprints(trainer.session)["data"] != before
 
 
 def test_saving_the_model_makes_no_other_model_of_it(tmp_path: Path) -> None:
     """transformers writes the name of the class into the configuration when it saves."""
     trainer = tiny.trainer(tmp_path / "run")
-    before = fingerprints.fingerprints(trainer)
+    before = fingerprints.fingerprints(trainer.session)
     trainer.save_model(str(tmp_path / "model"))
-    assert fingerprints.fingerprints(trainer) == before
+    assert fingerprints.fingerprints(trainer.session) == before

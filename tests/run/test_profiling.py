@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from sartor.errors import ConfigurationError
+from sartor.hf.figures import write_figures
 from sartor.report.run_page import write_run_page
 from sartor.run import planning, profiling
-from sartor.run.profiling import write_figures
 from tests.hf import tiny
 
 
@@ -85,7 +85,8 @@ def test_what_is_foreseen_without_a_rehearsal_is_what_the_plan_foresaw(
     monkeypatch.setattr(planning, "TINY_BYTES", 0)
     trainer = tiny.trainer(tmp_path, max_steps=1, rehearse=False)
     trainer.train()
-    assert profiling.foreseen(trainer)["foreseen"]["peak_bytes"] == trainer.plan.predicted_bytes["peak"]
+    found = profiling.predicted(trainer.refresh(), trainer.data_loader(), trainer.optimizer_maker())
+    assert found["foreseen"]["peak_bytes"] == trainer.plan.predicted_bytes["peak"]
 
 
 def test_where_nothing_is_known_it_is_said(tmp_path: Path) -> None:

@@ -15,7 +15,10 @@ import torch
 from sartor.engine.step import Engine
 from sartor.errors import OutOfMemoryError
 from sartor.memory import worst_batch
+from sartor.run.data_loader import TrainDataLoader
+from sartor.run.session import Session
 from sartor.run.state import generator_states
+from sartor.run.stepper import Updater
 from tests.hf import tiny
 
 OPTIONS: dict[str, Any] = {"max_steps": 3, "per_device_train_batch_size": 4, "weight_decay": 0.1, "eval_steps": None}
@@ -69,27 +72,28 @@ def test_dropout_matters_to_these_runs(tmp_path: Path) -> None:
 
 def test_everything_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights, gradients, moments, generators and the schedule when the first step begins."""
-    from sartor.hf import training
+    from sartor.run import training
 
     seen: list[dict[str, Any]] = []
     inner = training.rehearse_run
 
-    def state(trainer: Any) -> dict[str, Any]:
+    def state(session: Session, updater: Updater) -> dict[str, Any]:
+        model = session.model
         return {
-            "weights": tiny.weights(trainer.model),
-            "gradients": [parameter.grad for parameter in trainer.model.parameters()],
-            "moments": dict(trainer.optimizer.state),
+            "weights": tiny.weights(model),
+            "gradients": [parameter.grad for parameter in model.parameters()],
+            "moments": dict(updater.optimizer.state),
             "generators": str(generator_states()),
-            "schedule": trainer.lr_scheduler.state_dict(),
-            "step": trainer.recovery.steps.current,
-            "mode": trainer.model.training,
-            "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in trainer.model.modules()],
+            "schedule": updater.scheduler.state_dict(),
+            "step": session.steps.current,
+            "mode": model.training,
+            "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()],
         }
 
-    def spied(trainer: Any, *rest: Any) -> None:
-        seen.append(state(trainer))
-        inner(trainer, *rest)
-        seen.append(state(trainer))
+    def spied(session: Session, data_loader: TrainDataLoader, updater: Updater, num_steps: int) -> None:
+        seen.append(state(session, updater))
+        inner(session, data_loader, updater, num_steps)
+        seen.append(state(session, updater))
 
     monkeypatch.setattr(training, "rehearse_run", spied)
     run(tmp_path, rehearse=True)

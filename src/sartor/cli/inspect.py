@@ -170,6 +170,7 @@ def _given(request: Request, args: "SFTConfig", settings: "DataSettings") -> "Gi
     """Tokenizer and what else the model decides, as for a training run; its weights are not loaded."""
     from sartor.batching.packing import pack
     from sartor.data.inspection.examine import Given
+    from sartor.hf.construction import model_init_kwargs
     from sartor.run.loading import context_of
 
     tokenizer, end_tokens = tokenizer_of(request.model, args)
@@ -185,7 +186,7 @@ def _given(request: Request, args: "SFTConfig", settings: "DataSettings") -> "Gi
         model=request.model,
         pack=pack,
         end_tokens=end_tokens,
-        context=context_of(request.model, args),
+        context=context_of(request.model, model_init_kwargs(args)),
         num_samples=PAGE_ROWS if num_rows is None else num_rows,
         options=tuple(shown.items()),
     )

@@ -38,6 +38,7 @@ def shape(request: Request, args: "SFTConfig", settings: "Settings") -> "tuple[S
 
 def _of_rows(request: Request, args: "SFTConfig", settings: "Settings") -> "tuple[Shape, str]":
     from sartor.cli.train import read_rows
+    from sartor.hf.settings import run_settings
     from sartor.run.examples import Examples
     from sartor.run.planning import shape_of_examples
 
@@ -51,7 +52,7 @@ def _of_rows(request: Request, args: "SFTConfig", settings: "Settings") -> "tupl
     longest = max(1, examples.longest_document())
     words = f"{len(examples):,} {'blocks' if args.packing else 'rows'}, the longest document {longest:,} tokens"
     summary = preparation.summaries["train"]
-    return shape_of_examples(examples.lengths, longest, summary, args, args.per_device_train_batch_size), words
+    return shape_of_examples(examples.lengths, longest, summary, run_settings(args, settings)), words
 
 
 def _preparation(model: str, args: "SFTConfig", settings: "Settings") -> Any:

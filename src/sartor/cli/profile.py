@@ -63,7 +63,7 @@ def _profile(request: Request, folder: Path) -> None:
     with short_warnings(), no_progress_bars():
         args, train_rows, _ = check(request, folder)
         from sartor.hf import SFTTrainer
-        from sartor.run.profiling import write_figures
+        from sartor.hf.figures import write_figures
 
         args.rehearse = True
         trainer = SFTTrainer(

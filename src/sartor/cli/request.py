@@ -67,9 +67,11 @@ def configuration(request: Request, fixed: Mapping[str, Any]) -> "SFTConfig":
 def tokenizer_of(model: str, args: "SFTConfig") -> tuple[Any, tuple[str, ...]]:
     """The tokenizer as a training would use it, and the texts at which the model's generation stops."""
     from sartor.hf import construction
+    from sartor.run import loading
 
-    tokenizer = construction.load_tokenizer(model, args)
-    end_tokens = construction.end_tokens(model, tokenizer, args)
+    keywords = construction.model_init_kwargs(args)
+    tokenizer = loading.load_tokenizer(model, keywords)
+    end_tokens = loading.end_tokens(model, tokenizer, keywords)
     if args.chat_template_path is not None:
         construction.apply_template(tokenizer, str(args.chat_template_path))
     construction.set_eos(tokenizer, args.eos_token)

@@ -197,8 +197,8 @@ def _write_figures(trainer: Any) -> None:
 
     A disk that is full by now has the model on it, and that is what counts.
     """
+    from sartor.hf.figures import write_figures
     from sartor.report.run_page import write_run_page
-    from sartor.run.profiling import write_figures
 
     try:
         write_figures(trainer)
@@ -215,6 +215,7 @@ def check(request: Request, folder: Path) -> "tuple[SFTConfig, Any, Any]":
     """
     from sartor.config import SFTConfig
     from sartor.hf import construction
+    from sartor.run import loading
 
     errors: list[SartorError] = []
 
@@ -228,7 +229,7 @@ def check(request: Request, folder: Path) -> "tuple[SFTConfig, Any, Any]":
     args = attempt(lambda: SFTConfig(**{**request.fields, "output_dir": str(folder)}))
     # The model can be looked for even where another option is wrong.
     stand_in = args or SFTConfig(output_dir=str(folder), bf16=False)
-    attempt(lambda: construction.check_model(request.model, stand_in))
+    attempt(lambda: loading.check_model(request.model, construction.model_init_kwargs(stand_in)))
     own = request.own
     config, revision = own.get("dataset_config"), own.get("dataset_revision")
     kept = {"data_cache": request.fields.get("data_cache")}

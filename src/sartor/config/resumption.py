@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from sartor.config.table import OPTIONS, Status
-from sartor.masking import same_but_for_secrets
 
 RECORDS_ONLY = frozenset(
     [
@@ -114,31 +113,9 @@ An accepted change of one makes both anew around the old state.
 """
 
 
-def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Options that are part of the mathematics and differ: {name: (value in the checkpoint, value now)}.
-
-    Secrets in them are masked, and no difference.
-
-    Args:
-        before: `resolved_configuration` of the run that wrote the checkpoint.
-        now: that of this run.
-    """
+def mathematics_of(configuration: Mapping[str, Any]) -> frozenset[str]:
+    """Options that are part of the mathematics of a run, which has `resolved_configuration`."""
     free = RECORDS_ONLY | MEMORY
-    if str(now.get("lr_scheduler_type")) not in _METRIC_SCHEDULES:
+    if str(configuration.get("lr_scheduler_type")) not in _METRIC_SCHEDULES:
         free |= EVALUATION_TIMES
-    if before.get("max_steps", -1) > 0 and now.get("max_steps", -1) > 0:  # which overrule epochs
-        free |= {"num_train_epochs"}
-    return {
-        name: (before.get(name), value)
-        for name, value in now.items()
-        if name not in free
-        and name in OPTIONS
-        and OPTIONS[name].status is Status.HONOURED
-        and name in before
-        and not same_but_for_secrets(before[name], value)
-    }
-
-
-def changed_memory(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, ...]:
-    """Memory options that were given another value than in the run that wrote the checkpoint."""
-    return tuple(sorted(name for name in MEMORY if name in before and before[name] != now.get(name)))
+    return frozenset(name for name, option in OPTIONS.items() if option.status is Status.HONOURED) - free

@@ -11,15 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import torch
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from sartor import compat
 from sartor.config import Settings, SFTConfig, resolve
-from sartor.engine.traits import num_embeddings, num_positions
 from sartor.errors import ConfigurationError, ModelError, SartorError
 from sartor.hf.checks import Given, problems_of
-from sartor.run import model_folder
+from sartor.run import loading, model_folder
 from sartor.run.preparation import Preparation, hub_id, skips_preparation
 from sartor.run.saving import check_folder
 from sartor.wording import first_line
@@ -28,8 +26,6 @@ T = TypeVar("T")
 
 TAGS = ("trl", "sft", "sartor")
 """Model tags, trl's own among them: the Hub's filters for SFT models look for these."""
-
-_EMBEDDING_MULTIPLE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +55,17 @@ def build(
     Raises:
         SartorError: one, or a ConfigurationError that lists all that was found.
     """
-    model = given.model
+    model, quantization = given.model, given.quantization_config
     problems = Problems()
     settings = problems.collect(lambda: resolve(args))
     for problem in problems_of(args, given):
         problems.add(ConfigurationError(problem))
     problems.collect(lambda: check_folder(args.output_dir))
     problems.collect(lambda: check_peft_config(model, peft_config))
+    keywords = problems.collect(lambda: model_init_kwargs(args, quantization)) or {}
     if isinstance(model, str):
-        check_folders(model, args)  # before anything in them is read
-        problems.collect(lambda: check_model(model, args))
+        loading.check_folders(model, keywords)  # before anything in them is read
+        problems.collect(lambda: loading.check_model(model, keywords))
     tokenizer = problems.collect(lambda: _tokenizer(model, args, processing_class))
     problems.raise_any()
     assert settings is not None
@@ -84,21 +81,22 @@ def build(
         formatting_func=formatting_func,
         skips=skips_preparation(args.dataset_kwargs),
         has_collator=given.data_collator is not None,
-        end_tokens=end_tokens(model, tokenizer, args),
+        end_tokens=loading.end_tokens(model, tokenizer, keywords),
     )
     if args.chat_template_path is not None:
         added = problems.collect(lambda: apply_template(tokenizer, str(args.chat_template_path))) or []
     problems.collect(lambda: set_eos(tokenizer, args.eos_token))
-    limits = problems.collect(lambda: limits_of(model, args, tokenizer, added)) or (None, None)
-    preparation.limit(*limits)
+    limits = problems.collect(lambda: loading.limits_of(model, keywords, args.max_length, tokenizer, added))
+    num_embeddings, num_positions = limits or (None, None)
+    preparation.limit(num_embeddings, num_positions)
     train = problems.collect(lambda: preparation.prepare(given.train_dataset, "train"))
     evaluation = problems.collect(lambda: preparation.prepare_evaluation(given.eval_dataset))
     problems.collect(lambda: set_pad(tokenizer, args.pad_token))
-    problems.collect(lambda: check_special_tokens(tokenizer, limits[0]))
+    problems.collect(lambda: check_special_tokens(tokenizer, num_embeddings))
     problems.raise_any()
     set_seed(args.seed)  # adapters are initialised at random
     if isinstance(model, str):
-        model = load_model(model, args, given.quantization_config)
+        model = loading.load_model(model, keywords)
     check_device_map(model)
     fit_embeddings(model, tokenizer, added)
     if peft_config is not None:
@@ -142,7 +140,7 @@ def _tokenizer(model: Any, args: SFTConfig, processing_class: Any) -> Any:
             raise ConfigurationError(
                 "processing_class is required for a model that was built in code: pass its tokenizer."
             )
-        return load_tokenizer(name, args)
+        return loading.load_tokenizer(name, model_init_kwargs(args))
     if not isinstance(processing_class, PreTrainedTokenizerBase):
         raise ConfigurationError(
             f"processing_class must be a tokenizer, not {type(processing_class).__name__}: models of images or "
@@ -184,117 +182,6 @@ def model_init_kwargs(args: SFTConfig, quantization_config: Any = None) -> dict[
     keywords.setdefault("trust_remote_code", args.trust_remote_code)
     keywords.setdefault("dtype", "auto")
     return keywords
-
-
-def load_tokenizer(name: str, args: SFTConfig) -> Any:
-    """The tokenizer that belongs to a model's id or folder.
-
-    Raises:
-        ModelError: there is none, or it cannot be loaded.
-    """
-    from transformers import AutoTokenizer
-
-    keywords = model_init_kwargs(args)
-    if is_adapter_folder(name) and not os.path.isfile(os.path.join(name, "tokenizer_config.json")):
-        name = _base_of(name)
-    try:
-        return AutoTokenizer.from_pretrained(
-            name, revision=keywords.get("revision"), trust_remote_code=args.trust_remote_code
-        )
-    except (OSError, ValueError) as error:
-        raise ModelError(f"no tokenizer can be loaded from {name!r}: {first_line(error)}") from error
-
-
-def is_adapter_folder(name: str) -> bool:
-    """Whether a folder holds an adapter and not a model."""
-    return os.path.isfile(os.path.join(name, "adapter_config.json"))
-
-
-def _base_of(folder: str) -> str:
-    """The model that an adapter was trained on.
-
-    Raises:
-        ModelError: its configuration does not say, or cannot be read.
-    """
-    from peft import PeftConfig
-
-    try:
-        base = PeftConfig.from_pretrained(folder).base_model_name_or_path
-    except (OSError, ValueError, TypeError) as error:
-        raise ModelError(f"the adapter in {folder!r} cannot be read: {first_line(error)}") from error
-    if not base:
-        raise ModelError(f"the adapter in {folder!r} does not say which model it belongs to: load both, and pass them.")
-    return str(base)
-
-
-def load_model(name: str, args: SFTConfig, quantization_config: Any = None) -> Any:
-    """A causal language model by Hub id or folder; the folder of an adapter gives its base with the adapter, trainable.
-
-    Raises:
-        ModelError: it is not there, or not a causal language model.
-    """
-    from transformers import AutoModelForCausalLM
-
-    keywords = model_init_kwargs(args, quantization_config)
-    try:
-        if is_adapter_folder(name):
-            from peft import AutoPeftModelForCausalLM
-
-            return AutoPeftModelForCausalLM.from_pretrained(name, is_trainable=True, **keywords)
-        return AutoModelForCausalLM.from_pretrained(name, **keywords)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"no model can be loaded from {name!r}: {first_line(error)}") from error
-
-
-def end_tokens(model: Any, tokenizer: Any, args: SFTConfig) -> list[str]:
-    """Texts of the tokens at which the model's generation stops, as its generation config lists them."""
-    from transformers import GenerationConfig
-
-    if isinstance(model, str):
-        try:
-            keywords = model_init_kwargs(args)
-            listed = GenerationConfig.from_pretrained(model, revision=keywords.get("revision")).eos_token_id
-        except OSError:  # many models have none, and an adapter's folder never
-            return []
-    else:
-        listed = model.generation_config.eos_token_id if model.generation_config is not None else None
-    ids = [] if listed is None else [listed] if isinstance(listed, int) else list(listed)
-    return [token for token in tokenizer.convert_ids_to_tokens(ids) if token is not None]
-
-
-def check_folders(name: str, args: SFTConfig) -> None:
-    """See that nothing in the folder of a model, and of an adapter's base, leads out of it.
-
-    Raises:
-        ModelError: something does; or the adapter's configuration cannot be read.
-    """
-    keywords = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
-    model_folder.check(name)
-    model_folder.check(os.path.join(name, str(keywords.get("subfolder") or "")))
-    if is_adapter_folder(name):
-        model_folder.check(_base_of(name))
-
-
-def check_model(name: str, args: SFTConfig) -> None:
-    """Look whether a model is there and of the right kind, without loading its weights.
-
-    Raises:
-        ModelError: it is not.
-    """
-    from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    if is_adapter_folder(name):
-        name = _base_of(name)
-    keywords = model_init_kwargs(args)
-    try:
-        config = AutoConfig.from_pretrained(
-            name, revision=keywords.get("revision"), trust_remote_code=args.trust_remote_code
-        )
-    except (OSError, ValueError) as error:
-        raise ModelError(f"no model can be loaded from {name!r}: {first_line(error)}") from error
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not args.trust_remote_code:
-        raise ModelError(f"{name!r} is a {config.model_type} model, which is no causal language model.")
 
 
 def check_device_map(model: Any) -> None:
@@ -340,31 +227,7 @@ def fit_embeddings(model: Any, tokenizer: Any, added: list[str]) -> None:
     """Give new tokens rows in the embeddings."""
     rows = model.get_input_embeddings().weight.shape[0]
     if added and len(tokenizer) > rows:
-        model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=_EMBEDDING_MULTIPLE)
-
-
-def limits_of(model: Any, args: SFTConfig, tokenizer: Any, added: list[str]) -> tuple[int | None, int | None]:
-    """Rows that the embedding will have, and positions that the model has in a table; None: not known, or any.
-
-    Of a model given by name they are read off its configuration, without its weights.  An adapter's folder may hold
-    rows of its own, and code of a model's own may count them otherwise, so of these they are not known.
-    """
-    if not isinstance(model, str):
-        rows, positions = num_embeddings(model), num_positions(model)
-    elif is_adapter_folder(model) or args.trust_remote_code:
-        return None, None
-    else:
-        from transformers import AutoConfig, AutoModelForCausalLM
-
-        config = AutoConfig.from_pretrained(model, revision=model_init_kwargs(args).get("revision"))
-        rows, positions = int(config.get_text_config().vocab_size), None
-        most = getattr(config.get_text_config(), "max_position_embeddings", None)
-        if most is not None and (args.max_length is None or args.max_length > most):
-            with torch.device("meta"):
-                positions = num_positions(AutoModelForCausalLM.from_config(config))
-    if added and len(tokenizer) > rows:  # see fit_embeddings
-        rows = -(-len(tokenizer) // _EMBEDDING_MULTIPLE) * _EMBEDDING_MULTIPLE
-    return rows, positions
+        model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=loading.EMBEDDING_MULTIPLE)
 
 
 def check_special_tokens(tokenizer: Any, rows: int | None) -> None:
@@ -443,7 +306,7 @@ def check_peft_config(model: Any, peft_config: Any) -> None:
         raise ConfigurationError(
             f"peft_config must be a peft.PeftConfig (peft.LoraConfig, say), not {type(peft_config).__name__}."
         )
-    if isinstance(model, PeftModel) or (isinstance(model, str) and is_adapter_folder(model)):
+    if isinstance(model, PeftModel) or (isinstance(model, str) and loading.is_adapter_folder(model)):
         raise ConfigurationError(
             "the model already is a PeftModel, and peft_config is given too: leave peft_config out to train the "
             "adapter that is there, or merge it first (model.merge_and_unload())."

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from accelerate.data_loader import DataLoaderShard
 from torch.utils.data import DataLoader
@@ -17,17 +17,13 @@ from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, has_len
 
 from sartor.engine.precision import autocast
 from sartor.engine.step import Engine
+from sartor.hf.base import SessionTrainer
 from sartor.hf.weighted import refuse_with_own_loss
 from sartor.memory.limits import available_bytes
-from sartor.records import Example
 from sartor.run import evaluate as evaluation
-from sartor.run.examples import Examples, device_batches, example_of
+from sartor.run.examples import all_examples, device_batches, longest_document
 from sartor.run.setup import engine_for
 from sartor.wording import amount
-
-if TYPE_CHECKING:
-    from sartor.hf.sft_trainer import SFTTrainer
-
 
 _LOGITS_COPIES = 4
 """Of a batch's logits: the model's, in float32, shifted for the loss, and its softmax."""
@@ -48,9 +44,11 @@ def lazy_loader(
     return DataLoader(dataset, batch_size=batch_size, collate_fn=collate, drop_last=drop_last)
 
 
-def evaluate(trainer: SFTTrainer, dataset: Any, *, prefix: str, ignore_keys: list[str] | None) -> dict[str, float]:
+def evaluate(trainer: SessionTrainer, dataset: Any, *, prefix: str, ignore_keys: list[str] | None) -> dict[str, float]:
     """Evaluate on one prepared data set, and log it as Trainer does."""
     trainer._memory_tracker.start()
+    if not trainer.is_in_train:
+        trainer.refresh()
     loader = _loader(trainer, dataset)
     trainer.callback_handler.eval_dataloader = loader
     start_time = time.time()
@@ -69,9 +67,11 @@ def evaluate(trainer: SFTTrainer, dataset: Any, *, prefix: str, ignore_keys: lis
     return metrics
 
 
-def predict(trainer: SFTTrainer, dataset: Any, *, prefix: str, ignore_keys: list[str] | None) -> PredictionOutput:
+def predict(trainer: SessionTrainer, dataset: Any, *, prefix: str, ignore_keys: list[str] | None) -> PredictionOutput:
     """Loss and token accuracy of a data set; logits and labels only where a metric asks for them."""
     trainer._memory_tracker.start()
+    if not trainer.is_in_train:
+        trainer.refresh()
     loader = _loader(trainer, dataset)
     trainer.callback_handler.eval_dataloader = loader
     start_time = time.time()
@@ -90,7 +90,7 @@ def predict(trainer: SFTTrainer, dataset: Any, *, prefix: str, ignore_keys: list
     return PredictionOutput(predictions=predictions, label_ids=labels, metrics=metrics)
 
 
-def _tell_cost(trainer: SFTTrainer, dataset: Any) -> None:
+def _tell_cost(trainer: SessionTrainer, dataset: Any) -> None:
     """Say once what logits cost that are kept for a metric; or that none are, and the metric is not called."""
     args = trainer.args
     if trainer.has_told_logits:
@@ -99,7 +99,7 @@ def _tell_cost(trainer: SFTTrainer, dataset: Any) -> None:
     if args.prediction_loss_only:
         trainer.say("prediction_loss_only=True: compute_metrics is not called, and no logits are kept.")
         return
-    longest = _longest(dataset) or args.max_length
+    longest = longest_document(dataset) or args.max_length
     row = (longest or 0) * trainer.model.config.get_text_config().vocab_size * 4
     each = f": up to {amount(args.eval_batch_size * row, 1)} for a batch" if row else ""
     text = f"compute_metrics and predictions need logits{each}"
@@ -116,7 +116,7 @@ def _tell_cost(trainer: SFTTrainer, dataset: Any) -> None:
     trainer.say(f"{text}. A second pass measures the loss.")
 
 
-def _loader(trainer: SFTTrainer, dataset: Any, size: int | None = None) -> DataLoader[Any]:
+def _loader(trainer: SessionTrainer, dataset: Any, size: int | None = None) -> DataLoader[Any]:
     size, collate = size or trainer.args.eval_batch_size, trainer.data_collator
     if trainer.args.batch_eval_metrics:  # accelerate's knows its last batch, at which the metric is to be computed
         return DataLoaderShard(dataset, batch_size=size, collate_fn=collate)
@@ -128,28 +128,28 @@ def _measured_names(prefix: str) -> tuple[str, ...]:
     return (f"{prefix}_entropy", f"{prefix}_mean_token_accuracy", f"{prefix}_perplexity")
 
 
-def _speed(trainer: SFTTrainer, prefix: str, start_time: float, num_samples: int) -> dict[str, float]:
+def _speed(trainer: SessionTrainer, prefix: str, start_time: float, num_samples: int) -> dict[str, float]:
     num_steps = math.ceil(num_samples / trainer.args.eval_batch_size)
     speed: dict[str, float] = speed_metrics(prefix, start_time, num_samples, num_steps)
     return speed
 
 
-def _own(trainer: SFTTrainer, dataset: Any, prefix: str) -> tuple[dict[str, float], int]:
+def _own(trainer: SessionTrainer, dataset: Any, prefix: str) -> tuple[dict[str, float], int]:
     """Our own pass: flat rows, sums over targets."""
 
     def on_batch() -> None:
         trainer.control = trainer.callback_handler.on_prediction_step(trainer.args, trainer.state, trainer.control)
         trainer.pause()
 
-    with engine_for(trainer, longest_tokens=lambda: _longest(dataset), trains=False) as engine:
+    with engine_for(trainer.session, longest_tokens=lambda: longest_document(dataset), trains=False) as engine:
         found = _measure(trainer, engine, dataset, prefix, on_batch)
     return {f"{prefix}_loss": found.loss, **_token_metrics(found, prefix)}, found.num_examples
 
 
 def _measure(
-    trainer: SFTTrainer, engine: Engine, dataset: Any, prefix: str, on_batch: Callable[[], None] = lambda: None
+    trainer: SessionTrainer, engine: Engine, dataset: Any, prefix: str, on_batch: Callable[[], None] = lambda: None
 ) -> evaluation.Evaluation:
-    batches = device_batches(_examples(dataset), trainer.args.eval_batch_size)
+    batches = device_batches(all_examples(dataset), trainer.args.eval_batch_size)
     return evaluation.evaluate(engine, batches, name=f"{prefix} data", on_batch=on_batch, recovery=trainer.recovery)
 
 
@@ -162,7 +162,7 @@ def _token_metrics(found: evaluation.Evaluation, prefix: str) -> dict[str, float
 
 
 def _padded(
-    trainer: SFTTrainer,
+    trainer: SessionTrainer,
     loader: DataLoader[Any],
     description: str,
     prefix: str,
@@ -198,7 +198,7 @@ def _padded(
             return f"{size} rows at once in evaluations with logits"
         return remedy
 
-    with engine_for(trainer, longest_tokens=lambda: _longest(loader.dataset), trains=False) as engine:
+    with engine_for(trainer.session, longest_tokens=lambda: longest_document(loader.dataset), trains=False) as engine:
         assert trainer.recovery is not None
         with autocast(engine.device, engine.compute_dtype), _kept_in_its_dtype(trainer):
             output = trainer.recovery.retry(f"the evaluation of {prefix} data", loop, less, advice=_LOGITS_ADVICE)
@@ -210,13 +210,13 @@ def _padded(
     return output
 
 
-def _rows_at_once(trainer: SFTTrainer, dataset: Any) -> int:
+def _rows_at_once(trainer: SessionTrainer, dataset: Any) -> int:
     """Of an evaluation with logits: as many as was asked for, or as half of the free memory has room for.
 
     Where rows are not ours to choose (a loss or metric of the user's own that knows batches), as was asked for.
     """
     asked: int = trainer.args.eval_batch_size
-    longest = _longest(dataset) or trainer.args.max_length
+    longest = longest_document(dataset) or trainer.args.max_length
     if trainer.uses_padded_batches or trainer.args.batch_eval_metrics or not longest:
         return asked
     row_bytes = _LOGITS_COPIES * 4 * longest * trainer.model.config.get_text_config().vocab_size
@@ -231,7 +231,7 @@ def _rows_at_once(trainer: SFTTrainer, dataset: Any) -> int:
 
 
 @contextmanager
-def _kept_in_its_dtype(trainer: SFTTrainer) -> Iterator[None]:
+def _kept_in_its_dtype(trainer: SessionTrainer) -> Iterator[None]:
     """`evaluation_loop` would cast the model in place where `*_full_eval` is set; here autocast does their work."""
     args = trainer.args
     held = args.bf16_full_eval, args.fp16_full_eval
@@ -240,12 +240,3 @@ def _kept_in_its_dtype(trainer: SFTTrainer) -> Iterator[None]:
         yield
     finally:
         args.bf16_full_eval, args.fp16_full_eval = held
-
-
-def _longest(dataset: Any) -> int:
-    """Tokens of the longest document; 0 for a stream, of which nothing is known."""
-    return Examples(dataset).longest_document() if has_length(dataset) else 0
-
-
-def _examples(dataset: Any) -> Iterable[Example]:
-    return Examples(dataset).all() if has_length(dataset) else map(example_of, dataset)

@@ -5,23 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sartor import compat
 from sartor.config import SFTConfig, resolved_configuration
 from sartor.engine.traits import base_model, is_adapter
 from sartor.errors import RunFolderError
+from sartor.hf.base import SessionTrainer
 from sartor.hf.construction import TAGS
+from sartor.hf.figures import write_figures
 from sartor.report import card, staging
 from sartor.report import hub as report_hub
 from sartor.report.hub import BackgroundPushes
 from sartor.run import saving
 
-if TYPE_CHECKING:
-    from sartor.hf.sft_trainer import SFTTrainer
 
-
-def write_card(trainer: SFTTrainer, about: dict[str, Any]) -> None:
+def write_card(trainer: SessionTrainer, about: dict[str, Any]) -> None:
     """Write README.md into the run folder from what the run knows.
 
     Args:
@@ -37,7 +36,7 @@ def write_card(trainer: SFTTrainer, about: dict[str, Any]) -> None:
         about["license"] = _license_of(trainer, base)
     about["tags"] = _with_tags(about.get("tags"), getattr(trainer.model, "model_tags", None) or TAGS)
     template = getattr(trainer.processing_class, "chat_template", None)
-    summaries = trainer.preparation.summaries
+    summaries = trainer.session.data.summaries
     facts = card.CardFacts(
         model_name=name,
         base_model=base,
@@ -62,7 +61,7 @@ def short_name(args: SFTConfig) -> str:
     return (args.hub_model_id or Path(args.output_dir).name).split("/")[-1]
 
 
-def _license_of(trainer: SFTTrainer, base: str) -> str | None:
+def _license_of(trainer: SessionTrainer, base: str) -> str | None:
     """The base model's licence; the Hub is asked once, not at every checkpoint."""
     if base not in trainer.base_licenses:
         trainer.base_licenses[base] = report_hub.base_model_license(base, trainer.args.hub_token)
@@ -74,7 +73,7 @@ def _with_tags(asked: str | Iterable[str] | None, own: Iterable[str]) -> list[st
     return list(dict.fromkeys([*first, *own]))
 
 
-def open_repository(trainer: SFTTrainer, token: str | None, private: bool | None) -> None:
+def open_repository(trainer: SessionTrainer, token: str | None, private: bool | None) -> None:
     """Create the run's repository, and remember its full id."""
     args = trainer.args
     trainer.hub_model_id = report_hub.open_repository(
@@ -88,7 +87,7 @@ def open_repository(trainer: SFTTrainer, token: str | None, private: bool | None
 
 
 def push(
-    trainer: SFTTrainer,
+    trainer: SessionTrainer,
     *,
     commit_message: str | None,
     blocking: bool,
@@ -103,7 +102,7 @@ def push(
     """
     args = trainer.args
     token = token if token is not None else args.hub_token
-    made = saving.save_anew(trainer)
+    made = saving.save_anew(Path(args.output_dir), lambda folder: trainer.save_model(str(folder), _internal_call=True))
     trainer.callback_handler.on_push_begin(args, trainer.state, trainer.control)
     if trainer.hub_model_id is None:
         trainer.init_hf_repo(token=token, private=private)
@@ -125,17 +124,15 @@ def push(
     )
 
 
-def give_up_pushes(trainer: SFTTrainer) -> None:
+def give_up_pushes(trainer: SessionTrainer) -> None:
     """The run ends here: what is being pushed in the background holds it up no more."""
     pushes = getattr(trainer, "push_in_progress", None)
     if isinstance(pushes, BackgroundPushes) and pushes.give_up():
         trainer.say(f"a push to {trainer.hub_model_id} was under way and is given up; what it took is in checkpoints.")
 
 
-def _draw(trainer: SFTTrainer) -> None:
+def _draw(trainer: SessionTrainer) -> None:
     """Figures for the card, where there was a training and nobody drew them yet."""
-    from sartor.run.profiling import write_figures
-
     if trainer.state.log_history and not trainer.figures:
         try:
             write_figures(trainer)
@@ -143,7 +140,7 @@ def _draw(trainer: SFTTrainer) -> None:
             trainer.say(f"no figures for the card: {error}")
 
 
-def push_checkpoint(trainer: SFTTrainer, checkpoint: str) -> None:
+def push_checkpoint(trainer: SessionTrainer, checkpoint: str) -> None:
     """Push a checkpoint that was just saved, as `hub_strategy` says."""
     args, state = trainer.args, trainer.state
     assert trainer.hub_model_id is not None  # the constructor has opened the repository

@@ -6,9 +6,9 @@ They get them, and pay with padding and full logits, which the trainer says alou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -17,14 +17,12 @@ from sartor.engine.noise import add_noise
 from sartor.engine.precision import autocast
 from sartor.engine.step import Engine
 from sartor.engine.traits import base_model
+from sartor.hf.base import SessionTrainer
 from sartor.hf.weighted import refuse_weighted_rows
-from sartor.records import Example, Layout, LossSums, MicroBatch, StepResult
+from sartor.records import IGNORE_INDEX, Example, Layout, LossSums, MicroBatch, StepResult
 from sartor.run.loop import OptimizerBatch
 from sartor.run.state import generator_states, restore_generators
 from sartor.run.stepper import EngineStepper, Updater
-
-if TYPE_CHECKING:
-    from sartor.hf.sft_trainer import SFTTrainer
 
 Collate = Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
 
@@ -32,7 +30,7 @@ Collate = Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
 class PaddedStepper(EngineStepper):
     """Steps through `trainer.compute_loss`, one padded device batch at a time."""
 
-    def __init__(self, trainer: SFTTrainer, engine: Engine, updater: Updater, collate: Collate) -> None:
+    def __init__(self, trainer: SessionTrainer, engine: Engine, updater: Updater, collate: Collate) -> None:
         super().__init__(engine, updater)
         self._trainer = trainer
         self._collate = collate
@@ -157,3 +155,38 @@ def _scales_itself(trainer: Any, counted: bool) -> bool:
     if declared is not None:
         return bool(declared)
     return trainer.compute_loss_func is not None or (bool(trainer.model_accepts_loss_kwargs) and counted)
+
+
+def default_collator(tokenizer: Any) -> Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]:
+    """Padded batches of prepared rows: what an own loss, and a metric that wants logits, get."""
+    pad_token_id = int(tokenizer.pad_token_id)
+    return lambda features: pad(features, pad_token_id)
+
+
+def pad(features: Sequence[Mapping[str, Any]], pad_token_id: int) -> dict[str, Any]:
+    """Collate to `input_ids`, `attention_mask` and `labels` of B x L, padded on the right.
+
+    A packed block becomes a row per document, since documents in one row would see each other.
+
+    Example: a block of documents 5 6 and 7, and a row 8, make three rows: [5 6], [7 pad], [8 pad].
+    """
+    documents = [document for feature in features for document in _documents(feature)]
+    length = max(len(ids) for ids, _ in documents)
+    ids_BL = torch.full((len(documents), length), pad_token_id, dtype=torch.int64)
+    is_real_BL = torch.zeros((len(documents), length), dtype=torch.int64)
+    labels_BL = torch.full((len(documents), length), IGNORE_INDEX, dtype=torch.int64)
+    for row, (ids, labels) in enumerate(documents):
+        ids_BL[row, : len(ids)] = torch.as_tensor(ids, dtype=torch.int64)
+        is_real_BL[row, : len(ids)] = 1
+        labels_BL[row, : len(ids)] = torch.as_tensor(labels, dtype=torch.int64)
+    return {"input_ids": ids_BL, "attention_mask": is_real_BL, "labels": labels_BL}
+
+
+def _documents(feature: Mapping[str, Any]) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
+    """Ids and labels of each document of a row."""
+    ids, labels = feature["input_ids"], feature.get("labels")
+    labels = ids if labels is None else labels
+    start = 0
+    for length in feature.get("seq_lengths") or (len(ids),):
+        yield ids[start : start + length], labels[start : start + length]
+        start += length

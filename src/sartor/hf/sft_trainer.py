@@ -11,31 +11,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import PredictionOutput, TrainOutput
 
 from sartor.config import SFTConfig
 from sartor.engine.objectives import Objective
 from sartor.engine.precision import Masters
-from sartor.engine.step import Engine
 from sartor.errors import ConfigurationError, RunFolderError
 from sartor.hf import evaluating, hub, training
 from sartor.hf.arguments import as_sft_config, take_old_arguments
-from sartor.hf.callbacks import Callbacks
+from sartor.hf.base import SessionTrainer
+from sartor.hf.callbacks import AskWhileTraining, Callbacks
 from sartor.hf.checks import Given
 from sartor.hf.construction import TAGS, build
 from sartor.hf.overrides import overrides_loss, refuse_overrides
+from sartor.hf.padded import default_collator
+from sartor.hf.settings import run_settings
 from sartor.hf.weighted import refuse_with_own_loss
 from sartor.masking import masked_errors
-from sartor.records import Plan
 from sartor.report import figures, memory_figures
-from sartor.run import profiling, rescue, saving, voice
-from sartor.run.checkpoints import Checkpoints
-from sartor.run.data_loader import TrainDataLoader
-from sartor.run.examples import default_collator
-from sartor.run.metrics_writer import MetricsWriter
-from sartor.run.recover import Recovery
+from sartor.run import profiling, rescue
 from sartor.run.sampling import SampleAnswers
+from sartor.run.session import Session
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,7 +40,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-class SFTTrainer(Trainer):
+class SFTTrainer(SessionTrainer):
     """Supervised fine-tuning of a causal language model, with the arguments of trl's `SFTTrainer`.
 
     Args:
@@ -75,25 +72,6 @@ class SFTTrainer(Trainer):
 
     _tag_names: ClassVar[list[str]] = list(TAGS)
     _name = "SFT"
-
-    engine: Engine | None = None
-    """While training or evaluating."""
-    recovery: Recovery | None = None
-    """As long as the engine is there: what is done when memory runs out."""
-    plan: Plan | None = None
-    """Of the last training."""
-    memory: dict[str, Any] | None = None
-    """Of the last rehearsal: what was foreseen and measured, as `memory.json` has it."""
-    figures: tuple[str, ...] = ()
-    """In the run folder, drawn after the last training."""
-    metrics_writer: MetricsWriter | None = None
-    checkpoints: Checkpoints | None = None
-    """While training, as the journal."""
-    sample_answers: SampleAnswers | None = None
-    has_told_logits = False
-    """Whether it was said what keeping logits costs."""
-    pause: Callable[[], None] = staticmethod(training.do_nothing)
-    """Where an interrupt that has waited may be raised; set by a training."""
 
     @masked_errors()
     def __init__(
@@ -132,13 +110,10 @@ class SFTTrainer(Trainer):
         parts = build(
             given, args, processing_class=processing_class, peft_config=peft_config, formatting_func=formatting_func
         )
-        self.settings = parts.settings
-        self.preparation = parts.preparation
+        self.resolved = parts.settings
         self.dataset_id = parts.dataset_id
-        self.masters = Masters(parts.model)
-        self.pending_metrics: dict[str, float] = {}
-        self.total_train_tokens = 0
-        self.base_licenses: dict[str, str | None] = {}
+        self.pending_metrics = {}
+        self.base_licenses = {}
         super().__init__(
             model=parts.model,
             args=args,
@@ -153,6 +128,15 @@ class SFTTrainer(Trainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
+        self.session = Session(
+            self.model,
+            parts.tokenizer,
+            run_settings(args, parts.settings),
+            parts.preparation,
+            Path(args.output_dir),
+            Masters(self.model),
+            lambda message: self.say(message),  # which may be replaced
+        )
         self.callback_handler = Callbacks(self)
         if self.model.device != args.device:  # `*_full_eval` makes transformers leave the model where it is
             self._move_model_to_device(self.model, args.device)
@@ -162,11 +146,10 @@ class SFTTrainer(Trainer):
         )
         for data in (self.train_dataset, self.eval_dataset):
             refuse_with_own_loss(self, data)
+        self.refresh()
         if args.sample_prompts:
-            self.sample_answers = SampleAnswers(
-                self, args.sample_prompts, args.sample_steps, args.sample_max_new_tokens
-            )
-            self.add_callback(self.sample_answers)
+            self.sample_answers = SampleAnswers(self.session)
+            self.add_callback(AskWhileTraining(self, self.sample_answers, args.sample_steps))
         self.model.add_model_tags(self._tag_names)
         if self.uses_padded_batches:
             self.say(
@@ -216,7 +199,7 @@ class SFTTrainer(Trainer):
         """
         inputs = {**inputs, "use_cache": False}
         inputs.pop("seq_lengths", None)
-        objective = Objective.of(self.settings.engine)
+        objective = Objective.of(self.resolved.engine)
         if objective.is_plain or self.compute_loss_func is not None or "labels" not in inputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs.pop("labels")
@@ -246,7 +229,7 @@ class SFTTrainer(Trainer):
         elif eval_dataset is None:
             dataset = self.eval_dataset
         else:
-            dataset = self.preparation.prepare_evaluation(eval_dataset)
+            dataset = self.session.data.prepare_evaluation(eval_dataset)
         if dataset is None:
             raise ConfigurationError("evaluate() has no data: pass eval_dataset to it, or to the constructor.")
         if not isinstance(dataset, Mapping):
@@ -270,23 +253,18 @@ class SFTTrainer(Trainer):
         Logits (`predictions`) are kept only where `compute_metrics` or `preprocess_logits_for_metrics` was given:
         they take rows x length x vocabulary x 4 bytes.
         """
-        dataset = self.preparation.prepare(test_dataset, "test")
+        dataset = self.session.data.prepare(test_dataset, "test")
         return evaluating.predict(self, dataset, prefix=metric_key_prefix, ignore_keys=ignore_keys)
 
     # --- what a run leaves -------------------------------------------------------------------------------------------
-
-    def say(self, message: str) -> None:
-        """Tell the user one thing."""
-        if self.is_world_process_zero():
-            voice.say(message)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log to the state, the callbacks and `metrics.jsonl`."""
         logs.update(self.pending_metrics)
         self.pending_metrics = {}
         super().log(logs, start_time)
-        if self.metrics_writer is not None:
-            self.metrics_writer.write(self.state.global_step, logs)
+        if self.train_loop is not None:
+            self.train_loop.metrics_writer.write(self.state.global_step, logs)
 
     def profile(self) -> dict[str, Any]:
         """Look at the memory of this training's worst micro-batch, foreseen and measured, without training.
@@ -297,7 +275,24 @@ class SFTTrainer(Trainer):
             ConfigurationError: which rows come is not known beforehand, or an own loss decides.
             OutOfMemoryError: not even one document goes through.
         """
-        return profiling.profile(self)
+        if self.engine is not None:
+            raise ConfigurationError("profile() is for before or after train(), not for while it runs.")
+        session, made_optimizer = self.refresh(), self.optimizer is None
+        try:
+            profiling.profile(session, self.data_loader(), self.made_optimizer, self._num_steps)
+        finally:
+            if made_optimizer:
+                self.optimizer = None
+        assert session.memory is not None
+        return session.memory
+
+    def _num_steps(self) -> int:
+        """Optimizer steps of the training."""
+        args, collate = self.args, self.data_collator
+        loader = evaluating.lazy_loader(
+            self.train_dataset, self._train_batch_size, collate, drop_last=args.dataloader_drop_last
+        )
+        return int(self.set_initial_training_values(args, loader)[-1])
 
     def plot_memory(self, path: str | Path | None = None) -> Figure:
         """Memory over one step, by component, foreseen and measured; written where a path is given (PNG, or .svg).
@@ -308,7 +303,8 @@ class SFTTrainer(Trainer):
         Raises:
             ConfigurationError: an own loss decides what goes through, or this model cannot be simulated.
         """
-        return memory_figures.plot_memory(profiling.memory_of(self), path)
+        memory = profiling.memory_of(self.refresh(), self.data_loader(), self.optimizer_maker())
+        return memory_figures.plot_memory(memory, path)
 
     def plot_lengths(self, path: str | Path | None = None) -> Figure:
         """How long the prepared training rows are; written where a path is given.
@@ -316,7 +312,8 @@ class SFTTrainer(Trainer):
         Raises:
             ConfigurationError: they are a stream.
         """
-        examples = TrainDataLoader(self).examples
+        self.refresh()
+        examples = self.data_loader().examples
         if examples is None:
             raise ConfigurationError("plot_lengths() needs rows that can be counted, and train_dataset is a stream.")
         return figures.plot_lengths(examples.lengths.tolist(), path, self.args.max_length)
@@ -333,19 +330,22 @@ class SFTTrainer(Trainer):
         """
         folder = output_dir or self.args.output_dir
         try:
-            saving.save_weights(self, folder)
+            self.session.save(folder)
         except Exception as error:
-            if not self.is_in_train and self.state.global_step > 0:
-                rescue.keep_weights(self, folder, error)
+            step, is_own = self.state.global_step, self.own_saving() is not None
+            if not self.is_in_train and step > 0:
+                rescue.keep_weights(self.session, step, folder, error, is_own=is_own)
             raise
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self.create_model_card(model_name=hub.short_name(self.args))
-        if self.checkpoints is None:
+        if self.train_loop is None:
             raise RunFolderError("checkpoints are saved while train() runs: use save_model() before and after it.")
-        self.checkpoints.save()
+        folder = self.train_loop.checkpoints.save()
+        if self.args.push_to_hub and self.pushes:
+            self._push_from_checkpoint(str(folder))
 
     def create_model_card(
         self,

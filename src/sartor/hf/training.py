@@ -2,205 +2,155 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
-from collections.abc import Generator
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import torch
 from transformers.trainer_callback import ExportableState, TrainerState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, TrainOutput, align_special_tokens
+from transformers.trainer_utils import SaveStrategy, TrainOutput, align_special_tokens
 
-from sartor.config import resolved_configuration
-from sartor.device import kind_of
 from sartor.engine.step import Engine
-from sartor.errors import NonFiniteError, OutOfMemoryError
+from sartor.errors import NonFiniteError, OutOfMemoryError, RunFolderError, is_out_of_memory
 from sartor.hf import hub
+from sartor.hf.base import SessionTrainer, do_nothing
 from sartor.hf.evaluating import lazy_loader
 from sartor.hf.padded import PaddedStepper
-from sartor.hf.train_loop import TrainLoop
-from sartor.memory.allocator import retaining
+from sartor.hf.state import TrainersCompanion, read_trainer_state, restore_state
+from sartor.hf.trainer_loop import TrainerLoop
 from sartor.optim.implementation import set_implementation
-from sartor.run import checkpoint, folder_lock, loop, rescue, saving
-from sartor.run import resume as resuming
-from sartor.run.checkpoints import Checkpoints, interrupted_save
+from sartor.run import checkpoint, rescue, resume
 from sartor.run.data_loader import TrainDataLoader
 from sartor.run.interrupt import Terminated
-from sartor.run.metrics_writer import MetricsWriter
-from sartor.run.output import lines_may_be_lost
-from sartor.run.policies import full_disk_policy, last_checkpoint, non_finite_policy
-from sartor.run.rehearsal import rehearse_run
 from sartor.run.resume import Resumption
-from sartor.run.setup import announce, count_streams, engine_for, matrix_rate
-from sartor.run.stepper import EngineStepper, Updater
-
-if TYPE_CHECKING:
-    from sartor.hf.sft_trainer import SFTTrainer
+from sartor.run.setup import count_streams
+from sartor.run.stepper import EngineStepper
+from sartor.run.training import Length, alone_in, computing, start, updater_for
 
 _NONE_SAVED = "No checkpoint was saved before it."
 
 
 def train(
-    trainer: SFTTrainer, ignore_keys: list[str] | None, resume: str | bool | os.PathLike[str] | None = None
+    trainer: SessionTrainer, ignore_keys: list[str] | None, asked: str | bool | os.PathLike[str] | None = None
 ) -> TrainOutput:
-    """Run a training from its first step, or from a checkpoint, to its last log; see `SFTTrainer.train`.
-
-    Nothing in its folder is touched before it is this run's alone; and what is printed may be lost, the run may not.
-    """
-    with ExitStack() as stack:
-        stack.enter_context(lines_may_be_lost())
-        with saving.explained(trainer.args.output_dir):
-            os.makedirs(trainer.args.output_dir, exist_ok=True)
-            stack.enter_context(folder_lock.held(trainer.args.output_dir))
+    """Run a training from its first step, or from a checkpoint, to its last log; see `SFTTrainer.train`."""
+    with alone_in(Path(trainer.args.output_dir)):
         trainer._memory_tracker.start()  # which knows its callers by their names
-        return _train(trainer, ignore_keys, resume)
+        return _train(trainer, ignore_keys, asked)
 
 
 def _train(
-    trainer: SFTTrainer, ignore_keys: list[str] | None, resume: str | bool | os.PathLike[str] | None
+    trainer: SessionTrainer, ignore_keys: list[str] | None, asked: str | bool | os.PathLike[str] | None
 ) -> TrainOutput:
-    resumption = resuming.find(trainer, resume)
+    session = trainer.refresh()
+    saved: list[TrainerState] = []
+    resumption = resume.find(
+        session, asked, lambda path, content: saved.append(read_trainer_state(path, content["steps"]["done"]))
+    )
+    if resumption is not None:
+        _show_split(trainer, is_final=True)
+        trainer.say(f"going on from {resumption.folder}: step {saved[0].global_step} of {saved[0].max_steps}")
     align_special_tokens(trainer.model, trainer.processing_class)
-    rescue.check_savable(trainer)
-    data_loader = TrainDataLoader(trainer)
+    rescue.check_savable(
+        trainer.model, trainer.masters, trainer.processing_class, is_own=trainer.own_saving() is not None
+    )
+    data_loader = trainer.data_loader()
     trainer.figures = ()
     with ExitStack() as stack:
         stack.callback(_end, trainer)
         trainer.is_in_train = True
-        stack.enter_context(retaining(wanted=kind_of(trainer.args.device).is_host))
-        plan = None if resumption is None else resumption.plan
-        if plan is not None:
-            stack.callback(torch.set_num_threads, torch.get_num_threads())
-            resuming.keep_threads(trainer, plan)
-        engine = stack.enter_context(
-            engine_for(
-                trainer, longest_tokens=data_loader.longest_document, trains=True, frozen=plan, data_loader=data_loader
-            )
-        )
-        trainer.plan = engine.plan
-        data_loader.traits = engine.traits
-        train_loop, events = _start(trainer, engine, data_loader, ignore_keys, resumption)
+        engine = stack.enter_context(computing(session, data_loader, resumption))
+        _show_split(trainer)
+        train_loop = _start(trainer, engine, data_loader, ignore_keys, resumption, saved)
         came_from = None if resumption is None else resumption.folder
         try:
-            result = train_loop.run(events)
-            count_streams(trainer)
+            result = train_loop.run()
+            count_streams(session.folder, session.data)
             return result
         except NonFiniteError as error:
-            folder = last_checkpoint(trainer, came_from)
+            folder = _last_checkpoint(train_loop, came_from)
             where = f"The last good checkpoint is {folder}: every loss before it was finite." if folder else _NONE_SAVED
             raise NonFiniteError(f"{error} {where}") from error
         except OutOfMemoryError as error:
-            _save_interrupted(trainer, train_loop, "memory ran out")
-            folder = last_checkpoint(trainer, came_from)
+            _save_interrupted(train_loop, "memory ran out")
+            folder = _last_checkpoint(train_loop, came_from)
             where = f"The run can go on from {folder}, where there is more memory." if folder else _NONE_SAVED
-            _keep_weights(trainer, train_loop, error)
+            _keep_weights(train_loop, error)
             raise OutOfMemoryError(f"{error} {where}") from error
         except (KeyboardInterrupt, Terminated):
             hub.give_up_pushes(trainer)
-            if train_loop.checkpoints is not None:
-                train_loop.checkpoints.pushes = False  # the program would wait for it
-            _save_interrupted(trainer, train_loop, "interrupted")
-            count_streams(trainer)
+            trainer.pushes = False  # the program would wait for it
+            _save_interrupted(train_loop, "interrupted")
+            count_streams(session.folder, session.data)
             raise
         except BaseException as error:
-            _keep_weights(trainer, train_loop, error)
+            _keep_weights(train_loop, error)
             raise
+
+
+def _show_split(trainer: SessionTrainer, *, is_final: bool = False) -> None:
+    """Have transformers see how the session splits an optimizer batch, where that was left to the plan."""
+    args, settings = trainer.args, trainer.session.settings
+    if args.splits_batch and (not is_final or settings.total_batch_size is None):
+        args.take_batch(settings.batch_size, settings.accumulation, is_final=is_final)
+        trainer._train_batch_size = args.train_batch_size
 
 
 def _start(
-    trainer: SFTTrainer,
+    trainer: SessionTrainer,
     engine: Engine,
     data_loader: TrainDataLoader,
     ignore_keys: list[str] | None,
     resumption: Resumption | None,
-) -> tuple[TrainLoop, Generator[loop.Event, loop.Reply, None]]:
-    args = trainer.args
+    saved: list[TrainerState],
+) -> TrainerLoop:
+    args, session = trainer.args, trainer.session
     loader = lazy_loader(
         trainer.train_dataset, trainer._train_batch_size, trainer.data_collator, drop_last=args.dataloader_drop_last
     )
     num_train_epochs, _, _, num_train_samples, _, steps_in_epoch, max_steps = trainer.set_initial_training_values(
         args, loader
     )
-    fresh_state(trainer, max_steps, num_train_epochs)
+    state = fresh_state(trainer, max_steps, num_train_epochs)
     if trainer._created_lr_scheduler:  # in an earlier train(): one that was passed in stays
         trainer.lr_scheduler = None
         trainer._created_lr_scheduler = False
-    trainer.create_optimizer()
-    set_implementation(trainer.optimizer, engine.plan.optimizer_implementation)
+    optimizer = trainer.made_optimizer()
+    set_implementation(optimizer, engine.plan.optimizer_implementation)
     trainer.create_scheduler(num_training_steps=max_steps)
     if resumption is not None:
-        resuming.restore_weights(trainer, resumption)
-        resuming.restore_optimizer(trainer, resumption, engine.plan)
-        resuming.restore_state(trainer, resumption)
+        resume.restore(session, optimizer, trainer.lr_scheduler, resumption, engine.plan)
+        restore_state(trainer, saved[0], resumption.folder)
     handler = trainer.callback_handler
-    handler.model, handler.optimizer, handler.lr_scheduler = trainer.model, trainer.optimizer, trainer.lr_scheduler
+    handler.model, handler.optimizer, handler.lr_scheduler = trainer.model, optimizer, trainer.lr_scheduler
     handler.train_dataloader = loader
     trainer._initial_num_input_tokens_seen = 0
-    announce(trainer, engine.plan)
-    saving.write_json(os.path.join(args.output_dir, saving.CONFIGURATION_NAME), resolved_configuration(args))
-    rate = matrix_rate(engine.device, engine.compute_dtype)
-    metrics = os.path.join(args.output_dir, saving.METRICS_NAME)
-    trainer.metrics_writer = MetricsWriter(metrics, engine.device, rate, full_disk_policy(trainer))
-    updater = _updater(trainer, engine)
-    train_loop = TrainLoop(
-        trainer,
-        data_loader,
-        metrics_writer=trainer.metrics_writer,
-        steps=updater.steps,
-        steps_in_epoch=steps_in_epoch or 1,
-        num_train_samples=num_train_samples,
-        ignore_keys_for_eval=ignore_keys,
-        measures_targets=not trainer.uses_padded_batches,
-    )
-    updater.pause = trainer.pause = train_loop.interrupts.pause
-    number = checkpoint.run_number(Path(args.output_dir), None if resumption is None else resumption.folder)
-    trainer.checkpoints = train_loop.checkpoints = Checkpoints(trainer, engine, updater, train_loop.state, number)
-    first_epoch = seen = 0
-    if resumption is not None:
-        updater.load_state(resumption.content["updater"])
-        first_epoch, seen = train_loop.resume(resumption.content)
-    else:
-        _tell_earlier(trainer)
-        rehearse_run(trainer, engine, data_loader, updater)
-    trainer.checkpoints.prepare()
-    epochs = range(first_epoch, num_train_epochs)
-    return train_loop, loop.loop(epochs, data_loader.batches, _stepper(trainer, engine, updater), seen=seen)
-
-
-def _tell_earlier(trainer: SFTTrainer) -> None:
-    """Say what a run that begins anew will do to an earlier one in its folder, while it can still be stopped."""
-    found = checkpoint.in_order(Path(trainer.args.output_dir))
-    if found:
-        limit = ", and it may be deleted (save_total_limit)" if trainer.args.save_total_limit else ""
-        trainer.say(
-            f"{trainer.args.output_dir} holds {found[-1].name} of an earlier run{limit}: this one begins anew, and "
-            "adds its lines to metrics.jsonl. To go on with the earlier one: train(resume_from_checkpoint=True), or "
-            "--resume."
-        )
-
-
-def _stepper(trainer: SFTTrainer, engine: Engine, updater: Updater) -> EngineStepper:
+    updater = updater_for(session, optimizer, trainer.lr_scheduler)
+    stepper = EngineStepper(engine, updater)
     if trainer.uses_padded_batches:
-        return PaddedStepper(trainer, engine, updater, trainer.data_collator)
-    return EngineStepper(engine, updater)
-
-
-def _updater(trainer: SFTTrainer, engine: Engine) -> Updater:
-    scheduler = trainer.lr_scheduler
-    return Updater(
-        trainer.optimizer,
-        scheduler,
-        engine,
-        trainer.args.max_grad_norm,
-        steps_on_metrics=isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
-        or type(scheduler).__name__ == "GreedyLR",
-        recovery=trainer.recovery,
-        policy=non_finite_policy(trainer),
+        stepper = PaddedStepper(trainer, engine, updater, trainer.data_collator)
+    companion = TrainersCompanion(trainer)
+    length = Length(num_train_epochs, steps_in_epoch or 1, max_steps, _num_checkpoints(trainer, state))
+    train_loop, control = start(
+        session, data_loader, updater, stepper, length, resumption=resumption, companion=companion
+    )
+    if resumption is None:
+        train_loop.num_tokens = trainer.total_train_tokens
+    trainer.train_loop = train_loop
+    trainer.pause = train_loop.interrupts.pause
+    return TrainerLoop(
+        trainer, train_loop, companion, num_train_samples=num_train_samples, ignore_keys=ignore_keys, decided=control
     )
 
 
-def fresh_state(trainer: Any, max_steps: int, num_train_epochs: int) -> TrainerState:
+def _num_checkpoints(trainer: SessionTrainer, state: TrainerState) -> int:
+    if trainer.args.save_strategy == SaveStrategy.STEPS:
+        return math.ceil(state.max_steps / max(state.save_steps or 1, 1))
+    return math.ceil(state.num_train_epochs)
+
+
+def fresh_state(trainer: SessionTrainer, max_steps: int, num_train_epochs: int) -> TrainerState:
     """A new `TrainerState`, as Trainer makes one at the start of `train()`."""
     state = TrainerState(
         stateful_callbacks=[
@@ -217,56 +167,71 @@ def fresh_state(trainer: Any, max_steps: int, num_train_epochs: int) -> TrainerS
     return state
 
 
-def do_nothing() -> None:
-    """What `trainer.pause` is outside of training."""
+# --- how a run ends --------------------------------------------------------------------------------------------------
 
 
-def _save_interrupted(trainer: SFTTrainer, train_loop: TrainLoop, why: str) -> None:
-    """A checkpoint of the steps that are done, where checkpoints are wanted and this one is not there yet."""
-    if trainer.args.save_strategy == SaveStrategy.NO or not train_loop.is_whole or train_loop.interrupts.is_urgent:
+def _last_checkpoint(train_loop: TrainerLoop, resumed_from: Path | None) -> Path | None:
+    """For the error that ends a run: from where one can go on, perhaps in another folder; None: from nowhere."""
+    checkpoints = train_loop.run_loop.checkpoints
+    with contextlib.suppress(RunFolderError):  # what the caller must see is the error
+        checkpoints.wait()
+    found = checkpoint.in_order(Path(train_loop.trainer.args.output_dir))
+    ours = [path for path in found if checkpoint.run_of(path) == checkpoints.run]
+    return ours[-1] if ours else resumed_from
+
+
+def _save_interrupted(train_loop: TrainerLoop, why: str) -> None:
+    """A checkpoint of the steps that are done, where checkpoints are wanted, and how to go on with it.
+
+    What ends the run is what the caller must see in any case.
+    """
+    trainer, run_loop = train_loop.trainer, train_loop.run_loop
+    step = trainer.state.global_step
+    if trainer.args.save_strategy == SaveStrategy.NO or not run_loop.is_whole or run_loop.interrupts.is_urgent:
         return
-
-    def save() -> None:
-        if trainer.state.global_step > train_loop.last_saved:
+    if not step:
+        return
+    try:
+        if step > run_loop.last_saved:
             train_loop.save()
-        assert train_loop.checkpoints is not None
-        train_loop.checkpoints.wait()
+        run_loop.checkpoints.wait()
+    except (RunFolderError, RuntimeError, MemoryError) as error:
+        if not isinstance(error, RunFolderError) and not is_out_of_memory(error):
+            raise
+        trainer.say(f"{why}, and nothing could be saved: {error}")
+    else:
+        trainer.say(
+            f"{why}: checkpoint-{step} is saved in {trainer.args.output_dir}. Go on with "
+            "train(resume_from_checkpoint=True), or with the same command and --resume."
+        )
 
-    if trainer.state.global_step > 0:
-        interrupted_save(trainer, save, why)
 
-
-def _keep_weights(trainer: SFTTrainer, train_loop: TrainLoop, error: BaseException) -> None:
+def _keep_weights(train_loop: TrainerLoop, error: BaseException) -> None:
     """See that the weights of the last step are on the disk, whatever has failed after it, and say where."""
+    trainer, run_loop = train_loop.trainer, train_loop.run_loop
+    step = trainer.state.global_step
     if not train_loop.is_trained:
         return
-    if trainer.state.global_step > train_loop.last_saved:
+    if step > run_loop.last_saved:
         with suppress(Exception):  # what follows needs less
-            _save_interrupted(trainer, train_loop, f"{type(error).__name__} after the last step")
-    folder = Path(trainer.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}"
+            _save_interrupted(train_loop, f"{type(error).__name__} after the last step")
+    folder = trainer.session.folder / f"{checkpoint.PREFIX}{step}"
     with suppress(Exception):
-        if train_loop.checkpoints is not None:
-            train_loop.checkpoints.wait()
+        run_loop.checkpoints.wait()
     if train_loop.takes_best:
-        rescue.tell(trainer, error, f"the best weights are in {trainer.state.best_model_checkpoint}")
-    elif folder.is_dir() and trainer.state.global_step == train_loop.last_saved:
-        rescue.tell(trainer, error, f"the weights of step {trainer.state.global_step} are in {folder}")
+        rescue.tell(trainer.say, error, f"the best weights are in {trainer.state.best_model_checkpoint}")
+    elif folder.is_dir() and step == run_loop.last_saved:
+        rescue.tell(trainer.say, error, f"the weights of step {step} are in {folder}")
     else:
-        rescue.keep_weights(trainer, trainer.args.output_dir, error)
+        is_own = trainer.own_saving() is not None
+        rescue.keep_weights(trainer.session, step, trainer.session.folder, error, is_own=is_own)
 
 
-def _end(trainer: SFTTrainer) -> None:
+def _end(trainer: SessionTrainer) -> None:
     """Whatever happened: files closed, no gradients left."""
-    if trainer.metrics_writer is not None:
-        trainer.metrics_writer.close()
-        if trainer.metrics_writer.num_waiting:
-            trainer.say(
-                f"{trainer.metrics_writer.num_waiting} lines of {saving.METRICS_NAME} never had room on the disk."
-            )
-        trainer.metrics_writer = None
-    if trainer.checkpoints is not None:
-        trainer.checkpoints.settle()
-        trainer.checkpoints = None
+    if trainer.train_loop is not None:
+        trainer.train_loop.close()
+        trainer.train_loop = None
+    trainer.pushes = True
     trainer.pause = do_nothing
-    trainer.model.zero_grad(set_to_none=True)
     trainer.is_in_train = False

@@ -6,17 +6,15 @@ In: prepared data sets.  What it keeps true: weights are honoured or refused, ne
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers.trainer_utils import has_length
 
 from sartor.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from sartor.hf.sft_trainer import SFTTrainer
+from sartor.hf.base import SessionTrainer
 
 
-def refuse_with_own_loss(trainer: SFTTrainer, data: Any) -> None:
+def refuse_with_own_loss(trainer: SessionTrainer, data: Any) -> None:
     """Refuse weighted rows where an own loss would get them without their weights.
 
     An own data_collator gets them, as the column `weights`, with `remove_unused_columns=False`, and is trusted with
@@ -35,7 +33,7 @@ def refuse_with_own_loss(trainer: SFTTrainer, data: Any) -> None:
         _refuse(trainer)
 
 
-def refuse_weighted_rows(trainer: SFTTrainer, rows: Iterable[Mapping[str, Any]]) -> None:
+def refuse_weighted_rows(trainer: SessionTrainer, rows: Iterable[Mapping[str, Any]]) -> None:
     """The same for rows of a stream.
 
     Raises:
@@ -45,7 +43,7 @@ def refuse_weighted_rows(trainer: SFTTrainer, rows: Iterable[Mapping[str, Any]])
         _refuse(trainer)
 
 
-def _refuse(trainer: SFTTrainer) -> None:
+def _refuse(trainer: SessionTrainer) -> None:
     if trainer.uses_padded_batches and (trainer.args.remove_unused_columns or not trainer.has_own_collator):
         raise ConfigurationError(
             "rows or messages have weights, and an own loss or data_collator decides what they count: it would not see "

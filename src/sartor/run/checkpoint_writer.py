@@ -1,6 +1,6 @@
 """One checkpoint on its way: what is written at once, what is lent, and the rest, for which training need not wait.
 
-In: a trainer between two optimizer steps.  Out: a folder with a model that `from_pretrained` loads, and the state of
+In: a model between two optimizer steps.  Out: a folder with a model that `from_pretrained` loads, and the state of
 the run.  What it keeps true: a parameter that the model's own files hold bit for bit is not written a second time.
 
 The model is written in one of three ways.
@@ -14,25 +14,23 @@ The model is written in one of three ways.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from sartor.engine.precision import Masters
+from sartor.engine.traits import is_adapter
 from sartor.run import checkpoint, saving
 from sartor.run.model_files import ModelFiles, model_files
-
-if TYPE_CHECKING:
-    from sartor.hf.sft_trainer import SFTTrainer
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointWriter:
     """A checkpoint that was begun."""
 
-    trainer: SFTTrainer
     folder: Path
     packed: checkpoint.Packed | None
     """None: nothing is lent."""
@@ -40,8 +38,8 @@ class CheckpointWriter:
     files: ModelFiles | None
     """That are due, with the `keys` of their tensors among what is lent."""
     keys: Mapping[str, str]
-    model_is_due: bool
-    """Without `files`."""
+    save_model: Callable[[Path], None] | None
+    """Is due, where there are no `files`: writes the model, from what is lent."""
 
     def write_rest(self) -> dict[str, list[int]]:
         """What was not written at once; the checksums that are known, for `checkpoint.seal`.
@@ -62,9 +60,9 @@ class CheckpointWriter:
             for name in saved:
                 del parameters[name]
             packed.tree["saved_parameters"] = saved
-        elif self.model_is_due:
+        elif self.save_model is not None:
             with packed.tensors.reading_all():
-                saving.save_model_alone(self.trainer, self.folder)
+                self.save_model(self.folder)
         if self.has_state:
             if self.files is None:
                 _leave_out_saved(packed, self.folder)
@@ -77,13 +75,25 @@ class CheckpointWriter:
             self.packed.tensors.end()
 
 
-def begin(trainer: SFTTrainer, folder: Path, content: Mapping[str, Any] | None, *, is_lent: bool) -> CheckpointWriter:
+def begin(
+    model: Any,
+    masters: Masters,
+    tokenizer: Any,
+    folder: Path,
+    content: Mapping[str, Any] | None,
+    *,
+    save_model: Callable[[Path], None] | None,
+    is_lent: bool,
+) -> CheckpointWriter:
     """Write what is written at once.
 
     Args:
-        trainer: whose model it is.
+        model: that is saved.
+        masters: of its parameters.
+        tokenizer: saved with it.
         folder: of the checkpoint.
         content: the state of the run, with the live tensors; None: the model alone.
+        save_model: writes model and tokenizer at once, in a way of its own; None: as transformers does.
         is_lent: nobody changes parameters before the next optimizer step.
 
     Raises:
@@ -93,9 +103,9 @@ def begin(trainer: SFTTrainer, folder: Path, content: Mapping[str, Any] | None, 
     files = None
     model_is_due = False
     keys: dict[str, str] = {}
-    if not saving.is_saved_in_an_own_way(trainer):
-        files = model_files(trainer.model, trainer.masters.arrival_dtype)
-        model_is_due = files is None and is_lent and not trainer.masters.is_rounding
+    if save_model is None and not is_adapter(model):  # which is small, and peft changes its configuration meanwhile
+        files = model_files(model, masters.arrival_dtype)
+        model_is_due = files is None and is_lent and not masters.is_rounding
     packed: checkpoint.Packed | None = None
     beside: dict[str, torch.Tensor] = {}
     if files is not None:
@@ -103,13 +113,20 @@ def begin(trainer: SFTTrainer, folder: Path, content: Mapping[str, Any] | None, 
         beside = {key: files.tensors[name] for name, key in keys.items() if not key.startswith("/")}
     if content is not None or files is not None or model_is_due:
         packed = checkpoint.pack_state(content or {}, beside, model_is_due=model_is_due)
-    if files is None and not model_is_due:
-        trainer.save_model(str(folder), _internal_call=True)
+
+    def save_alone(place: Path) -> None:
+        saving.save_model_alone(model, masters, place)
+
+    if save_model is not None:
+        save_model(folder)
     else:
-        saving.save_tokenizer(trainer, folder)
+        if files is None and not model_is_due:
+            save_alone(folder)
+        saving.save_tokenizer(tokenizer, folder)
     if files is not None:
         files.write_configuration(folder)
-    return CheckpointWriter(trainer, folder, packed, content is not None, files, keys, model_is_due)
+    due = save_alone if model_is_due else None
+    return CheckpointWriter(folder, packed, content is not None, files, keys, due)
 
 
 def _key(name: str, content: Mapping[str, Any] | None) -> str:

@@ -2,7 +2,7 @@
 
 A thread writes it from the live tensors, which nobody changes before the next optimizer step; whoever steps says so
 before (`secure`), and what was not read by then is copied, or waited for.  The model's own files are the thread's too,
-but for adapters, which are small, and for those that are saved in a way of the user's own (see `draft`).
+but for adapters, which are small, and for those that are saved in a way of the user's own (see `checkpoint_writer`).
 """
 
 from __future__ import annotations
@@ -12,63 +12,93 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from transformers.trainer_callback import ExportableState, TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
-from sartor.config import resolved_configuration
 from sartor.device import HOST
-from sartor.engine.step import Engine
-from sartor.errors import DiskFullError, RunFolderError, is_out_of_memory
+from sartor.errors import RunFolderError
 from sartor.memory.limits import available_bytes
-from sartor.run import checked_state, checkpoint, checkpoint_writer, disk, saving, state
+from sartor.run import checkpoint, checkpoint_writer, disk, saving, state
 from sartor.run.fingerprints import fingerprints, frozen_digests, versions
+from sartor.run.session import Session
 from sartor.run.snapshot import Snapshot, Writer
 from sartor.run.stepper import Updater
 from sartor.wording import amount
 
-if TYPE_CHECKING:
-    from sartor.hf.sft_trainer import SFTTrainer
-
 _COPY_MARGIN = 1.25
 """Free memory for each byte of a copy; training must not run out because of it."""
-_BETWEEN_STEPS = (
-    "on_epoch_begin", "on_step_begin", "on_substep_end", "on_pre_optimizer_step", "on_epoch_end", "on_evaluate",
-    "on_prediction_step",
-)  # fmt: skip
-"""Events after a save and before the next optimizer step."""
+
+
+class Companion:
+    """What else belongs to a run and its checkpoints, for whoever adds to them: here nothing."""
+
+    save_model: Callable[[Path], None] | None = None
+    """Writes model and tokenizer in a way of its own; None: they are written as transformers does."""
+
+    def may_change(self) -> bool:
+        """Whether somebody may change weights between a save and the next optimizer step."""
+        return False
+
+    def needs_it_whole(self) -> bool:
+        """Whether a checkpoint must be on the disk when `Checkpoints.save` returns."""
+        return False
+
+    def write(self, partial: Path, target: Path) -> Callable[[], None]:
+        """Write more files into a checkpoint, which lies in `partial` until it is `target`.
+
+        Returns what is to be called where it does not come to be.
+        """
+        return lambda: None
+
+    def best(self) -> Path | None:
+        """The checkpoint that is kept, however old it becomes."""
+        return None
+
+    def control(self) -> dict[str, bool]:
+        """What was decided and is not done yet: for a checkpoint."""
+        names = ("should_training_stop", "should_epoch_stop", "should_save", "should_evaluate", "should_log")
+        return dict.fromkeys(names, False)
+
+    def metrics_bytes(self) -> int | None:
+        """The length of `metrics.jsonl` that a resumed run goes on from; None: all that is written."""
+        return None
 
 
 class Checkpoints:
     """Saves the state of one run."""
 
     def __init__(
-        self, trainer: SFTTrainer, engine: Engine, updater: Updater, train_loop_state: Callable[[], Any], run: int
+        self,
+        session: Session,
+        updater: Updater,
+        run: int,
+        companion: Companion,
+        place: Callable[[], dict[str, Any]],
+        on_wait: Callable[[float], None],
     ) -> None:
         """Args:
-        trainer: of the run.
-        engine: that computes it.
+        session: of the run.
         updater: that steps it.
-        drive_state: gives the place in the run.
         run: its number among the runs of its folder.
+        companion: adds to checkpoints.
+        place: gives the place in the run.
+        on_wait: is called with the seconds that training has waited for a checkpoint.
         """
-        self._trainer = trainer
+        self._session = session
         self.run = run
-        self._engine = engine
         self._updater = updater
-        self._drive_state = train_loop_state
+        self._companion = companion
+        self._place = place
+        self._on_wait = on_wait
         self._writer = Writer()
         self._lent: Snapshot | None = None
         self._identity: dict[str, dict[str, str]] | None = None
         """What the run is, in digests, which are taken once."""
         self._has_said_room = False
-        self.pushes = True
-        """Whether a checkpoint is pushed, where the user wants that."""
         self.num_saved = 0
         self.waited_s = 0.0
         """That training has waited for checkpoints, all together."""
@@ -76,7 +106,7 @@ class Checkpoints:
         """Of it, before optimizer steps."""
         updater.before_step = self.secure
 
-    def save(self) -> str:
+    def save(self) -> Path:
         """Write `checkpoint-N`, whole or not at all; returns its path, which may still be on its way to the disk.
 
         Raises:
@@ -100,13 +130,11 @@ class Checkpoints:
 
     def _count_waited(self, seconds: float) -> None:
         self.waited_s += seconds
-        if self._trainer.metrics_writer is not None:
-            self._trainer.metrics_writer.saving_waited(seconds)
+        self._on_wait(seconds)
 
-    def _save(self) -> str:
-        trainer = self._trainer
-        args, run = trainer.args, trainer.state
-        target = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{run.global_step}"
+    def _save(self) -> Path:
+        session, companion, settings = self._session, self._companion, self._session.settings
+        target = session.folder / f"{checkpoint.PREFIX}{session.steps.done}"
         partial = checkpoint.partial_path(target)
         if partial.is_symlink():
             raise RunFolderError(
@@ -114,22 +142,25 @@ class Checkpoints:
                 "what it leads to. Delete the link."
             )
         shutil.rmtree(partial, ignore_errors=True)
-        trainer.store_flos()
-        best_before = run.best_model_checkpoint
-        lends = args.save_in_background and not _somebody_may_change(trainer)
+        lends = settings.save_in_background and not companion.may_change()
         try:
             with saving.explained(target):
-                content = None if args.save_only_model else self._content()
-                disk.require_room(trainer, target, content)
-                begun = checkpoint_writer.begin(trainer, partial, content, is_lent=lends)
-                self._note_best(target)
-                _export_callbacks(trainer)
-                run.save_to_json(str(partial / saving.STATE_NAME))
+                content = None if settings.save_only_model else self._content()
+                disk.require_room(session.model, session.masters, target, content)
+                begun = checkpoint_writer.begin(
+                    session.model,
+                    session.masters,
+                    session.tokenizer,
+                    partial,
+                    content,
+                    save_model=companion.save_model,
+                    is_lent=lends,
+                )
+                take_back = companion.write(partial, target)
         except BaseException:  # an interrupt too: nothing half-written is left
-            run.best_model_checkpoint = best_before
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        best = run.best_model_checkpoint
+        best = companion.best()
 
         def finish() -> None:
             try:
@@ -137,35 +168,24 @@ class Checkpoints:
                     checkpoint.seal(partial, begun.write_rest(), run=self.run)
                     checkpoint.publish(partial, target)
             except BaseException:
-                run.best_model_checkpoint = best_before
+                take_back()
                 shutil.rmtree(partial, ignore_errors=True)
                 raise
             finally:
                 begun.end()
-            for folder in checkpoint.superfluous(target, args.save_total_limit, Path(best) if best else None):
+            for folder in checkpoint.superfluous(target, settings.save_total_limit, best):
                 checkpoint.delete(folder)
 
         self._lent = None if begun.packed is None else begun.packed.tensors
-        if args.save_in_background:
+        if settings.save_in_background:
             self._writer.start(finish)
             if not lends:
                 self._secure()
         else:
             finish()
-        if args.push_to_hub or _somebody_listens(trainer):
+        if companion.needs_it_whole():
             self._writer.wait()
-        if args.push_to_hub and self.pushes:
-            trainer._push_from_checkpoint(str(target))
-        return str(target)
-
-    def _note_best(self, target: Path) -> None:
-        """Point the state at this run's checkpoint of the best metric, which may be the one being written."""
-        state = self._trainer.state
-        if not state.best_global_step:
-            return
-        best = target.with_name(f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}")
-        if best == target or checkpoint.run_of(best) == self.run:
-            state.best_model_checkpoint = os.fspath(best)
+        return target
 
     def secure(self) -> None:
         """Before parameters or the optimizer's states change: see that no checkpoint needs them as they are."""
@@ -192,7 +212,7 @@ class Checkpoints:
     def tell(self) -> None:
         """At the end of a run: what saving has cost it."""
         if self.num_saved:
-            self._trainer.say(
+            self._session.say(
                 f"checkpoints saved: {self.num_saved}; training has waited {self.waited_s:.2f} s for them, "
                 f"{self.waited_in_steps_s:.2f} s of it before optimizer steps."
             )
@@ -202,20 +222,31 @@ class Checkpoints:
         try:
             self._writer.wait()
         except Exception as error:
-            self._trainer.say(f"the last checkpoint could not be saved: {error}")
+            self._session.say(f"the last checkpoint could not be saved: {error}")
 
-    def prepare(self) -> None:
+    def prepare(self, num_checkpoints: int) -> None:
         """What can be known before the first step: that the disk has room, and that what is there can be written.
+
+        Args:
+            num_checkpoints: that will be saved, about.
 
         Raises:
             DiskFullError: there is too little room for the checkpoints of this run.
         """
-        trainer, args = self._trainer, self._trainer.args
-        if args.save_strategy == SaveStrategy.NO:
+        session, settings = self._session, self._session.settings
+        if not settings.saves:
             return
-        if not args.save_only_model:
+        if not settings.save_only_model:
             self._identify()
-        disk.require_room_for_run(trainer)
+        disk.require_room_for_run(
+            session.model,
+            session.masters,
+            self._updater.optimizer,
+            settings,
+            session.folder,
+            num_checkpoints,
+            session.say,
+        )
 
     def check_state(self) -> None:
         """After the first step, when an optimizer has its state: see that it can be written.
@@ -223,42 +254,43 @@ class Checkpoints:
         Raises:
             ConfigurationError: it cannot, without pickle.
         """
-        args = self._trainer.args
-        if args.save_strategy != SaveStrategy.NO and not args.save_only_model:
+        settings = self._session.settings
+        if settings.saves and not settings.save_only_model:
             self._pack_all()
 
     def _pack_all(self) -> None:
-        optimizer, scheduler = self._trainer.optimizer, self._trainer.lr_scheduler
+        optimizer, scheduler = self._updater.optimizer, self._updater.scheduler
         state.pack(optimizer.state_dict(), f"the state of the optimizer {type(optimizer).__name__}")
         state.pack(scheduler.state_dict(), f"the state of the schedule {type(scheduler).__name__}")
 
     def _content(self) -> dict[str, Any]:
-        """Everything that a run is, besides the model's folder and `trainer_state.json`; tensors are the live ones."""
-        trainer = self._trainer
+        """Everything that a run is, besides the model's folder; tensors are the live ones."""
+        model, engine, updater = self._session.model, self._session.engine, self._updater
+        assert engine is not None
         self._pack_all()
-        persistent = trainer.model.state_dict().keys()
+        persistent = model.state_dict().keys()
         return {
             "parameters": {
-                name: parameter.detach()
-                for name, parameter in trainer.model.named_parameters()
-                if parameter.requires_grad
+                name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad
             },
-            "buffers": {name: value for name, value in trainer.model.named_buffers() if name in persistent},
-            "optimizer": trainer.optimizer.state_dict(),
-            "optimizer_class": type(trainer.optimizer).__name__,
-            "schedule": trainer.lr_scheduler.state_dict(),
-            "updater": self._updater.state(),
-            **self._drive_state(),
-            "plan": json.loads(json.dumps(dataclasses.asdict(self._engine.plan))),
+            "buffers": {name: value for name, value in model.named_buffers() if name in persistent},
+            "optimizer": updater.optimizer.state_dict(),
+            "optimizer_class": type(updater.optimizer).__name__,
+            "schedule": updater.scheduler.state_dict(),
+            "updater": updater.state(),
+            **self._place(),
+            "plan": json.loads(json.dumps(dataclasses.asdict(engine.plan))),
             **self._identify(),
-            "settings": resolved_configuration(trainer.args),
+            "settings": self._session.settings.configuration.values,
             "versions": versions(),
         }
 
     def _identify(self) -> dict[str, dict[str, str]]:
         if self._identity is None:
-            trainer = self._trainer
-            self._identity = {"fingerprints": fingerprints(trainer), "frozen": frozen_digests(trainer.model)}
+            self._identity = {
+                "fingerprints": fingerprints(self._session),
+                "frozen": frozen_digests(self._session.model),
+            }
         return self._identity
 
     def _has_room(self, lent_bytes: int) -> bool:
@@ -269,103 +301,9 @@ class Checkpoints:
             return True
         if not self._has_said_room:
             self._has_said_room = True
-            self._trainer.say(
+            self._session.say(
                 "training waits for a checkpoint to be written: a copy of the rest needs "
                 f"{amount(needed, 1)}, and "
                 f"{amount(free, 1)} of memory are free."
             )
         return False
-
-
-def _somebody_listens(trainer: SFTTrainer) -> bool:
-    """Whether a callback reacts to a checkpoint: then it must be there when it is called."""
-    return any(_overrides(callback, "on_save") for callback in trainer.callback_handler.callbacks)
-
-
-def _somebody_may_change(trainer: SFTTrainer) -> bool:
-    """Whether a callback of the user's own is called before the next optimizer step: it may change weights."""
-    return any(
-        not type(callback).__module__.startswith(("transformers.", "sartor."))
-        and any(_overrides(callback, event) for event in _BETWEEN_STEPS)
-        for callback in trainer.callback_handler.callbacks
-    )
-
-
-def _overrides(callback: TrainerCallback, event: str) -> bool:
-    return event in vars(callback) or getattr(type(callback), event) is not getattr(TrainerCallback, event)
-
-
-def _export_callbacks(trainer: SFTTrainer) -> None:
-    """Write the state of callbacks that have one into the trainer's state, as transformers' Trainer does."""
-    exported = callback_states(trainer)
-    stateful = trainer.state.stateful_callbacks
-    for name, states in exported.items():
-        stateful[name] = states if len(states) > 1 else states[0]
-
-
-def callback_states(trainer: SFTTrainer) -> dict[str, list[dict[str, Any]]]:
-    """The states of callbacks that have one, and of the control, by the names of their classes, in order."""
-    states: dict[str, list[dict[str, Any]]] = {}
-    for callback in [*trainer.callback_handler.callbacks, trainer.control]:
-        if isinstance(callback, ExportableState):
-            states.setdefault(type(callback).__name__, []).append(callback.state())
-    return states
-
-
-def check_callbacks(trainer: SFTTrainer, states: Mapping[str, Any]) -> None:
-    """See that callbacks have the attributes that they would be given, and that these are of their kind.
-
-    Raises:
-        DamagedError: one has not; names it.
-    """
-    for name, present in callback_states(trainer).items():
-        part = states.get(name, [])
-        for number, (found, own) in enumerate(zip(part if isinstance(part, list) else [part], present, strict=False)):
-            for key, value in found.get("attributes", {}).items():
-                place = f"/stateful_callbacks/{name}/{number}/{key}"
-                if key not in own.get("attributes", {}):
-                    raise checkpoint.DamagedError(f"{place} is nothing that this callback has")
-                if isinstance(own["attributes"][key], bool | int | float):
-                    checked_state.like(value, own["attributes"][key], place)
-
-
-def restore_callbacks(trainer: SFTTrainer, states: Mapping[str, Any]) -> None:
-    """Give callbacks the attributes that `callback_states` saw, those of one class in their order."""
-    turns = {name: iter(part if isinstance(part, list) else [part]) for name, part in states.items()}
-    for callback in trainer.callback_handler.callbacks:
-        if isinstance(callback, ExportableState):
-            found: Mapping[str, Any] = next(turns.get(type(callback).__name__, iter(())), {})
-            for name, value in found.get("attributes", {}).items():
-                setattr(callback, name, value)
-
-
-def require_stoppable(error: Exception, trainer: SFTTrainer) -> None:
-    """Let the run go on after a checkpoint that did not fit, where the user wants that.
-
-    Raises:
-        Exception: `error`, where the run must stop.
-    """
-    if not isinstance(error, DiskFullError) or trainer.args.on_full_disk != "continue":
-        raise error
-    trainer.say(f"{error} The run goes on without it (on_full_disk='continue').")
-
-
-def interrupted_save(trainer: SFTTrainer, save: Callable[[], None], why: str) -> None:
-    """Save before a run ends, and say how to go on; what ends it is what the caller must see in any case.
-
-    Args:
-        trainer: of the run.
-        save: saves what is whole.
-        why: the run ends: "interrupted".
-    """
-    try:
-        save()
-    except (RunFolderError, RuntimeError, MemoryError) as error:
-        if not isinstance(error, RunFolderError) and not is_out_of_memory(error):
-            raise
-        trainer.say(f"{why}, and nothing could be saved: {error}")
-    else:
-        trainer.say(
-            f"{why}: checkpoint-{trainer.state.global_step} is saved in {trainer.args.output_dir}. Go on with "
-            "train(resume_from_checkpoint=True), or with the same command and --resume."
-        )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers.trainer_utils import has_length
 
@@ -17,19 +17,17 @@ from sartor.errors import DataError
 from sartor.run.examples import Examples, stream_batches
 from sartor.run.fingerprints import ExampleDigest
 from sartor.run.loop import OptimizerBatch
-
-if TYPE_CHECKING:
-    from sartor.hf.sft_trainer import SFTTrainer
+from sartor.run.session import Session
 
 
 class TrainDataLoader:
     """The training data of one `train()`."""
 
-    def __init__(self, trainer: SFTTrainer) -> None:
-        self._trainer = trainer
-        self._dataset = trainer.train_dataset
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._dataset = session.data.train
         self._examples = Examples(self._dataset) if has_length(self._dataset) else None
-        self._weights = base_model(trainer.model).num_parameters(exclude_embeddings=True)
+        self._weights = base_model(session.model).num_parameters(exclude_embeddings=True)
         self.traits: ModelTraits | None = None
         """Set when the engine is there; without it no operations are counted."""
         self.last_flops = 0.0
@@ -56,17 +54,7 @@ class TrainDataLoader:
 
     def groups(self, epoch: int) -> Iterator[list[list[int]]]:
         """Indices of the device batches of each optimizer batch of an epoch; nothing for a stream."""
-        args = self._trainer.args
-        if self._examples is None:
-            return iter(())
-        return self._examples.groups(
-            epoch,
-            batch_size=self._trainer._train_batch_size,
-            accumulation=args.gradient_accumulation_steps,
-            seed=args.data_seed if args.data_seed is not None else args.seed,
-            strategy=str(args.train_sampling_strategy),
-            drop_last=args.dataloader_drop_last,
-        )
+        return iter(()) if self._examples is None else self._examples.groups(epoch, self._session.settings)
 
     def start_at(self, cursor: Mapping[str, Any], on_ready: Callable[[], None], *, stops: bool) -> None:
         """Begin where a cursor says, in a run that is resumed.
@@ -127,28 +115,10 @@ class TrainDataLoader:
 
     def _batches(self, epoch: int, skip: int) -> Iterator[OptimizerBatch]:
         """Those of an epoch; without the first ones, where rows can be addressed."""
-        args = self._trainer.args
-        size, accumulation = self._trainer._train_batch_size, args.gradient_accumulation_steps
-        keep_rows = self._trainer.uses_padded_batches
+        settings = self._session.settings
         if self._examples is None:
-            return stream_batches(
-                self._dataset,
-                epoch,
-                batch_size=size,
-                accumulation=accumulation,
-                drop_last=args.dataloader_drop_last,
-                keep_rows=keep_rows,
-            )
-        return self._examples.batches(
-            epoch,
-            batch_size=size,
-            accumulation=accumulation,
-            seed=args.data_seed if args.data_seed is not None else args.seed,
-            strategy=str(args.train_sampling_strategy),
-            drop_last=args.dataloader_drop_last,
-            keep_rows=keep_rows,
-            skip=skip,
-        )
+            return stream_batches(self._dataset, epoch, settings, keep_rows=settings.own_loss)
+        return self._examples.batches(epoch, settings, keep_rows=settings.own_loss, skip=skip)
 
     def _count(self, batch: OptimizerBatch) -> None:
         lengths = [length for example in batch.examples for length in example.document_lengths]

@@ -1,63 +1,81 @@
-"""Room on the disk for the checkpoints of a run: foreseen before the first step, and asked for before each of them."""
+"""Room on the disk for the checkpoints of a run: estimated before the first step, and asked for before each of them."""
 
 from __future__ import annotations
 
-import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from transformers.trainer_utils import SaveStrategy
 
+from sartor.engine.precision import Masters
+from sartor.engine.traits import is_adapter
 from sartor.errors import DiskFullError
 from sartor.optim import registry
 from sartor.run import checkpoint, saving
+from sartor.run.settings import RunSettings
 from sartor.wording import amount
-
-if TYPE_CHECKING:
-    from sartor.hf.sft_trainer import SFTTrainer
 
 _ASSUMED = registry.named("adamw_torch")
 """What an optimizer keeps of whose states nothing is known: two float32 moments."""
 
 
-def require_room_for_run(trainer: SFTTrainer) -> None:
+def require_room_for_run(
+    model: Any,
+    masters: Masters,
+    optimizer: torch.optim.Optimizer,
+    settings: RunSettings,
+    folder: Path,
+    num_checkpoints: int,
+    say: Callable[[str], None],
+) -> None:
     """See that the disk has room for as many checkpoints as will lie on it at once.
+
+    Args:
+        model: that is saved.
+        masters: of its parameters.
+        optimizer: whose states are saved.
+        settings: of the run.
+        folder: of the run.
+        num_checkpoints: that will be saved.
+        say: tells the user one thing.
 
     Raises:
         DiskFullError: it has not, and the run is to stop then; else that is said.
     """
-    args = trainer.args
-    each = _foreseen_bytes(trainer)
-    count = _num_kept(args, trainer.state)
-    free = shutil.disk_usage(args.output_dir).free
+    each = _weights_bytes(model, masters)
+    if not settings.save_only_model:
+        each += _state_bytes(model, masters, optimizer)
+    limit = settings.save_total_limit or 0
+    count = max(1, min(num_checkpoints, limit + 1 if limit > 0 else num_checkpoints))  # the new one comes first
+    free = shutil.disk_usage(folder).free
     if each * count <= free:
         return
     text = (
         f"the checkpoints of this run need about {amount(each * count, 1)} ({count} of {amount(each, 1)} at a time), "
-        f"and the disk of {args.output_dir} has {amount(free, 1)}: set save_total_limit, save less often, set "
+        f"and the disk of {folder} has {amount(free, 1)}: set save_total_limit, save less often, set "
         "save_only_model=True, or choose another output_dir"
     )
-    if args.on_full_disk == "stop":
+    if settings.on_full_disk == "stop":
         raise DiskFullError(f"{text}; on_full_disk='continue' trains on when it is full.")
-    trainer.say(f"{text}. The run goes on without the checkpoints that do not fit (on_full_disk='continue').")
+    say(f"{text}. The run goes on without the checkpoints that do not fit (on_full_disk='continue').")
 
 
-def require_room(trainer: SFTTrainer, target: Path, content: Mapping[str, Any] | None) -> None:
+def require_room(model: Any, masters: Masters, target: Path, content: Mapping[str, Any] | None) -> None:
     """See that the disk has room for one checkpoint.
 
     Args:
-        trainer: whose model is saved.
+        model: that is saved.
+        masters: of its parameters.
         target: where.
         content: what is saved beside the model; None: nothing.
 
     Raises:
         DiskFullError: it has not.
     """
-    needed = _weights_bytes(trainer) + checkpoint.num_bytes(content)
-    if content is not None and all(dtype == torch.float32 for dtype in _saved_dtypes(trainer)):
+    needed = _weights_bytes(model, masters) + checkpoint.num_bytes(content)
+    if content is not None and all(masters.arrival_dtype(p) == torch.float32 for p in _trained(model)):
         needed -= checkpoint.num_bytes(content["parameters"])  # saved with the weights
     free = shutil.disk_usage(target.parent).free
     if needed > free:
@@ -67,41 +85,19 @@ def require_room(trainer: SFTTrainer, target: Path, content: Mapping[str, Any] |
         )
 
 
-def _foreseen_bytes(trainer: SFTTrainer) -> int:
-    """Of one checkpoint, before the optimizer has any state."""
-    weights = _weights_bytes(trainer)
-    if trainer.args.save_only_model:
-        return weights
-    trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
-    masters = sum(p.nbytes for p in trained if trainer.masters.arrival_dtype(p) != p.dtype)
-    known = checkpoint.num_bytes(trainer.optimizer.state_dict())
-    facts = registry.of_base(type(trainer.optimizer)) or _ASSUMED
-    options = trainer.optimizer.defaults
-    return weights + masters + (known or sum(facts.parameter_bytes(parameter, options) for parameter in trained))
+def _state_bytes(model: Any, masters: Masters, optimizer: torch.optim.Optimizer) -> int:
+    """Of the state of a run, before the optimizer has any."""
+    wide = sum(p.nbytes for p in _trained(model) if masters.arrival_dtype(p) != p.dtype)
+    facts = registry.of_base(type(optimizer)) or _ASSUMED
+    known = checkpoint.num_bytes(optimizer.state_dict())
+    return wide + (known or sum(facts.parameter_bytes(p, optimizer.defaults) for p in _trained(model)))
 
 
-def _weights_bytes(trainer: SFTTrainer) -> int:
+def _weights_bytes(model: Any, masters: Masters) -> int:
     """Of the model's folder: adapters alone where there is one."""
-    from peft import PeftModel
-
-    model = trainer.model
-    alone = isinstance(model, PeftModel)
-    return sum(
-        parameter.numel() * trainer.masters.arrival_dtype(parameter).itemsize
-        for parameter in model.parameters()
-        if parameter.requires_grad or not alone
-    )
+    saved = _trained(model) if is_adapter(model) else model.parameters()
+    return sum(parameter.numel() * masters.arrival_dtype(parameter).itemsize for parameter in saved)
 
 
-def _saved_dtypes(trainer: SFTTrainer) -> set[torch.dtype]:
-    return {trainer.masters.arrival_dtype(p) for p in trainer.model.parameters() if p.requires_grad}
-
-
-def _num_kept(args: Any, run: Any) -> int:
-    """How many checkpoints lie on the disk at once, at most: the new one is there before the oldest goes."""
-    if args.save_strategy == SaveStrategy.STEPS:
-        total = math.ceil(run.max_steps / max(run.save_steps or 1, 1))
-    else:
-        total = math.ceil(run.num_train_epochs)
-    limit = args.save_total_limit
-    return max(1, min(total, limit + 1 if limit and limit > 0 else total))
+def _trained(model: Any) -> list[torch.nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]

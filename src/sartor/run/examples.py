@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from transformers.trainer_utils import has_length
 
 from sartor.batching import order
 from sartor.data.encoding.ahead import ahead
 from sartor.data.tokens.table import TokenRows
-from sartor.records import IGNORE_INDEX, Example
+from sartor.records import Example
 from sartor.run.loop import OptimizerBatch
+from sartor.run.settings import RunSettings
 
 ROWS_AHEAD = 256
 """Rows of a stream that wait, encoded, for the model: a few optimizer batches."""
@@ -98,57 +100,34 @@ class Examples:
             yield from self.take(range(start, min(start + at_a_time, len(self))))
 
     def batches(
-        self,
-        epoch: int,
-        *,
-        batch_size: int,
-        accumulation: int,
-        seed: int,
-        strategy: str,
-        drop_last: bool,
-        keep_rows: bool = False,
-        skip: int = 0,
+        self, epoch: int, settings: RunSettings, *, keep_rows: bool = False, skip: int = 0
     ) -> Iterator[OptimizerBatch]:
         """The optimizer batches of an epoch.
 
         Args:
             epoch: counted from 0.
-            batch_size: examples of a device batch.
-            accumulation: device batches of an optimizer batch.
-            seed: of the order.
-            strategy: "random", "sequential" or "group_by_length".
-            drop_last: whether a last device batch that is not full is left out.
+            settings: sizes of batches, order, and whether a last device batch that is not full is left out.
             keep_rows: whether the rows themselves are wanted too.
             skip: optimizer batches that are left out at the beginning; their rows are not read.
         """
-        groups = self.groups(
-            epoch,
-            batch_size=batch_size,
-            accumulation=accumulation,
-            seed=seed,
-            strategy=strategy,
-            drop_last=drop_last,
-        )
-        for group in islice(groups, skip, None):
+        for group in islice(self.groups(epoch, settings), skip, None):
             keys = tuple(index for batch in group for index in batch)
             rows = tuple(self.rows(keys)) if keep_rows else ()
             examples = tuple(map(example_of, rows)) if keep_rows else tuple(self.take(keys))
             yield OptimizerBatch(examples, keys, tuple(len(batch) for batch in group), rows=rows)
 
-    def groups(
-        self, epoch: int, *, batch_size: int, accumulation: int, seed: int, strategy: str, drop_last: bool
-    ) -> Iterator[list[list[int]]]:
+    def groups(self, epoch: int, settings: RunSettings) -> Iterator[list[list[int]]]:
         """Indices of the device batches of each optimizer batch of an epoch; see `batches`.  No row is read."""
         indices = order.epoch_order(
             len(self),
-            seed=seed,
+            seed=settings.data_seed,
             epoch=epoch,
-            strategy=strategy,
-            lengths=self.lengths.tolist() if strategy == "group_by_length" else (),
-            batch_size=batch_size * accumulation,
+            strategy=settings.sampling,
+            lengths=self.lengths.tolist() if settings.sampling == "group_by_length" else (),
+            batch_size=settings.examples_per_step,
         )
-        device_batches = order.device_batches(indices, batch_size, drop_last=drop_last)
-        return order.optimizer_batches(device_batches, accumulation)
+        device_batches = order.device_batches(indices, settings.batch_size, drop_last=settings.drop_last)
+        return order.optimizer_batches(device_batches, settings.accumulation)
 
     def num_targets(self, at_a_time: int = 65_536) -> NDArray[np.int64]:
         """Targets of each example, by labels alone: prepared data has none where a token weighs 0.
@@ -190,7 +169,7 @@ def _lists(column: Any, dtype: type[np.generic] = np.int64) -> list[NDArray[Any]
 
 
 def stream_batches(
-    dataset: Any, epoch: int, *, batch_size: int, accumulation: int, drop_last: bool, keep_rows: bool = False
+    dataset: Any, epoch: int, settings: RunSettings, *, keep_rows: bool = False
 ) -> Iterator[OptimizerBatch]:
     """The optimizer batches of one pass over a stream, in its own order; see `Examples.batches` for the arguments.
 
@@ -198,20 +177,20 @@ def stream_batches(
     What is left when the stream ends inside an accumulation comes as a batch that is not complete.
     """
     dataset.set_epoch(epoch)
+    size, wanted = settings.batch_size, settings.examples_per_step
     waiting: list[Mapping[str, Any]] = []
     start = 0
     with closing(ahead(dataset, ROWS_AHEAD)) as rows:
         for row in rows:
             waiting.append(row)
-            if len(waiting) == batch_size * accumulation:
-                yield _stream_batch(waiting, start, batch_size, keep_rows=keep_rows, is_complete=True)
+            if len(waiting) == wanted:
+                yield _stream_batch(waiting, start, size, keep_rows=keep_rows, is_complete=True)
                 start += len(waiting)
                 waiting = []
-    if drop_last:
-        waiting = waiting[: len(waiting) // batch_size * batch_size]
+    if settings.drop_last:
+        waiting = waiting[: len(waiting) // size * size]
     if waiting:
-        is_complete = len(waiting) > batch_size * (accumulation - 1)
-        yield _stream_batch(waiting, start, batch_size, keep_rows=keep_rows, is_complete=is_complete)
+        yield _stream_batch(waiting, start, size, keep_rows=keep_rows, is_complete=len(waiting) > wanted - size)
 
 
 def _stream_batch(
@@ -237,38 +216,11 @@ def device_batches(examples: Iterable[Example], batch_size: int) -> Iterator[tup
         yield tuple(batch)
 
 
-def default_collator(tokenizer: Any) -> Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]:
-    """Padded batches of prepared rows: what an own loss, and a metric that wants logits, get."""
-    pad_token_id = int(tokenizer.pad_token_id)
-    return lambda features: pad(features, pad_token_id)
+def all_examples(dataset: Any) -> Iterable[Example]:
+    """The examples of a prepared data set, or of a stream, in its own order."""
+    return Examples(dataset).all() if has_length(dataset) else map(example_of, dataset)
 
 
-def pad(features: Sequence[Mapping[str, Any]], pad_token_id: int) -> dict[str, Any]:
-    """Collate to `input_ids`, `attention_mask` and `labels` of B x L, padded on the right.
-
-    A packed block becomes a row per document, since documents in one row would see each other.
-
-    Example: a block of documents 5 6 and 7, and a row 8, make three rows: [5 6], [7 pad], [8 pad].
-    """
-    import torch
-
-    documents = [document for feature in features for document in _documents(feature)]
-    length = max(len(ids) for ids, _ in documents)
-    ids_BL = torch.full((len(documents), length), pad_token_id, dtype=torch.int64)
-    is_real_BL = torch.zeros((len(documents), length), dtype=torch.int64)
-    labels_BL = torch.full((len(documents), length), IGNORE_INDEX, dtype=torch.int64)
-    for row, (ids, labels) in enumerate(documents):
-        ids_BL[row, : len(ids)] = torch.as_tensor(ids, dtype=torch.int64)
-        is_real_BL[row, : len(ids)] = 1
-        labels_BL[row, : len(ids)] = torch.as_tensor(labels, dtype=torch.int64)
-    return {"input_ids": ids_BL, "attention_mask": is_real_BL, "labels": labels_BL}
-
-
-def _documents(feature: Mapping[str, Any]) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
-    """Ids and labels of each document of a row."""
-    ids, labels = feature["input_ids"], feature.get("labels")
-    labels = ids if labels is None else labels
-    start = 0
-    for length in feature.get("seq_lengths") or (len(ids),):
-        yield ids[start : start + length], labels[start : start + length]
-        start += length
+def longest_document(dataset: Any) -> int:
+    """Tokens of the longest document; 0 for a stream, of which nothing is known."""
+    return Examples(dataset).longest_document() if has_length(dataset) else 0

@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +18,8 @@ from sartor.data.encoding.store import EXAMPLES_PER_BATCH, ContentDigest
 from sartor.engine.traits import base_model
 from sartor.records import Example
 from sartor.run.examples import Examples
-
-if TYPE_CHECKING:
-    from sartor.hf.sft_trainer import SFTTrainer
+from sartor.run.preparation import Preparation
+from sartor.run.session import Session
 
 _CHUNK_VALUES = 1 << 20
 """Of a frozen parameter, that are looked at together."""
@@ -60,18 +59,18 @@ class ExampleDigest:
         return self._checksum.hexdigest()
 
 
-def fingerprints(trainer: SFTTrainer) -> dict[str, str]:
+def fingerprints(session: Session) -> dict[str, str]:
     """One digest, or one word, for each name of `WHAT`; the model's is without its weights (see `frozen_digests`)."""
-    tokenizer = trainer.processing_class
+    data, model, tokenizer = session.data, session.model, session.tokenizer
     return {
-        "data": _data(trainer, trainer.train_dataset),
-        "eval_data": _evaluation_data(trainer, trainer.eval_dataset),
+        "data": _data(data, data.train),
+        "eval_data": _evaluation_data(data),
         "tokenizer": _tokenizer(tokenizer),
         "template": _digest(getattr(tokenizer, "chat_template", None)),
-        "model": _configuration(trainer.model),
-        "adapter": _adapter(trainer.model),
-        "loss": "own" if trainer.uses_padded_batches else "built in",
-        "device": trainer.args.device.type,
+        "model": _configuration(model),
+        "adapter": _adapter(model),
+        "loss": "own" if session.settings.own_loss else "built in",
+        "device": session.device.type,
     }
 
 
@@ -87,11 +86,11 @@ def versions() -> dict[str, str]:
     }
 
 
-def _data(trainer: SFTTrainer, dataset: Any) -> str:
+def _data(preparation: Preparation, dataset: Any) -> str:
     """Of every example, taken when they were prepared; a stream's rows are compared as they are read again."""
     if not has_length(dataset):
         return "a stream"
-    return trainer.preparation.digest_of(dataset) or content_digest(dataset)
+    return preparation.digest_of(dataset) or content_digest(dataset)
 
 
 def content_digest(dataset: Any) -> str:
@@ -112,12 +111,13 @@ def content_digest(dataset: Any) -> str:
     return digest.hexdigest()
 
 
-def _evaluation_data(trainer: SFTTrainer, dataset: Any) -> str:
+def _evaluation_data(preparation: Preparation) -> str:
+    dataset = preparation.evaluation
     if dataset is None:
         return "none"
     if isinstance(dataset, Mapping):
-        return _digest({name: _data(trainer, part) for name, part in dataset.items()})
-    return _data(trainer, dataset)
+        return _digest({name: _data(preparation, part) for name, part in dataset.items()})
+    return _data(preparation, dataset)
 
 
 def _tokenizer(tokenizer: Any) -> str:

@@ -1,6 +1,6 @@
 """The plan of a run: searched for by simulation before the first step, or by rules of thumb where that is not worth it.
 
-In: a trainer whose parameters have the dtypes of a training, and its data.  Out: a frozen `Plan`, its reasons, and what
+In: a session whose parameters have the dtypes of a training, and its data.  Out: a frozen `Plan`, its reasons, and what
 a run says about its memory.
 """
 
@@ -11,13 +11,11 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import psutil
 import torch
-from transformers.trainer_utils import SaveStrategy
-from transformers.training_args import OptimizerNames
 
 from sartor.device import kind_of
 from sartor.engine.traits import ModelTraits, base_model, is_adapter
@@ -32,13 +30,11 @@ from sartor.memory.simulate import Training
 from sartor.memory.speed import Batch, sizes_of
 from sartor.optim import registry
 from sartor.records import PLAN_CHOICES, DataSummary, EngineSettings, Plan
+from sartor.run.data_loader import TrainDataLoader
 from sartor.run.device_batch import parts
 from sartor.run.sampling import asked
-
-if TYPE_CHECKING:
-    from sartor.config import SFTConfig
-    from sartor.hf.sft_trainer import SFTTrainer
-    from sartor.run.data_loader import TrainDataLoader
+from sartor.run.session import Session
+from sartor.run.settings import RunSettings
 
 TINY_BYTES = 256 << 20
 """A run that needs less by a rule of thumb, and less than a quarter of what is free, is not simulated: it would take
@@ -51,7 +47,7 @@ NEIGHBOUR_SHARE = 0.005
 
 
 def planned(
-    trainer: SFTTrainer,
+    session: Session,
     base: Plan,
     traits: ModelTraits,
     data_loader: TrainDataLoader,
@@ -62,28 +58,28 @@ def planned(
     """The plan to take; what it foresees is said.
 
     Args:
-        trainer: about to train.
+        session: about to train.
         base: by rules of thumb; it holds where nothing better is found.
         traits: of the model.
-        feed: the data.
+        data_loader: the data.
         available_bytes: free memory of the device.
         matrix_rate: measures the device's rate.
     """
-    estimate = rough_bytes(trainer.model, traits, base)
+    estimate = rough_bytes(session.model, traits, base)
     if estimate < min(TINY_BYTES, available_bytes // 4):
-        trainer.say(
+        session.say(
             f"memory: under {plan_text.gigabytes(max(estimate, 1e6))} by a rule of thumb, of "
             f"{plan_text.gigabytes(available_bytes)} free"
         )
         return base
-    against = _reason_against(trainer)
+    against = _reason_against(session.settings)
     if against is not None:
-        trainer.say(f"memory: not simulated, since {against}; the plan follows rules of thumb")
+        session.say(f"memory: not simulated, since {against}; the plan follows rules of thumb")
         return base
     try:
-        return _searched(trainer, base, traits, data_loader, available_bytes, matrix_rate)
+        return _searched(session, base, traits, data_loader, available_bytes, matrix_rate)
     except Exception as error:  # a run must not fail because its memory cannot be foreseen
-        trainer.say(f"memory: this model cannot be simulated ({reason_of(error)}); the plan follows rules of thumb")
+        session.say(f"memory: this model cannot be simulated ({reason_of(error)}); the plan follows rules of thumb")
         return base
 
 
@@ -96,37 +92,38 @@ def rough_bytes(model: Any, traits: ModelTraits, plan: Plan) -> int:
     return sum(parameter.nbytes for parameter in parameters) + 12 * trained + layers + logits
 
 
-def _reason_against(trainer: SFTTrainer) -> str | None:
-    if trainer.uses_padded_batches:
+def _reason_against(settings: RunSettings) -> str | None:
+    if settings.own_loss:
         return "an own loss or data_collator decides what goes through the model"
-    if trainer.optimizer is not None or trainer.optimizer_cls_and_kwargs is not None:
+    if settings.optimizer is None:
         return "what the states of an own optimizer need is not known"
     return None
 
 
 def _searched(
-    trainer: SFTTrainer,
+    session: Session,
     base: Plan,
     traits: ModelTraits,
     data_loader: TrainDataLoader,
     available_bytes: int,
     matrix_rate: Callable[[], float | None],
 ) -> Plan:
-    settings = trainer.settings.engine
-    model = meta_model.imitate(trainer.model)
-    training = training_of(trainer)
-    shape = replace(shape_of(trainer, data_loader), document_limit=traits.rope_switch_tokens)
+    settings = session.settings.engine
+    model = meta_model.imitate(session.model)
+    training = training_of(session)
+    shape = shape_of(session.settings, data_loader, session.data.summaries.get("train"))
+    shape = replace(shape, document_limit=traits.rope_switch_tokens)
     host_bytes = None if kind_of(base.device).is_host else int(psutil.virtual_memory().available)
-    memory = Memory(available_bytes, _held_bytes(trainer.model), host_bytes=host_bytes)
+    memory = Memory(available_bytes, _held_bytes(session.model), host_bytes=host_bytes)
     free = search_space_of(
-        trainer.model,
+        session.model,
         traits,
         settings,
         base,
         shape,
-        execution_options_of(trainer.model, base, settings, training, memory),
+        execution_options_of(session.model, base, settings, training, memory),
     )
-    sizes = sizes_of(traits, trainer.model)
+    sizes = sizes_of(traits, session.model)
     kind = kind_of(base.device)
     rate = matrix_rate()
     speed = (
@@ -139,14 +136,14 @@ def _searched(
     start = time.perf_counter()
     decision = decider.decide(compares=False)
     each = (time.perf_counter() - start) / max(1, decision.num_simulated)
-    decision = with_unasked(decision, decider, estimates, trainer.model, traits, settings)
+    decision = with_unasked(decision, decider, estimates, session.model, traits, settings)
     if decision.fits and NEIGHBOURS * each <= NEIGHBOUR_SHARE * (decision.run_seconds or 0.0):
         decision = replace(decision, neighbours=decider.neighbours(decision.chosen.setting))
-    decision = with_proposals(decision, base_model(trainer.model).config, estimates, sizes)
-    size, steps, _ = parts(trainer.args, shape.longest_tokens, decision.chosen.setting.micro_batch_tokens)
+    decision = with_proposals(decision, base_model(session.model).config, estimates, sizes)
+    size, steps, _ = parts(session.settings, shape.longest_tokens, decision.chosen.setting.micro_batch_tokens)
     decision = replace(decision, device_batch=(size, steps))
     for line in plan_text.run_lines(decision, traits.num_layers):
-        trainer.say(line)
+        session.say(line)
     forecast = plan_text.as_json(decision, num_layers=traits.num_layers, optimizer=training.optimizer)
     return replace(plan_with(estimates, decision, settings, traits.num_layers), forecast=forecast)
 
@@ -212,51 +209,53 @@ def plan_with(estimates: MemoryEstimates, decision: Decision, settings: EngineSe
     )
 
 
-def training_of(trainer: SFTTrainer) -> Training:
+def training_of(session: Session) -> Training:
     """What is trained and how, for the simulation."""
-    arrival = sorted(str(dtype).removeprefix("torch.") for dtype in trainer.masters.arrival_dtypes)
-    model = trainer.model
+    arrival = sorted(str(dtype).removeprefix("torch.") for dtype in session.masters.arrival_dtypes)
+    model, settings = session.model, session.settings
+    assert settings.optimizer is not None
     return Training(
         arrival_dtype=arrival[0] if arrival else "float32",
-        optimizer=OptimizerNames(trainer.args.optim).value,
-        optimizer_options=registry.options_of(OptimizerNames(trainer.args.optim).value, trainer.args.optim_args),
-        rehearses=trainer.args.rehearse is not False,
+        optimizer=settings.optimizer,
+        optimizer_options=registry.options_of(settings.optimizer, settings.optim_args),
+        rehearses=settings.rehearse is not False,
         lora=model.peft_config[model.active_adapter] if is_adapter(model) else None,
-        settings=trainer.settings.engine,
-        saves=trainer.args.save_strategy != SaveStrategy.NO,
-        asked=asked(trainer),
+        settings=settings.engine,
+        saves=settings.saves,
+        asked=asked(session.tokenizer, settings.sample_prompts, settings.sample_max_new_tokens),
     )
 
 
-def shape_of(trainer: SFTTrainer, data_loader: TrainDataLoader) -> Shape:
-    """The data as far as memory is concerned; of a stream, rows of `max_length` with every token trained."""
-    args = trainer.args
-    size = trainer._train_batch_size * args.gradient_accumulation_steps
+def shape_of(settings: RunSettings, data_loader: TrainDataLoader, summary: DataSummary | None) -> Shape:
+    """The data as far as memory is concerned; of a stream, rows of `max_length` with every token trained.
+
+    Args:
+        settings: of the training.
+        data_loader: the data.
+        summary: of their preparation; None: every token is taken to be trained.
+    """
     if data_loader.examples is None or not len(data_loader.examples):
-        longest = int(args.max_length or 1_024)
-        steps = args.max_steps if args.max_steps > 0 else None
-        return Shape(longest, size * longest, 1.0, Batch(size * longest, size * longest, longest), steps)
+        longest = settings.data.max_length or 1_024
+        most = settings.examples_per_step * longest
+        steps = settings.max_steps if settings.max_steps > 0 else None
+        return Shape(longest, most, 1.0, Batch(most, most, longest), steps)
     longest = max(1, data_loader.longest_document())
-    summary = trainer.preparation.summaries.get("train")
-    return shape_of_examples(data_loader.examples.lengths, longest, summary, args, trainer._train_batch_size)
+    return shape_of_examples(data_loader.examples.lengths, longest, summary, settings)
 
 
-def shape_of_examples(
-    lengths: Any, longest: int, summary: DataSummary | None, args: SFTConfig, device_batch_size: int
-) -> Shape:
+def shape_of_examples(lengths: Any, longest: int, summary: DataSummary | None, settings: RunSettings) -> Shape:
     """The same of prepared rows.
 
     Args:
         lengths: tokens of each row, at least one.
         longest: tokens of the longest document.
         summary: of their preparation; None: every token is taken to be trained.
-        args: the training's options.
-        device_batch_size: rows of a device batch.
+        settings: of the training.
     """
-    size = device_batch_size * args.gradient_accumulation_steps
+    size = settings.examples_per_step
     share = 1.0 if summary is None or not summary.num_tokens else summary.num_targets / summary.num_tokens
-    epochs = math.ceil(args.num_train_epochs * math.ceil(len(lengths) / size))
-    num_steps = args.max_steps if args.max_steps > 0 else epochs
+    epochs = math.ceil(settings.num_train_epochs * math.ceil(len(lengths) / size))
+    num_steps = settings.max_steps if settings.max_steps > 0 else epochs
     return shape_from(lengths, longest, share, size, num_steps)
 
 
@@ -325,7 +324,7 @@ def search_space_of(
         settings: what the user has chosen.
         base: the plan by rules of thumb.
         shape: of the data.
-        ways: see `execution_options_of`.
+        executions: see `execution_options_of`.
     """
     inner = base_model(model)
     can_recompute = bool(inner.supports_gradient_checkpointing)

@@ -21,7 +21,7 @@ from sartor.run import voice
 
 
 class Preparation:
-    """How this trainer prepares data sets; keeps a summary of each."""
+    """How a run prepares data sets; keeps a summary of each."""
 
     def __init__(
         self,
@@ -29,15 +29,19 @@ class Preparation:
         train: DataSettings,
         evaluation: DataSettings,
         *,
-        skips: bool,
+        skips: bool = False,
         formatting_func: Callable[[Any], str] | None = None,
         has_collator: bool = False,
         end_tokens: Sequence[str] = (),
     ) -> None:
         """`end_tokens`: texts at which the model's generation stops, besides the tokenizer's end-of-text token."""
+        self.train: Any = None
+        """The prepared data set that is trained on."""
+        self.evaluation: Any = None
+        """The one that is evaluated on, or several by name."""
         self._tokenizer = tokenizer
         self._settings = {"train": train}
-        self._evaluation = evaluation
+        self._evaluation_settings = evaluation
         self._formatting_func = formatting_func
         self._skips = skips
         self._has_collator = has_collator
@@ -55,11 +59,11 @@ class Preparation:
             return replace(settings, num_embeddings=num_embeddings, num_positions=num_positions)
 
         self._settings = {name: limited(settings) for name, settings in self._settings.items()}
-        self._evaluation = limited(self._evaluation)
+        self._evaluation_settings = limited(self._evaluation_settings)
 
     def prepare(self, dataset: Any, name: str) -> Any:
         """One data set, ready for training; what it holds, and what was cut or dropped, is said aloud."""
-        settings = self._settings.get(name, self._evaluation)
+        settings = self._settings.get(name, self._evaluation_settings)
         if mixture.is_mixture(dataset):
             if self._skips:
                 raise DataError(
@@ -109,7 +113,7 @@ class Preparation:
                 "not trained), or drop `skip_prepare_dataset`."
             )
         if not self._has_collator:
-            settings = replace(self._settings.get(name, self._evaluation), max_length=None)
+            settings = replace(self._settings.get(name, self._evaluation_settings), max_length=None)
             check_unprepared(dataset, settings, name)
         return dataset
 

@@ -1,6 +1,6 @@
 """The rehearsal: before the first step, the run's worst micro-batch goes through forward and backward once.
 
-In: a trainer whose run is set up.  Out: what was measured, what was foreseen, and a plan that has held.  What it keeps
+In: a run that is set up.  Out: what was measured, what was foreseen, and a plan that has held.  What it keeps
 true: weights, optimizer states, buffers and random generators are afterwards what they were, bit for bit.
 
 For example: 2,048 tokens at once do not fit in 1.5 GB.  Without a rehearsal that is found out when the longest
@@ -10,12 +10,11 @@ documents come together, perhaps in the ninth hour; here it is before the first 
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -38,13 +37,12 @@ from sartor.run import saving
 from sartor.run.cutting import keyed_micro_batches
 from sartor.run.data_loader import TrainDataLoader
 from sartor.run.policies import freeze
+from sartor.run.session import Session
+from sartor.run.settings import RunSettings
 from sartor.run.setup import matrix_rate
 from sartor.run.state import generator_states, restore_generators
 from sartor.run.stepper import Updater
 from sartor.wording import amount
-
-if TYPE_CHECKING:
-    from sartor.hf.sft_trainer import SFTTrainer
 
 MEMORY_NAME = "memory.json"
 _EPOCHS = 3
@@ -52,63 +50,62 @@ _EPOCHS = 3
 and none is fatal."""
 
 
-def rehearse_run(trainer: SFTTrainer, engine: Engine, data_loader: TrainDataLoader, updater: Updater) -> None:
+def rehearse_run(session: Session, data_loader: TrainDataLoader, updater: Updater, num_steps: int) -> None:
     """Rehearse a run where `rehearse` asks for it, or where it says nothing and it costs little.
 
     Raises:
         OutOfMemoryError: not even one document goes through.
     """
-    asked = trainer.args.rehearse
+    asked = session.settings.rehearse
     if asked is False:
         return
-    against = _impossible(trainer, data_loader)
+    engine = updater.recovery.engine
+    against = _impossible(session.settings, data_loader)
     if against is not None:
         if asked:
-            trainer.say(f"rehearse=True: there is no rehearsal: {against}.")
+            session.say(f"rehearse=True: there is no rehearsal: {against}.")
         return
-    num_steps = trainer.state.max_steps
-    if not asked and worst_batch.is_tiny(num_steps, _run_s(trainer, engine, data_loader, num_steps)):
+    num_rows = num_steps * session.settings.examples_per_step
+    if not asked and worst_batch.is_tiny(num_steps, _run_s(engine, data_loader, num_rows)):
         return
     ahead = _Ahead.of(engine, data_loader, num_steps=num_steps, is_asked=bool(asked))
     worst = ahead.worst(engine)
     if not worst or (not asked and worst_batch.is_costly(worst[0].micro.num_tokens, ahead.run_tokens)):
         return
-    rehearsal = Rehearsal(trainer, engine, updater, ahead)
-    trainer.memory = rehearsal.run()
-    saving.write_json(os.path.join(trainer.args.output_dir, MEMORY_NAME), trainer.memory)
+    session.memory, plan = Rehearsal(updater, ahead, session.say).run()
+    freeze(session, plan)
+    saving.write_json(session.folder / MEMORY_NAME, session.memory)
 
 
-def rehearse_now(
-    trainer: SFTTrainer, engine: Engine, data_loader: TrainDataLoader, updater: Updater, *, num_steps: int
-) -> dict[str, Any]:
-    """Rehearse outside of a run, whatever it costs; returns what `memory.json` holds.
+def rehearse_now(session: Session, data_loader: TrainDataLoader, updater: Updater, num_steps: int) -> None:
+    """Rehearse outside of a run, whatever it costs; `session.memory` is then what `memory.json` holds.
 
     Raises:
         ConfigurationError: there is nothing to rehearse; says why.
         OutOfMemoryError: not even one document goes through.
     """
-    against = _impossible(trainer, data_loader)
+    against = _impossible(session.settings, data_loader)
     if against:
         raise ConfigurationError(f"the memory of a step cannot be looked at beforehand: {against}.")
-    ahead = _Ahead.of(engine, data_loader, num_steps=num_steps, is_asked=True)
-    return Rehearsal(trainer, engine, updater, ahead).run()
+    ahead = _Ahead.of(updater.recovery.engine, data_loader, num_steps=num_steps, is_asked=True)
+    session.memory, plan = Rehearsal(updater, ahead, session.say).run()
+    freeze(session, plan)
 
 
-def _impossible(trainer: SFTTrainer, data_loader: TrainDataLoader) -> str | None:
-    if trainer.uses_padded_batches:
+def _impossible(settings: RunSettings, data_loader: TrainDataLoader) -> str | None:
+    if settings.own_loss:
         return "an own loss or data_collator may do anything with a batch, and should not see one twice"
     if data_loader.examples is None:
         return "which rows a stream gives is not known before"
     return None
 
 
-def _run_s(trainer: SFTTrainer, engine: Engine, data_loader: TrainDataLoader, num_steps: int) -> float | None:
+def _run_s(engine: Engine, data_loader: TrainDataLoader, num_rows: int) -> float | None:
     """What a run takes at the device's rate of matrix products; None where that is not known."""
     rate = matrix_rate(engine.device, engine.compute_dtype)
     if rate is None or data_loader.examples is None or not len(data_loader.examples):
         return None
     length = int(data_loader.examples.lengths.mean())
-    num_rows = num_steps * trainer._train_batch_size * trainer.args.gradient_accumulation_steps
     return num_rows * step_flops(engine.traits, [length], length) / rate
 
 
@@ -183,9 +180,9 @@ def _size(micro: MicroBatch, padded: bool) -> int:
 class Rehearsal:
     """Forward and backward of the worst micro-batches, under the optimizer's states, with everything put back."""
 
-    def __init__(self, trainer: SFTTrainer, engine: Engine, updater: Updater, ahead: _Ahead) -> None:
-        self._trainer = trainer
-        self._engine = engine
+    def __init__(self, updater: Updater, ahead: _Ahead, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._engine = engine = updater.recovery.engine
         self._updater = updater
         self._ahead = ahead
         self._worst: list[_Worst] = []
@@ -201,9 +198,9 @@ class Rehearsal:
         self._unmeasured = ""
         """Why nothing was measured; then only what is out of memory is found."""
 
-    def run(self) -> dict[str, Any]:
-        """Rehearse, say what was found, and freeze it into the plan; returns what `memory.json` holds."""
-        trainer, engine, recovery = self._trainer, self._engine, self._updater.recovery
+    def run(self) -> tuple[dict[str, Any], Plan]:
+        """Rehearse, and say what was found; returns what `memory.json` holds, and the plan with what was measured."""
+        engine, recovery = self._engine, self._updater.recovery
         with _unchanged(engine) as copies:
             self._held_bytes = trace.held_bytes(engine.model, [*copies, *self._updater.states()])
             try:
@@ -211,7 +208,7 @@ class Rehearsal:
             finally:
                 self._undo()
             work = Work(worst.micro.document_lengths, worst.micro.num_targets, worst.num_micro_batches)
-            prediction, reason = estimate_peak(trainer, engine, work, updates=self._updates)
+            prediction, reason = estimate_peak(engine, maker_like(self._updater.optimizer), work, updates=self._updates)
         what = about(engine.model, engine.traits, engine.plan, work)
         found = trace.as_json(prediction, measured, what, reason, self._unmeasured)
         found["instrument"] = trace.instrument(engine.device)
@@ -220,11 +217,9 @@ class Rehearsal:
             measured_bytes = max(found["measured"]["peak_bytes"], self._update_bytes)
         found["measured"]["peak_bytes"] = measured_bytes
         foreseen_bytes = None if prediction is None else prediction.rehearsal_bytes
-        freeze_plan = dataclasses.replace(engine.plan, measured_bytes=measured_bytes)
-        engine.replan(freeze_plan)
-        freeze(trainer, freeze_plan)
-        trainer.say(sentence(worst.micro, measured_bytes, foreseen_bytes, reason, self._unmeasured))
-        return found
+        engine.replan(dataclasses.replace(engine.plan, measured_bytes=measured_bytes))
+        self._say(sentence(worst.micro, measured_bytes, foreseen_bytes, reason, self._unmeasured))
+        return found, engine.plan
 
     def _corrected(self) -> tuple[_Worst, list[Measured]]:
         """`_attempt`; where it needed more than was foreseen, the plan counts with that from then on, and it is tried
@@ -240,7 +235,7 @@ class Rehearsal:
         self._is_corrected = True
         more = (largest - foreseen) * plan.pass_tokens // worst.micro.num_tokens
         self._engine.replan(dataclasses.replace(plan, pass_bytes=plan.pass_bytes + more))
-        self._trainer.say(
+        self._say(
             f"the rehearsal needed {amount(largest - foreseen)} more than was foreseen: the plan counts with it from "
             "here on"
         )
@@ -293,7 +288,7 @@ class Rehearsal:
             loss_scale=self._updater.loss_scale,
         )
         watch.enter(Phase.CLIP)
-        engine.gradient_norm(self._trainer.args.max_grad_norm)
+        engine.gradient_norm(engine.settings.max_grad_norm)
         last = watch.num_stretches()
         watch.enter(Phase.BATCH)
         guard.after(micro.num_tokens, trains=True)
@@ -342,7 +337,7 @@ def _heard(engine: Engine, watch: Trace) -> Iterator[None]:
 
 
 def estimate_peak(
-    trainer: SFTTrainer, engine: Engine, work: Work, *, updates: bool = True
+    engine: Engine, make_optimizer: MakeOptimizer, work: Work, *, updates: bool = True
 ) -> tuple[Prediction | None, str]:
     """What step and rehearsal, which `updates` or does not, need by simulation; None with the reason why it failed."""
     try:
@@ -350,23 +345,15 @@ def estimate_peak(
         for module in model.modules():  # the engine's own come again with the simulation's engine
             compat.drop_forward_hooks(module)
         training = Training(
-            make_optimizer=maker_of(trainer),
+            make_optimizer=make_optimizer,
             rehearses=True,
             rehearses_update=updates,
-            settings=trainer.settings.engine,
+            settings=engine.settings,
             balance_coefficient=engine.balance_coefficient,
         )
         return simulate_model(model, engine.plan, work, training), ""
     except Exception as error:  # whatever it is: a chart without a forecast is no reason to end a run
         return None, reason_of(error)
-
-
-def maker_of(trainer: SFTTrainer) -> MakeOptimizer:
-    """How to make an optimizer of the kind and with the options that the trainer's has."""
-    if trainer.optimizer is None:  # after a profile
-        kind, options = trainer.get_optimizer_cls_and_kwargs(trainer.args, trainer.model)
-        return lambda groups: kind(groups, **options)
-    return maker_like(trainer.optimizer)
 
 
 def about(model: nn.Module, traits: ModelTraits, plan: Plan, work: Work) -> dict[str, Any]:

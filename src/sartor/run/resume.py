@@ -1,41 +1,35 @@
 """Going on from a checkpoint: finding it, seeing that it belongs to this run, and putting everything back.
 
-In: what `train(resume_from_checkpoint=...)` was given.  Out: a trainer, an engine and a drive that are, bit for bit,
-where they were.  A difference that changes what is learned is an error that names it, until the user accepts it.
+In: what `train(resume_from_checkpoint=...)` was given.  Out: model, optimizer and schedule that are, bit for bit, where
+they were.  A difference that changes what is learned is an error that names it, until the user accepts it.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from transformers.trainer_callback import TrainerState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from sartor import compat
-from sartor.config import resolved_configuration
-from sartor.config.resumption import OPTIMIZER, changed_memory, changed_settings
-from sartor.config.table import OPTIONS
 from sartor.device import kind_of
+from sartor.engine.traits import is_adapter
 from sartor.errors import ConfigurationError, ModelError, RunFolderError
+from sartor.masking import same_but_for_secrets
 from sartor.memory.plan import plan_of
 from sartor.optim.host_states import HostStates
 from sartor.optim.implementation import set_implementation
 from sartor.records import Plan
-from sartor.run import checked_state, checkpoint, device_batch, plain_files, sampling, saving
+from sartor.run import checked_state, checkpoint, device_batch, sampling, saving
 from sartor.run.checkpoint_writer import saved_tensors
-from sartor.run.checkpoints import check_callbacks, restore_callbacks
 from sartor.run.fingerprints import WHAT, fingerprints, frozen_digests, tensor_digest, versions
-
-if TYPE_CHECKING:
-    from sartor.hf.sft_trainer import SFTTrainer
+from sartor.run.session import Session
+from sartor.run.settings import RunSettings
 
 IF_ANY = "if_any"
 """`resume_from_checkpoint="if_any"`: the newest checkpoint, or from the start where there is none."""
@@ -55,7 +49,6 @@ class Resumption:
     folder: Path
     content: Mapping[str, Any]
     """What `Checkpoints` saved."""
-    state: TrainerState
     accepted: frozenset[str]
     """Names of what differs and may."""
     frozen: tuple[str, ...] = ()
@@ -67,45 +60,55 @@ class Resumption:
         return plan_of(self.content["plan"]) if self.accepted.isdisjoint(_OF_THE_PLAN) else None
 
 
-def find(trainer: SFTTrainer, asked: str | bool | os.PathLike[str] | None) -> Resumption | None:
+def find(
+    session: Session,
+    asked: str | bool | os.PathLike[str] | None,
+    check: Callable[[Path, Mapping[str, Any]], None] = lambda path, content: None,
+) -> Resumption | None:
     """The checkpoint that was asked for, verified, read and compared; None to start anew.
 
     Args:
-        trainer: of the run that is to go on.
-        asked: None or False; True for the newest one in `output_dir`; "if_any"; or the folder of one.
+        session: of the run that is to go on; gets the split of the checkpoint's optimizer batch.
+        asked: None or False; True for the newest one in the run folder; "if_any"; or the folder of one.
+        check: looks at what else lies in a checkpoint, given its folder and content, before anything is changed; raises
+            `DamagedError` where no run writes that.
 
     Raises:
         RunFolderError: there is none, or it is damaged.
         ConfigurationError: it is of another run, or of another program; names what differs.
     """
-    folder = Path(trainer.args.output_dir)
-    _settle(trainer, folder)
+    folder, say = session.folder, session.say
+    _settle(folder, say)
     if not asked:
         return None
     if asked is True or (asked == IF_ANY and not Path(asked).is_dir()):
-        path = _newest(trainer, folder, may_be_none=asked == IF_ANY)
+        path = _newest(folder, say, may_be_none=asked == IF_ANY)
     else:
         path = _named(Path(asked))
     if path is None:
         return None
-    with _unfit(path):
+    with unfit(path):
         content = checkpoint.read_run(path)
-        state = _trainer_state(path, content["steps"]["done"])
-        _see_attention(trainer, content["plan"])
-    device_batch.keep(trainer, content["plan"], content["settings"])
-    frozen, lost = _frozen(trainer, content, path)
-    accepted = _compare(trainer, content, path, lost)
-    _take_metrics(trainer, content["metrics_bytes"], path)
+        check(path, content)
+        _see_attention(session.model, content["plan"])
+    session.settings = device_batch.kept(session.settings, content["plan"], content["settings"])
+    willing = session.settings.accept_changes
+    frozen, lost = _frozen(session.model, content, path)
+    if frozen and "model" not in willing:
+        say(f"{_shortened(frozen)}: not trained, and not as in {path.name}, which holds them: they are put back.")
+    elif "model" in willing:
+        frozen, lost = (), sorted([*frozen, *lost])
+    accepted = _compare(session.settings, fingerprints(session), content, path, lost, say)
+    _take_metrics(folder, content["metrics_bytes"], path, say)
     if path.parent.resolve() == folder.resolve():
         for later in checkpoint.later_than(path):
             what = "step" if checkpoint.step_of(later) > checkpoint.step_of(path) else "run"
-            trainer.say(f"{later} is of a later {what} than {path.name}: it is kept as {_abandon(later)}.")
-    trainer.say(f"going on from {path}: step {state.global_step} of {state.max_steps}")
-    return Resumption(path, content, state, accepted, frozen)
+            say(f"{later} is of a later {what} than {path.name}: it is kept as {_abandon(later)}.")
+    return Resumption(path, content, accepted, frozen)
 
 
 @contextmanager
-def _unfit(path: Path) -> Iterator[None]:
+def unfit(path: Path) -> Iterator[None]:
     """Say of which checkpoint something is wrong, and what to do.
 
     Raises:
@@ -120,37 +123,21 @@ def _unfit(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _trainer_state(path: Path, num_steps: int) -> TrainerState:
-    """What transformers keeps in `trainer_state.json`.
-
-    Raises:
-        DamagedError: it cannot be read, or be what transformers wrote.
-    """
-    try:
-        content = plain_files.read_object(path / saving.STATE_NAME, plain_files.HISTORY_BYTES)
-    except FileNotFoundError:
-        raise checkpoint.DamagedError(f"{saving.STATE_NAME} is missing") from None
-    known = [field.name for field in dataclasses.fields(TrainerState)]
-    with checkpoint.named(saving.STATE_NAME):
-        checked_state.check_trainer_state(content, known, num_steps)
-    return TrainerState(**content)
-
-
-def _see_attention(trainer: SFTTrainer, plan: Mapping[str, Any]) -> None:
+def _see_attention(model: Any, plan: Mapping[str, Any]) -> None:
     """See that the plan asks for no attention from the Hub, whose code would be run, but for this run's own."""
     attention = plan["attention"]
-    if "/" in attention and attention != compat.attention_of(trainer.model.config):
+    if "/" in attention and attention != compat.attention_of(model.config):
         raise checkpoint.DamagedError(
             f"run_state/state.json: /plan/attention is {attention!r}, which is not this run's"
         )
 
 
-def _settle(trainer: SFTTrainer, folder: Path) -> None:
+def _settle(folder: Path, say: Callable[[str], None]) -> None:
     """Put in order what a run that was killed in a save left in the folder, and say what."""
     with saving.explained(folder):
         for name, place in checkpoint.settle(folder).items():
             what = "it is incomplete, and deleted" if place is None else f"it is whole, and kept as {place.name}"
-            trainer.say(f"{folder / name} was being written or replaced when the run ended: {what}.")
+            say(f"{folder / name} was being written or replaced when the run ended: {what}.")
 
 
 def _abandon(folder: Path) -> Path:
@@ -196,7 +183,7 @@ def _foreign(path: Path) -> str:
     )
 
 
-def _newest(trainer: SFTTrainer, folder: Path, *, may_be_none: bool) -> Path | None:
+def _newest(folder: Path, say: Callable[[str], None], *, may_be_none: bool) -> Path | None:
     """The newest whole checkpoint of a run folder; damaged ones are told, and set aside."""
     found = checkpoint.newest(folder)
     foreign = [path for path, _ in found.damaged if not checkpoint.has_manifest(path) and _is_foreign(path)]
@@ -210,9 +197,9 @@ def _newest(trainer: SFTTrainer, folder: Path, *, may_be_none: bool) -> Path | N
     for path, problem in found.damaged:
         with saving.explained(path):
             place = checkpoint.set_aside(path, "damaged")
-        trainer.say(f"{path} is damaged: {problem}. It is left out, and kept as {place}.")
+        say(f"{path} is damaged: {problem}. It is left out, and kept as {place}.")
     if found.path is None:
-        trainer.say(f"there is no checkpoint in {folder} to go on from: the run starts anew (resume 'if_any').")
+        say(f"there is no checkpoint in {folder} to go on from: the run starts anew (resume 'if_any').")
         _cut_metrics(folder / saving.METRICS_NAME, 0)
     return found.path
 
@@ -224,35 +211,26 @@ def _is_foreign(path: Path) -> bool:
 # --- comparing -----------------------------------------------------------------------------------------------------
 
 
-def _frozen(trainer: SFTTrainer, content: Mapping[str, Any], path: Path) -> tuple[tuple[str, ...], list[str]]:
+def _frozen(model: Any, content: Mapping[str, Any], path: Path) -> tuple[tuple[str, ...], list[str]]:
     """Parameters that are not trained and differ: (those that the checkpoint holds as they were, all others).
 
     A row that was added to an embedding begins at random, and is another one each time that the model is made.
     """
-    then, now = content["frozen"], frozen_digests(trainer.model)
+    then, now = content["frozen"], frozen_digests(model)
     differ = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
-    if not differ or "model" in (trainer.args.accept_changes or ()):
-        return (), differ
-    found = tuple(
-        name for name, value in _saved_frozen(trainer, path, differ) if tensor_digest(value) == then.get(name)
-    )
-    if found:
-        trainer.say(
-            f"{_shortened(found)}: not trained, and not as in {path.name}, which holds them: they are put back."
-        )
+    found = tuple(name for name, value in _saved_frozen(model, path, differ) if tensor_digest(value) == then.get(name))
     return found, [name for name in differ if name not in found]
 
 
-def _saved_frozen(trainer: SFTTrainer, folder: Path, names: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:
+def _saved_frozen(model: Any, folder: Path, names: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:
     """Name and value of each of these parameters that a checkpoint's model files hold.
 
     An adapter's parameters are there without its name: `q_proj.lora_A.weight` for `q_proj.lora_A.default.weight`.
     """
-    from peft import PeftModel
     from safetensors import safe_open
 
-    places = saved_tensors(folder)
-    adapters = trainer.model.peft_config if isinstance(trainer.model, PeftModel) else ()
+    places = saved_tensors(folder) if names else {}
+    adapters = model.peft_config if is_adapter(model) else ()
     for name in names:
         short = next((name.replace(f".{one}.", ".") for one in adapters if f".{one}." in name), name)
         key = name if name in places else short
@@ -265,30 +243,37 @@ def _shortened(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
-def _compare(trainer: SFTTrainer, content: Mapping[str, Any], path: Path, lost: Sequence[str]) -> frozenset[str]:
+def _compare(
+    settings: RunSettings,
+    current: Mapping[str, str],
+    content: Mapping[str, Any],
+    path: Path,
+    lost: Sequence[str],
+    say: Callable[[str], None],
+) -> frozenset[str]:
     """What differs from the run that wrote the checkpoint, and was accepted.
 
     Args:
-        trainer: of the run that goes on.
+        settings: of the run that goes on.
+        current: its fingerprints.
         content: of the checkpoint.
         path: of the checkpoint.
         lost: parameters that are not trained, differ, and cannot be put back.
+        say: tells the user one thing.
 
     Raises:
         ConfigurationError: something differs and was not accepted, or a name to accept is unknown.
     """
-    willing = set(trainer.args.accept_changes or ())
-    unknown = sorted(willing - set(WHAT) - set(OPTIONS))
+    willing, configuration, before = settings.accept_changes, settings.configuration, content["settings"]
+    unknown = sorted(willing - WHAT.keys() - configuration.values.keys())
     if unknown:
         raise ConfigurationError(
             f"accept_changes: {', '.join(unknown)} is neither an option nor one of {', '.join(WHAT)}."
         )
-    now = resolved_configuration(trainer.args)
-    before = content["settings"]
     problems = {
-        name: f"{name} is {new!r}, and was {old!r}" for name, (old, new) in changed_settings(before, now).items()
+        name: f"{name} is {new!r}, and was {old!r}"
+        for name, (old, new) in _changed(before, configuration.values, configuration.mathematics).items()
     }
-    current = fingerprints(trainer)
     for name, digest in content["fingerprints"].items():
         if current.get(name) != digest:
             told = f" ({current.get(name)}, and was {digest})" if name in ("loss", "device") else ""
@@ -303,36 +288,45 @@ def _compare(trainer: SFTTrainer, content: Mapping[str, Any], path: Path, lost: 
         if others:
             which = "These change what is learned: put them back, or accept them"
         raise ConfigurationError([*others, f"{last}. {which} with accept_changes={names.split()}"])
-    for name, text in problems.items():
-        trainer.say(f"accepted: {text}" if name in willing else text)
-    _tell_harmless(trainer, content, now)
+    for text in problems.values():
+        say(f"accepted: {text}")
+    _tell_harmless(content["versions"], say)
+    overruled = sorted(_changed(before, configuration.values, configuration.memory))
+    if overruled:
+        say(f"{', '.join(overruled)} changed, and the plan of the checkpoint is kept: a resumed run is cut as before.")
     return frozenset(problems)
 
 
-def _tell_harmless(trainer: SFTTrainer, content: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Differences that change no mathematics: versions, and memory options that the frozen plan overrules."""
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any], names: frozenset[str]) -> dict[str, tuple[Any, Any]]:
+    """Those of these options that differ: {name: (value in the checkpoint, value now)}; secrets are no difference."""
+    if before.get("max_steps", -1) > 0 and now.get("max_steps", -1) > 0:  # which overrule epochs
+        names -= {"num_train_epochs"}
+    return {
+        name: (before[name], value)
+        for name, value in now.items()
+        if name in names and name in before and not same_but_for_secrets(before[name], value)
+    }
+
+
+def _tell_harmless(before: Mapping[str, str], say: Callable[[str], None]) -> None:
+    """Versions that differ change no mathematics."""
     others = [
-        f"{name} {version} (was {content['versions'].get(name)})"
+        f"{name} {version} (was {before.get(name)})"
         for name, version in versions().items()
-        if content["versions"].get(name) != version
+        if before.get(name) != version
     ]
     if others:
-        trainer.say(f"other versions than in the checkpoint, which may change last bits: {', '.join(others)}")
-    overruled = changed_memory(content["settings"], now)
-    if overruled:
-        trainer.say(
-            f"{', '.join(overruled)} changed, and the plan of the checkpoint is kept: a resumed run is cut as before."
-        )
+        say(f"other versions than in the checkpoint, which may change last bits: {', '.join(others)}")
 
 
 # --- metrics -------------------------------------------------------------------------------------------------------
 
 
-def _take_metrics(trainer: SFTTrainer, num_bytes: int, path: Path) -> None:
+def _take_metrics(folder: Path, num_bytes: int, path: Path, say: Callable[[str], None]) -> None:
     """Make `metrics.jsonl` what it was when the checkpoint was written; in another folder, sample answers come too."""
-    ours = Path(trainer.args.output_dir) / saving.METRICS_NAME
+    ours = folder / saving.METRICS_NAME
     theirs = path.parent / saving.METRICS_NAME
-    if path.parent.resolve() != Path(trainer.args.output_dir).resolve() and theirs.exists():
+    if path.parent.resolve() != folder.resolve() and theirs.exists():
         for file in (theirs, theirs.with_name(sampling.JSON_NAME)):
             if file.exists() and (file.is_symlink() or not file.is_file()):
                 raise RunFolderError(f"{file} is no plain file, and is not copied: put a file there, or move it away.")
@@ -347,9 +341,7 @@ def _take_metrics(trainer: SFTTrainer, num_bytes: int, path: Path) -> None:
                 shutil.copyfile(answers, ours.with_name(sampling.JSON_NAME))
     length = ours.stat().st_size if ours.exists() else 0
     if length < num_bytes:
-        trainer.say(
-            f"{ours} has {length} bytes, and had {num_bytes} when {path.name} was written: what was there is lost."
-        )
+        say(f"{ours} has {length} bytes, and had {num_bytes} when {path.name} was written: what was there is lost.")
     _cut_metrics(ours, num_bytes)
 
 
@@ -362,7 +354,16 @@ def _cut_metrics(path: Path, num_bytes: int) -> None:
 # --- putting back --------------------------------------------------------------------------------------------------
 
 
-def restore_weights(trainer: SFTTrainer, resumption: Resumption) -> None:
+def restore(
+    session: Session, optimizer: torch.optim.Optimizer, scheduler: Any, resumption: Resumption, plan: Plan
+) -> None:
+    """Put weights, optimizer and schedule back; see `restore_weights` and `restore_optimizer`."""
+    restore_weights(session.model, resumption)
+    made_with = session.settings.configuration.optimizer
+    restore_optimizer(optimizer, scheduler, resumption, plan, made_with, session.say)
+
+
+def restore_weights(model: Any, resumption: Resumption) -> None:
     """Masters, and buffers that are saved, into the model that is being trained.
 
     Raises:
@@ -370,9 +371,9 @@ def restore_weights(trainer: SFTTrainer, resumption: Resumption) -> None:
     """
     content = resumption.content
     stored = dict(content["parameters"])
-    parameters = dict(trainer.model.named_parameters())
-    buffers = dict(trainer.model.named_buffers())
-    trained = {name: parameter for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+    parameters = dict(model.named_parameters())
+    buffers = dict(model.named_buffers())
+    trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
     missing = sorted(set(trained) ^ (set(stored) | set(content["saved_parameters"])))
     if missing:
         raise ModelError(
@@ -380,7 +381,7 @@ def restore_weights(trainer: SFTTrainer, resumption: Resumption) -> None:
             f"{', ...' if len(missing) > 4 else ''}. Freeze, or adapt, what was frozen or adapted then."
         )
     stored.update(_from_model_files(resumption.folder, content["saved_parameters"]))
-    with _unfit(resumption.folder), checkpoint.named():
+    with unfit(resumption.folder), checkpoint.named():
         checked_state.check_tensors(content["buffers"], buffers, "/buffers")
     with torch.no_grad():
         for name, parameter in trained.items():
@@ -390,7 +391,7 @@ def restore_weights(trainer: SFTTrainer, resumption: Resumption) -> None:
                     f"{tuple(parameter.shape)}."
                 )
             parameter.copy_(stored[name])
-        for name, saved in _saved_frozen(trainer, resumption.folder, resumption.frozen):
+        for name, saved in _saved_frozen(model, resumption.folder, resumption.frozen):
             parameters[name].copy_(saved)
         for name, value in content["buffers"].items():
             if name in buffers:
@@ -411,25 +412,35 @@ def _from_model_files(folder: Path, names: list[str]) -> dict[str, torch.Tensor]
     return found
 
 
-def restore_optimizer(trainer: SFTTrainer, resumption: Resumption, plan: Plan) -> None:
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer,
+    scheduler: Any,
+    resumption: Resumption,
+    plan: Plan,
+    made_with: frozenset[str],
+    say: Callable[[str], None],
+) -> None:
     """The states of optimizer and schedule; where their options were changed and accepted, around the new options.
 
     Args:
-        trainer: whose optimizer and schedule are new.
+        optimizer: is new.
+        scheduler: is new.
         resumption: what is gone on from.
         plan: that holds from here on; says where states live.
+        made_with: the options that optimizer and schedule are made with.
+        say: tells the user one thing.
     """
-    content, optimizer, scheduler = resumption.content, trainer.optimizer, trainer.lr_scheduler
-    keeps_optimizer, keeps_schedule = "optim" not in resumption.accepted, resumption.accepted.isdisjoint(OPTIMIZER)
-    with _unfit(resumption.folder), checkpoint.named():
+    content = resumption.content
+    keeps_optimizer, keeps_schedule = "optim" not in resumption.accepted, resumption.accepted.isdisjoint(made_with)
+    with unfit(resumption.folder), checkpoint.named():
         if keeps_optimizer:
             checked_state.check_optimizer(content["optimizer"], optimizer, any_options=not keeps_schedule)
         checked_state.check_schedule(content["schedule"], scheduler if keeps_schedule else None)
-    if "optim" in resumption.accepted:
-        trainer.say("the optimizer is another one than in the checkpoint: it starts anew, without the old one's state.")
+    if not keeps_optimizer:
+        say("the optimizer is another one than in the checkpoint: it starts anew, without the old one's state.")
     else:
         state = {"state": content["optimizer"]["state"], "param_groups": content["optimizer"]["param_groups"]}
-        if not resumption.accepted.isdisjoint(OPTIMIZER):
+        if not keeps_schedule:
             state["param_groups"] = optimizer.state_dict()["param_groups"]
         if plan.optimizer_states == "host":
             HostStates(optimizer).load(state)
@@ -437,7 +448,7 @@ def restore_optimizer(trainer: SFTTrainer, resumption: Resumption, plan: Plan) -
             optimizer.load_state_dict(state)
         set_implementation(optimizer, plan.optimizer_implementation)
         _restore_dtypes(optimizer, content["optimizer"])
-    if resumption.accepted.isdisjoint(OPTIMIZER):
+    if keeps_schedule:
         scheduler.load_state_dict(content["schedule"])
         return
     moved = {key: value for key, value in content["schedule"].items() if key in ("last_epoch", "_step_count")}
@@ -459,28 +470,8 @@ def _restore_dtypes(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) 
                 optimizer.state[parameter][key] = value.to(loaded.device)
 
 
-def restore_state(trainer: SFTTrainer, resumption: Resumption) -> None:
-    """What `trainer.state` remembers, but for the steps, and the states of callbacks; after `fresh_state`."""
-    state, saved = trainer.state, resumption.state
-    for name in ("epoch", "num_input_tokens_seen", "total_flos", "log_history", "best_metric"):
-        setattr(state, name, getattr(saved, name))
-    state.best_global_step = saved.best_global_step
-    if saved.best_model_checkpoint is not None:
-        name = f"{PREFIX_CHECKPOINT_DIR}-{saved.best_global_step}"
-        places = [Path(trainer.args.output_dir) / name, resumption.folder.parent / name]  # the folder may have moved
-        run = checkpoint.run_of(resumption.folder)
-        ours = (os.fspath(path) for path in places if path.exists() and checkpoint.run_of(path) == run)
-        state.best_model_checkpoint = next(ours, None)
-        if state.best_model_checkpoint is None:
-            trainer.say(f"{name}, of the best metric so far, is no longer there: it cannot be loaded at the end.")
-    with _unfit(resumption.folder), checkpoint.named(saving.STATE_NAME):
-        check_callbacks(trainer, saved.stateful_callbacks)
-    restore_callbacks(trainer, saved.stateful_callbacks)
-    trainer.current_flos = 0
-
-
-def keep_threads(trainer: SFTTrainer, plan: Plan) -> None:
+def keep_threads(device: torch.device, plan: Plan, say: Callable[[str], None]) -> None:
     """As many threads as before: sums of another number of threads differ in their last bits."""
-    if kind_of(trainer.args.device).is_host and torch.get_num_threads() != plan.num_threads:
-        trainer.say(f"computing with {plan.num_threads} threads as before, in place of {torch.get_num_threads()}.")
+    if kind_of(device).is_host and torch.get_num_threads() != plan.num_threads:
+        say(f"computing with {plan.num_threads} threads as before, in place of {torch.get_num_threads()}.")
         torch.set_num_threads(plan.num_threads)

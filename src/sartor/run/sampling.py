@@ -1,6 +1,6 @@
 """Answers to a few fixed questions while training goes on, kept as a table over the steps.
 
-In: `sample_prompts`, and the trainer's model as it is.  Out: `samples.jsonl` and `samples.md` in the run's folder.
+In: `sample_prompts`, and the model of a run as it is.  Out: `samples.jsonl` and `samples.md` in the run's folder.
 What it keeps true: training goes on as if nobody had asked: weights, modes and random generators are as they were.
 """
 
@@ -12,9 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from transformers import TrainerCallback
+from typing import Any
 
 from sartor.chat.options import SamplingOptions
 from sartor.chat.sample import Speaker
@@ -25,9 +23,7 @@ from sartor.memory.training import Asked
 from sartor.report.files import write_whole
 from sartor.report.lines import LinesFile, whole_lines
 from sartor.run import saving
-
-if TYPE_CHECKING:
-    from sartor.hf.sft_trainer import SFTTrainer
+from sartor.run.session import Session
 
 JSON_NAME = "samples.jsonl"
 TABLE_NAME = "samples.md"
@@ -45,94 +41,77 @@ class Sample:
     answer: str
 
 
-class SampleAnswers(TrainerCallback):
-    """Asks before the first step, at each evaluation or every `sample_steps`, and after the last step."""
+class SampleAnswers:
+    """The questions of one run, and the answers to them so far."""
 
-    def __init__(self, trainer: SFTTrainer, prompts: Sequence[str], every: int | None, max_new_tokens: int) -> None:
-        self._trainer = trainer
-        self._prompts = tuple(prompts)
-        self._every = every
-        self._options = SamplingOptions(greedy=True, max_new_tokens=max_new_tokens, seed=0)
+    def __init__(self, session: Session) -> None:
+        settings = session.settings
+        self._session = session
+        self._prompts = settings.sample_prompts
+        self._options = SamplingOptions(greedy=True, max_new_tokens=settings.sample_max_new_tokens, seed=0)
         self._at_once = len(self._prompts)
         self.samples: list[Sample] = []
         """All that were taken, in the order of the steps."""
         self._num_written = 0
         """Of them, those that stand in the file."""
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Go on with the table of the run that is resumed, or begin one."""
-        step = state.global_step
-        self.samples = self._earlier(args.output_dir, step)
+    def begin(self, step: int) -> None:
+        """Go on with the table of the run that is resumed after so many steps, or begin one."""
+        self.samples = self._earlier(step)
         self._num_written = len(self.samples)
         if not step:
-            self._ask(step)
+            self.ask(step)
 
-    def _earlier(self, folder: str, step: int) -> list[Sample]:
+    def _earlier(self, step: int) -> list[Sample]:
         """What the checkpoint of a step saw: the file holds no more of them; nothing of another run, or unreadable."""
+        folder = self._session.folder
         try:
             if step:
                 return keep(folder, step)
-            (Path(folder) / JSON_NAME).unlink(missing_ok=True)
+            (folder / JSON_NAME).unlink(missing_ok=True)
         except RunFolderError as error:  # answers are no reason to lose a run
-            self._trainer.say(f"the run goes on, without its earlier sample answers: {error}")
+            self._session.say(f"the run goes on, without its earlier sample answers: {error}")
             with suppress(OSError):
-                (Path(folder) / JSON_NAME).unlink()
+                (folder / JSON_NAME).unlink()
         except OSError:  # told when the first answers are to be written
             pass
         return []
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Every `sample_steps`."""
-        if self._every is not None and state.global_step % self._every == 0:
-            self._ask(state.global_step)
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Beside the evaluation's figures, unless `sample_steps` says when."""
-        if self._every is None and self._trainer.is_in_train and not self._is_asked(state.global_step):
-            self._ask(state.global_step)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The model that training ends with, which may be the best one, not the last."""
-        if not self._is_asked(state.global_step) or args.load_best_model_at_end:
-            self._ask(state.global_step)
-        self._trainer.say(f"answers to sample_prompts, the first and the last:\n{first_and_last(self.samples)}")
-
-    def _is_asked(self, step: int) -> bool:
+    def is_asked(self, step: int) -> bool:
         """Whether all questions are; of a run that was killed, perhaps only some."""
         return {sample.prompt for sample in self.samples if sample.step == step}.issuperset(self._prompts)
 
-    def _ask(self, step: int) -> None:
-        trainer = self._trainer
-        assert trainer.engine is not None
-        assert trainer.recovery is not None
-        recovery = trainer.recovery
+    def ask(self, step: int) -> None:
+        """Ask all questions, and write the answers; a training, or an evaluation, is under way."""
+        session, recovery = self._session, self._session.recovery
+        assert recovery is not None
         try:
             answers = recovery.retry("the answers to sample_prompts", self._answers, self._less)
         except OutOfMemoryError as error:  # a table with a hole is no reason to lose a run
-            trainer.say(f"sample_prompts are left unanswered at step {step}: {error}")
+            session.say(f"sample_prompts are left unanswered at step {step}: {error}")
             answers = [NO_ANSWER] * len(self._prompts)
         earlier = [sample for sample in self.samples if sample.step != step]
         is_anew, self.samples = len(earlier) < len(self.samples), earlier
         self.samples += [Sample(step, *pair) for pair in zip(self._prompts, answers, strict=True)]
-        folder = trainer.args.output_dir
+        folder = session.folder
         try:
             if is_anew:
                 self._num_written = len(keep(folder, step - 1))
             append(folder, self.samples[self._num_written :])
             self._num_written = len(self.samples)
-            write_whole(Path(folder) / TABLE_NAME, table(self.samples))
+            write_whole(folder / TABLE_NAME, table(self.samples))
         except RunFolderError as error:
-            trainer.say(f"the run goes on, but its sample answers could not be written: {error}")
+            session.say(f"the run goes on, but its sample answers could not be written: {error}")
 
     def _answers(self) -> list[str]:
-        trainer = self._trainer
-        assert trainer.engine is not None
-        speaker = Speaker(trainer.model, trainer.processing_class)
+        engine = self._session.engine
+        assert engine is not None
+        speaker = Speaker(self._session.model, self._session.tokenizer)
         answers: list[str] = []
         for start in range(0, len(self._prompts), self._at_once):
             self._require_memory(self._prompts[start : start + self._at_once])
             asked = [[{"role": "user", "content": text}] for text in self._prompts[start : start + self._at_once]]
-            with autocast(trainer.engine.device, trainer.engine.compute_dtype):
+            with autocast(engine.device, engine.compute_dtype):
                 answers += speaker.answers(asked, self._options)
         return answers
 
@@ -142,56 +121,52 @@ class SampleAnswers(TrainerCallback):
         Raises:
             ForeseenMemoryError: that would not fit.
         """
-        trainer = self._trainer
-        assert trainer.engine is not None
-        assert trainer.recovery is not None
-        traits = trainer.engine.traits
-        longest = _longest_tokens(trainer, prompts)
+        recovery = self._session.recovery
+        assert recovery is not None
+        traits = recovery.engine.traits
+        longest = _longest_tokens(self._session.tokenizer, prompts)
         cached = 2 * traits.num_layers * (longest + (self._options.max_new_tokens or 0))
         values = (cached + longest * ACTIVATION_VALUES_PER_HIDDEN) * traits.hidden_size + 2 * traits.vocabulary_size
-        trainer.recovery.guard.allocate(4 * len(prompts) * values, "the answers to sample_prompts")
+        recovery.guard.allocate(4 * len(prompts) * values, "the answers to sample_prompts")
 
     def _less(self) -> str | None:
         """A remedy: the same once more, then fewer questions at once."""
-        assert self._trainer.recovery is not None
-        remedy = self._trainer.recovery.try_again()
+        assert self._session.recovery is not None
+        remedy = self._session.recovery.try_again()
         if remedy is not None or self._at_once == 1:
             return remedy
         self._at_once = max(1, self._at_once // 2)
         return f"{self._at_once} of sample_prompts at a time"
 
 
-def asked(trainer: SFTTrainer) -> Asked | None:
+def asked(tokenizer: Any, prompts: Sequence[str], max_new_tokens: int) -> Asked | None:
     """The questions of a run as far as memory is concerned; None where there are none."""
-    prompts = trainer.args.sample_prompts
-    if not prompts:
-        return None
-    return Asked(len(prompts), _longest_tokens(trainer, prompts), trainer.args.sample_max_new_tokens)
+    return Asked(len(prompts), _longest_tokens(tokenizer, prompts), max_new_tokens) if prompts else None
 
 
-def _longest_tokens(trainer: SFTTrainer, prompts: Sequence[str]) -> int:
-    return max(len(trainer.processing_class(text)["input_ids"]) for text in prompts) + _TEMPLATE_TOKENS
+def _longest_tokens(tokenizer: Any, prompts: Sequence[str]) -> int:
+    return max(len(tokenizer(text)["input_ids"]) for text in prompts) + _TEMPLATE_TOKENS
 
 
-def append(folder: str | os.PathLike[str], samples: Sequence[Sample]) -> None:
+def append(folder: Path, samples: Sequence[Sample]) -> None:
     """Append answers to the file of a run, all of them or none; they are on the disk when this returns.
 
     Raises:
         RunFolderError: they cannot be written.
     """
     lines = [json.dumps(asdict(sample), ensure_ascii=False) for sample in samples]
-    with LinesFile(Path(folder) / JSON_NAME) as file:
+    with LinesFile(folder / JSON_NAME) as file:
         file.append("".join(f"{line}\n" for line in lines).encode("utf-8", errors="surrogatepass"))
         file.sync()
 
 
-def keep(folder: str | os.PathLike[str], last_step: int) -> list[Sample]:
+def keep(folder: Path, last_step: int) -> list[Sample]:
     """Cut the file of a run after its answers up to a step, and return these; nothing where there is no file.
 
     Raises:
         RunFolderError: the file holds something else, or cannot be read or cut.
     """
-    path = Path(folder) / JSON_NAME
+    path = folder / JSON_NAME
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise RunFolderError(f"{path} is a link, or no file: what a run writes there would go elsewhere.")
     samples, num_bytes = [], 0

@@ -12,23 +12,20 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors import SafetensorError
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from sartor.engine.precision import Masters
 from sartor.errors import DiskFullError, RunFolderError
 from sartor.masking import is_secret, masked
 from sartor.report import staging
 from sartor.report.files import share_weights
 from sartor.run import checkpoint
-
-if TYPE_CHECKING:
-    from sartor.hf.sft_trainer import SFTTrainer
 
 STATE_NAME = "trainer_state.json"
 PLAN_NAME = "plan.json"
@@ -42,30 +39,20 @@ MAKE_ROOM = (
 )
 
 
-def save_weights(trainer: SFTTrainer, folder: str | os.PathLike[str]) -> None:
-    """Model (in the dtype it arrived in), generation config, tokenizer and template into `folder`.
-
-    Raises:
-        RunFolderError: it cannot be written, or the disk is full.
-    """
-    save_model_alone(trainer, folder)
-    save_tokenizer(trainer, folder)
-
-
-def save_model_alone(trainer: SFTTrainer, folder: str | os.PathLike[str]) -> None:
-    """Model and generation config into `folder`.
+def save_model_alone(model: Any, masters: Masters, folder: str | os.PathLike[str]) -> None:
+    """Model (in the dtype it arrived in) and generation config into `folder`.
 
     Raises:
         RunFolderError: it cannot be written, or the disk is full.
     """
     with explained(folder):
         os.makedirs(folder, exist_ok=True)
-        with trainer.masters.rounded():
-            trainer.model.save_pretrained(folder)
+        with masters.rounded():
+            model.save_pretrained(folder)
         share_weights(folder)
 
 
-def save_tokenizer(trainer: SFTTrainer, folder: str | os.PathLike[str]) -> None:
+def save_tokenizer(tokenizer: Any, folder: str | os.PathLike[str]) -> None:
     """Tokenizer and template into `folder`.
 
     Raises:
@@ -73,9 +60,9 @@ def save_tokenizer(trainer: SFTTrainer, folder: str | os.PathLike[str]) -> None:
     """
     with explained(folder):
         os.makedirs(folder, exist_ok=True)
-        if trainer.processing_class is not None:
-            with _masked_arguments(trainer.processing_class):
-                trainer.processing_class.save_pretrained(folder)
+        if tokenizer is not None:
+            with _masked_arguments(tokenizer):
+                tokenizer.save_pretrained(folder)
 
 
 @contextmanager
@@ -92,8 +79,8 @@ def _masked_arguments(tokenizer: Any) -> Iterator[None]:
         tokenizer.init_kwargs = given
 
 
-def save_anew(trainer: SFTTrainer) -> set[str]:
-    """Save the model into the run folder; returns the names of the files that this has written.
+def save_anew(folder: Path, save: Callable[[Path], None]) -> set[str]:
+    """Save a model into the run folder; returns the names of the files that this has written.
 
     They are written into a folder of their own first, so that nothing which lies in the run folder from another run
     is among them.  The weights of a whole model then take the place of those that were there: an index would be read
@@ -102,12 +89,11 @@ def save_anew(trainer: SFTTrainer) -> set[str]:
     Raises:
         RunFolderError: it cannot be written, the disk is full, or `save_model` wrote no weights where it was told.
     """
-    folder = Path(trainer.args.output_dir)
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(prefix=_FRESH_PREFIX, dir=folder))
         try:
-            trainer.save_model(str(fresh), _internal_call=True)
+            save(fresh)
             made = staging.names_in(fresh)
             if not any(name.endswith(".safetensors") for name in made):
                 raise RunFolderError(f"save_model(output_dir) wrote no weights (*.safetensors) into {fresh}.")
@@ -123,26 +109,14 @@ def save_anew(trainer: SFTTrainer) -> set[str]:
     return made
 
 
-def is_saved_in_an_own_way(trainer: SFTTrainer) -> bool:
-    """Whether `save_model` alone knows how: it is the user's own, or saves an adapter.
-
-    An adapter is small, and peft changes its configuration while it saves.
-    """
-    from peft import PeftModel
-
-    is_own = "save_model" in vars(trainer) or not type(trainer).save_model.__module__.startswith("sartor.")
-    return is_own or isinstance(trainer.model, PeftModel)
-
-
-def drop_all_but_best(trainer: SFTTrainer) -> None:
-    """Delete the last checkpoint where only the best may stay, as transformers' Trainer does when training ends."""
-    best = trainer.state.best_model_checkpoint
-    if best is None or trainer.args.save_total_limit != 1 or not os.path.isdir(best):
+def drop_all_but(best: str, folder: Path, say: Callable[[str], None]) -> None:
+    """Delete the checkpoints of a folder but the best, where only that may stay, as Trainer does when training ends."""
+    if not os.path.isdir(best):
         return
-    for folder in checkpoint.in_order(Path(trainer.args.output_dir)):
-        if not os.path.samefile(folder, best):
-            trainer.say(f"{folder} is deleted: save_total_limit=1, and {best} is the best.")
-            checkpoint.delete(folder)
+    for path in checkpoint.in_order(folder):
+        if not os.path.samefile(path, best):
+            say(f"{path} is deleted: save_total_limit=1, and {best} is the best.")
+            checkpoint.delete(path)
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
@@ -192,7 +166,7 @@ def explained(path: str | os.PathLike[str]) -> Iterator[None]:
 
 def _shown(path: str | os.PathLike[str]) -> str:
     """A path as people know it: a checkpoint's or a model's place, not where it is being written."""
-    shown = re.sub(rf"_({PREFIX_CHECKPOINT_DIR}-\d+)\.partial", r"\1", os.fspath(path))
+    shown = re.sub(rf"_({checkpoint.PREFIX}-\d+)\.partial", r"\1", os.fspath(path))
     return re.sub(rf"[/\\]{re.escape(_FRESH_PREFIX)}\w+", "", shown)
 
 

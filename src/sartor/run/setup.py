@@ -1,16 +1,15 @@
-"""Setting up the engine for a trainer: masters, layout, plan, and putting everything back."""
+"""Setting up the engine for a session: masters, layout, plan, and putting everything back."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
-from transformers.training_args import OptimizerNames
 
 from sartor.device import fast_dtypes, kind_of
 from sartor.engine.flops import measured_matrix_rate
@@ -22,127 +21,127 @@ from sartor.errors import ConfigurationError
 from sartor.memory.limits import available_bytes
 from sartor.memory.plan import default_plan, with_optimizer, write_plan
 from sartor.records import Plan
-from sartor.run import device_batch, saving
+from sartor.run import device_batch, policies, saving
+from sartor.run.data_loader import TrainDataLoader
 from sartor.run.planning import planned
-from sartor.run.policies import recovery_for
-
-if TYPE_CHECKING:
-    from sartor.hf.sft_trainer import SFTTrainer
-    from sartor.run.data_loader import TrainDataLoader
+from sartor.run.preparation import Preparation
+from sartor.run.session import Session
+from sartor.run.settings import RunSettings
+from sartor.run.steps import StepCounter
 
 
 @contextmanager
 def engine_for(
-    trainer: SFTTrainer,
+    session: Session,
     *,
     longest_tokens: Callable[[], int],
     trains: bool,
     frozen: Plan | None = None,
     data_loader: TrainDataLoader | None = None,
 ) -> Iterator[Engine]:
-    """The trainer's model under an engine, for as long as the block lasts.
+    """The session's model under an engine, for as long as the block lasts.
 
-    Within `train()`, evaluation gets the engine that is there.  Else parameters are widened first: as masters for
+    Within a training, evaluation gets the engine that is there.  Else parameters are widened first: as masters for
     training, for the time being for evaluation; and at the end the caller's model is back in the dtype it arrived in.
 
     Args:
-        trainer: whose model and settings.
+        session: whose model and settings.
         longest_tokens: gives the length of the longest document that will go through; asked only where an engine is
             made.
         trains: whether parameters will be updated.
         frozen: the plan of the checkpoint that training goes on from; whatever there is to choose now, it holds.
-        feed: the data that will be trained on, for a plan that foresees what they need.
+        data_loader: the data that will be trained on, for a plan that predicts what they need.
     """
-    if trainer.engine is not None:
-        yield trainer.engine
+    if session.engine is not None:
+        yield session.engine
         return
-    device = next(trainer.model.parameters()).device
-    compute_dtype, reason = _compute_dtype(trainer, device, trains)
+    model, masters, settings, device = session.model, session.masters, session.settings, session.device
+    compute_dtype, reason = _compute_dtype(settings, device, trains)
     if frozen is not None:
         compute_dtype = getattr(torch, frozen.compute_dtype)
-    rounds = trains and trainer.settings.engine.stochastic_rounding
+    rounds = trains and settings.engine.stochastic_rounding
     if rounds:
         require_bf16(compute_dtype, reason)
     if trains:
-        trainer.masters.widen(compute_dtype, rounds=rounds)
+        masters.widen(compute_dtype, rounds=rounds)
+        session.steps = StepCounter()
     try:
-        with trainer.masters.widened_for_now(compute_dtype):
-            traits = read_traits(trainer.model)
+        with masters.widened_for_now(compute_dtype):
+            traits = read_traits(model)
             longest = longest_tokens()
-            plan = frozen or _plan(trainer, traits, device, compute_dtype, reason, longest)
+            plan = frozen or _plan(model, settings, traits, device, compute_dtype, reason, longest)
             if plan.stochastic_rounding != rounds and trains:  # a change that was accepted
-                plan = replace(plan, stochastic_rounding=rounds, parameter_dtype=_trained_dtypes(trainer))
+                plan = replace(plan, stochastic_rounding=rounds, parameter_dtype=_trained_dtypes(model))
             if frozen is None and data_loader is not None:
                 plan = planned(
-                    trainer,
+                    session,
                     plan,
                     traits,
                     data_loader,
                     available_bytes=available_bytes(device),
                     matrix_rate=lambda: matrix_rate(device, compute_dtype),
                 )
-                plan = device_batch.split(trainer, plan, longest)
-            engine = Engine(trainer.model, traits, plan, trainer.settings.engine)
+                session.settings, plan = device_batch.split(settings, plan, longest)
+            engine = Engine(model, traits, plan, settings.engine)
             engine.check_head()
             engine.check_lengths(longest)
             if trains:
-                engine.balance_coefficient = _balance_coefficient(trainer, traits)
+                engine.balance_coefficient = _balance_coefficient(settings, traits, session.say)
+            steps = session.steps if trains else StepCounter()
+            freeze = partial(policies.freeze, session) if trains else None
             with engine.running():
-                trainer.engine = engine
-                trainer.recovery = recovery_for(trainer, engine)
+                session.recovery = policies.recovery_for(engine, steps, session.say, freeze)
                 yield engine
     finally:
-        trainer.engine = trainer.recovery = None
-        trainer.masters.round()
+        session.recovery = None
+        masters.round()
 
 
-def _compute_dtype(trainer: SFTTrainer, device: torch.device, trains: bool) -> tuple[torch.dtype, str]:
+def _compute_dtype(run: RunSettings, device: torch.device, trains: bool) -> tuple[torch.dtype, str]:
     """What is computed in; an evaluation outside of training follows `bf16_full_eval` and `fp16_full_eval`."""
-    settings, args = trainer.settings.engine, trainer.args
+    settings = run.engine
     bf16, fp16 = settings.bf16, settings.fp16
-    if not trains and (args.bf16_full_eval or args.fp16_full_eval):
-        bf16, fp16 = args.bf16_full_eval, args.fp16_full_eval
+    if not trains and (run.bf16_full_eval or run.fp16_full_eval):
+        bf16, fp16 = run.bf16_full_eval, run.fp16_full_eval
     return choose_compute_dtype(device, bf16=bf16, fp16=fp16, strict=settings.strict_precision)
 
 
 def _plan(
-    trainer: SFTTrainer,
+    model: Any,
+    settings: RunSettings,
     traits: ModelTraits,
     device: torch.device,
     compute_dtype: torch.dtype,
     reason: str,
     longest_tokens: int,
 ) -> Plan:
-    name = None
-    if trainer.optimizer is None and trainer.optimizer_cls_and_kwargs is None:
-        name = str(OptimizerNames(trainer.args.optim).value)
     plan = default_plan(
         traits,
-        trainer.settings.engine,
-        choose_layout(trainer.model, traits),
+        settings.engine,
+        choose_layout(model, traits),
         device=device,
-        parameter_dtype=_trained_dtypes(trainer),
+        parameter_dtype=_trained_dtypes(model),
         compute_dtype=str(compute_dtype).removeprefix("torch."),
         compute_reason=reason,
         longest_tokens=longest_tokens,
         available_bytes=available_bytes(device),
         num_threads=torch.get_num_threads(),
     )
-    return with_optimizer(plan, trainer.settings.engine, name)
+    return with_optimizer(plan, settings.engine, settings.optimizer)
 
 
-def _trained_dtypes(trainer: SFTTrainer) -> str:
-    found = {str(p.dtype).removeprefix("torch.") for p in trainer.model.parameters() if p.requires_grad}
+def _trained_dtypes(model: Any) -> str:
+    found = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.requires_grad}
     return " and ".join(sorted(found))
 
 
-def _balance_coefficient(trainer: SFTTrainer, traits: ModelTraits) -> float:
+def _balance_coefficient(settings: RunSettings, traits: ModelTraits, say: Callable[[str], None]) -> float:
     """Weight of a mixture of experts' load-balancing loss: the user's, else the architecture's own.
 
     Raises:
         ConfigurationError: it is asked for, and the model has no such loss, or an own loss stands in its way.
     """
-    asked = trainer.args.router_aux_loss_coef
+    asked = settings.router_aux_loss_coef
     if asked and traits.balance_loss is None:
         raise ConfigurationError(
             f"router_aux_loss_coef={asked} is set, but a {traits.model_type} model has no load-balancing loss: leave "
@@ -151,13 +150,13 @@ def _balance_coefficient(trainer: SFTTrainer, traits: ModelTraits) -> float:
     if traits.balance_loss is None:
         return 0.0
     coefficient = traits.router_aux_loss_coef if asked is None else float(asked)
-    if coefficient and trainer.uses_padded_batches:
+    if coefficient and settings.own_loss:
         if asked is not None:
             raise ConfigurationError(
                 f"router_aux_loss_coef={asked} is set, and so is an own loss or data_collator, which decides alone on "
                 "what is trained: add the load-balancing loss in compute_loss, and leave router_aux_loss_coef out."
             )
-        trainer.say("the load-balancing loss of the experts is left out: an own loss or data_collator decides on it.")
+        say("the load-balancing loss of the experts is left out: an own loss or data_collator decides on it.")
         return 0.0
     return coefficient
 
@@ -179,18 +178,17 @@ def _recomputation(plan: Plan) -> str:
     return "on" if plan.gradient_checkpointing else "off"
 
 
-def announce(trainer: SFTTrainer, plan: Plan) -> None:
+def announce(folder: Path, plan: Plan, data: Preparation, say: Callable[[str], None]) -> None:
     """Write the plan and what is known of the data beside the run, and say the plan in a few lines.
 
     Raises:
         RunFolderError: the run folder cannot be written.
     """
-    folder = Path(trainer.args.output_dir)
     with saving.explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_plan(plan, folder / saving.PLAN_NAME)
-    saving.write_json(folder / saving.DATA_NAME, trainer.preparation.as_json())
-    trainer.say(
+    saving.write_json(folder / saving.DATA_NAME, data.as_json())
+    say(
         f"computing in {plan.compute_dtype} on {plan.device}, parameters in {plan.parameter_dtype}"
         f"{', rounded stochastically' if plan.stochastic_rounding else ''}; "
         f"{plan.layout.value}; up to {plan.micro_batch_tokens:,} tokens at once; gradient checkpointing "
@@ -200,14 +198,14 @@ def announce(trainer: SFTTrainer, plan: Plan) -> None:
     )
     for field in ("per_device_train_batch_size", "compute_dtype", "layout"):
         if field in plan.reasons:
-            trainer.say(f"{field}: {plan.reasons[field]}")
+            say(f"{field}: {plan.reasons[field]}")
 
 
-def count_streams(trainer: SFTTrainer) -> None:
+def count_streams(folder: Path, data: Preparation) -> None:
     """Say what was read of streams, and write it beside the run, where nothing was known before.
 
     Raises:
         RunFolderError: the run folder cannot be written.
     """
-    if trainer.preparation.count_streams():
-        saving.write_json(Path(trainer.args.output_dir) / saving.DATA_NAME, trainer.preparation.as_json())
+    if data.count_streams():
+        saving.write_json(folder / saving.DATA_NAME, data.as_json())

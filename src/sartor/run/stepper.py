@@ -159,10 +159,10 @@ class Updater:
         recovery: Recovery | None = None,
         policy: NonFinitePolicy | None = None,
     ) -> None:
-        self._optimizer = optimizer
+        self.optimizer = optimizer
         self._update: Any = planned_update(optimizer, engine.plan, seed=engine.settings.seed)
         self._update.settle()
-        self._scheduler = scheduler
+        self.scheduler = scheduler
         self._engine = engine
         self._max_grad_norm = max_grad_norm
         self._steps_on_metrics = steps_on_metrics
@@ -197,7 +197,7 @@ class Updater:
 
     def states(self) -> list[torch.Tensor]:
         """That the optimizer has now."""
-        states = self._optimizer.state.values()
+        states = self.optimizer.state.values()
         return [value for state in states for value in state.values() if isinstance(value, torch.Tensor)]
 
     @contextmanager
@@ -289,7 +289,7 @@ class Updater:
         """Advance the schedule, unless the update was skipped or the schedule follows a metric."""
         learning_rate = self._learning_rate()
         if not self._was_skipped and not self._steps_on_metrics:
-            self._scheduler.step()
+            self.scheduler.step()
         self._was_skipped = False
         self.discard()
         return learning_rate
@@ -301,8 +301,8 @@ class Updater:
 
     def _learning_rate(self) -> float:
         if self._steps_on_metrics:
-            return float(self._optimizer.param_groups[0]["lr"])
-        return float(self._scheduler.get_last_lr()[0])
+            return float(self.optimizer.param_groups[0]["lr"])
+        return float(self.scheduler.get_last_lr()[0])
 
 
 def not_finite(step: int, what: str, value: float, rows: str) -> NonFiniteError:

@@ -1,4 +1,4 @@
-"""What a trainer says aloud.
+"""What a run says aloud.
 
 Through the logger `sartor`, to standard error unless the program set up logging itself.  Where that cannot be written,
 the line is lost and not the run.
