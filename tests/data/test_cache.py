@@ -334,7 +334,7 @@ def test_a_second_process_goes_on_when_the_first_is_killed(tmp_path: Path) -> No
 def test_an_entry_holds_no_pickle_and_says_what_is_in_it(ready: Any) -> None:
     entry = entry_of(ready())
     assert sorted(path.name for path in entry.iterdir()) == [cache.DATA, entries.MANIFEST, cache.PLACES]
-    summary = json.loads((entry / cache.MANIFEST).read_text())["summary"]
+    summary = json.loads((entry / entries.MANIFEST).read_text())["content"]["summary"]
     assert summary["num_rows"] == len(ROWS)
 
 

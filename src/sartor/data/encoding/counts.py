@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,22 +23,19 @@ from sartor.data.rows.formats import Reading
 from sartor.data.targets.audit import add_counts
 from sartor.data.tokens.table import TokenRows
 from sartor.errors import DataError
-from sartor.records import IGNORE_INDEX, DataSettings, DataSummary, Packing
+from sartor.records import IGNORE_INDEX, DataSettings, DataSummary, Packing, RowFormat
 
 Labels = NDArray[Any]
 """Labels of tokens, or anything else that is -100 where they are."""
-
-LOSSES = ("num_truncated_rows", "num_truncated_tokens", "num_truncated_targets", "num_dropped_rows")
-"""Fields of a summary that say what cutting costs."""
 
 
 class Counts:
     """What is known of all rows of one data set that were encoded so far, and what cutting them cost."""
 
     def __init__(self, name: str, reading: Reading) -> None:
+        self._name = name
         self._reading = reading
-        self._none = DataSummary(name, reading.format, 0, 0, 0, 0, 0)
-        self.lost = self._none
+        self._lost: Counter[str] = Counter()
         self.num_rows = 0
         self.longest_tokens = 0
         self.has_labels = False
@@ -67,11 +63,11 @@ class Counts:
         self.longest_tokens = max(self.longest_tokens, int(rows.lengths.max(initial=0)))
         self.has_labels = self.has_labels or bool(rows.has_labels.any())
         self.source_rows.update((places.once_each() if settings.unroll else places).counts())
-        rows, cost, places = cut(rows, settings, self._none, places)
+        is_tokenized = self._reading.format is RowFormat.TOKENIZED
+        rows, places, cost = cut(rows, places, settings, name=self._name, is_tokenized=is_tokenized)
         self.kept.count(rows)
         self.kept_labels += int(np.count_nonzero(rows.labels != IGNORE_INDEX))
-        sums = {name: getattr(self.lost, name) + getattr(cost, name) for name in LOSSES}
-        self.lost = replace(self.lost, **sums)
+        self._lost.update(cost)
         return rows, places
 
     def check(self, settings: DataSettings) -> None:
@@ -80,16 +76,16 @@ class Counts:
         Raises:
             DataError: nothing is.
         """
-        name = self._none.name
         if not self.has_labels:
             raise DataError(
-                f"{name} data: no token of any of the {self.num_rows:,} rows is trained: all labels are -100."
+                f"{self._name} data: no token of any of the {self.num_rows:,} rows is trained: all labels are -100."
             )
         if not self.kept_labels:
             raise DataError(
-                f"{name} data: with max_length={settings.max_length} and truncation_mode={settings.truncation_mode} "
-                f"nothing that is trained is left of any of the {self.num_rows:,} rows; the longest has "
-                f"{self.longest_tokens:,} tokens. Raise max_length, or try the other truncation_mode."
+                f"{self._name} data: with max_length={settings.max_length} and "
+                f"truncation_mode={settings.truncation_mode} nothing that is trained is left of any of the "
+                f"{self.num_rows:,} rows; the longest has {self.longest_tokens:,} tokens. Raise max_length, or try the "
+                "other truncation_mode."
             )
 
     def summary(
@@ -110,13 +106,12 @@ class Counts:
             notes: what else to say.
         """
         notes = (*self._reading.notes, *encoder.notes(self.tally), *notes, *mixing_notes(how))
-        return replace(
-            self.lost,
-            num_rows=num_rows,
-            num_examples=written.num_examples,
-            num_tokens=written.num_tokens,
-            num_targets=written.num_targets,
-            longest_tokens=written.longest_tokens,
+        return DataSummary(
+            self._name,
+            self._reading.format,
+            num_rows,
+            **written.counts(),
+            **self._lost,
             notes=notes + tuple(f"skipped: {told}" for told in self.problems.told()),
             num_skipped_rows=len(self.problems.bad_places),
             skipped_kinds=self.problems.counts,

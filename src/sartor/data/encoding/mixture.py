@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sartor.data.encoding.counts import LOSSES
-from sartor.data.encoding.store import Written
+from sartor.data.encoding.cutting import LOSSES
+from sartor.data.encoding.store import MADE, Written
 from sartor.data.reading import sources
 from sartor.data.reading.places import Places
 from sartor.data.reading.sources import Source
@@ -43,8 +43,6 @@ Prepare = Callable[[Any, DataSettings, str], PreparedData]
 
 _WEIGHT = re.compile(r"(.+):([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)", re.DOTALL)
 _NUMBER_COLUMN = "__number__"
-MADE = ("num_examples", "num_tokens", "num_targets", "longest_tokens")
-"""Fields of a summary, and of `Written`, that say what the examples hold."""
 
 
 def parse_source(text: str) -> tuple[str, float | None]:
@@ -307,7 +305,7 @@ def _counted(summary: DataSummary, mixed: datasets.Dataset, places: Places) -> D
     columns = [column for column in mixed.column_names if column in ("input_ids", "labels", "seq_lengths")]
     for table in mixed.select_columns(columns).with_format("arrow").iter(10_000):
         written.count(TokenRows.from_table(table))
-    return replace(summary, **{field: getattr(written, field) for field in MADE}, source_rows=places.counts())
+    return replace(summary, **written.counts(), source_rows=places.counts())
 
 
 def _notes(

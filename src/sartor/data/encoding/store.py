@@ -28,6 +28,8 @@ Integers = NDArray[np.int64]
 Arrangement = Packing | Integers | None
 """Blocks, or the order of rows; None: rows as they are."""
 
+MADE = ("num_examples", "num_tokens", "num_targets", "longest_tokens")
+"""Fields of a summary, and of `Written`, that say what the examples hold."""
 EXAMPLES_PER_BATCH = 1000
 """Examples in memory at a time while the table is written; Arrow's lists count tokens in 32 bits, batch by batch."""
 
@@ -208,6 +210,10 @@ class Written:
     longest_tokens: int = 0
     fingerprint: str = ""
     """Of its content alone."""
+
+    def counts(self) -> dict[str, Any]:
+        """What is counted, under the names that it has in a summary."""
+        return {name: getattr(self, name) for name in MADE}
 
     def count(self, examples: TokenRows) -> None:
         """Count more examples."""

@@ -32,11 +32,12 @@ from sartor.data.inspection.reading import Batch, RowReader
 from sartor.data.inspection.record import Finding, Inspection, Sample, Severity, rows
 from sartor.data.inspection.sample import sample_of
 from sartor.data.inspection.texts import TextChecks, row_text
-from sartor.data.inspection.token_checks import TokenChecks
-from sartor.data.inspection.written import WrittenChecks
+from sartor.data.inspection.token_checks import look_at_tokens
+from sartor.data.inspection.written import look_at_written
 from sartor.data.reading.places import Places
 from sartor.data.reading.problems import excerpt
 from sartor.data.rows.detection import FormattingFunction
+from sartor.data.targets.audit import end_ids
 from sartor.data.tokens.table import TokenRows
 from sartor.records import IGNORE_INDEX, DataSettings, DataSummary
 
@@ -94,8 +95,7 @@ class Examination:
         self._mode = "keep_start" if given.settings.packing else given.settings.truncation_mode
         self._ledger = Ledger(name)
         self._texts = TextChecks(self._ledger, given.tokenizer.all_special_tokens, given.tokenizer.eos_token)
-        self._written = WrittenChecks(self._ledger, given.tokenizer)
-        self._tokens = TokenChecks(self._ledger, given.tokenizer, given.end_tokens)
+        self._ends = end_ids(given.tokenizer, given.end_tokens)
         self._tally = LengthTally(given.settings.max_length, self._mode, given.context)
         self._counts = Counts(name, self._reader.reading)
         self._kept_lengths: list[Any] = []
@@ -164,8 +164,8 @@ class Examination:
         """One batch of usable rows."""
         self._tally.add(batch.encoded)
         self._count(batch.encoded, batch.example_places)
-        self._written.look(batch)
-        self._tokens.look(batch)
+        look_at_written(batch, self._given.tokenizer, self._ledger)
+        look_at_tokens(batch, self._given.tokenizer, self._ends, self._ledger)
         ids = _ids_by_place(batch) if batch.rows[0] is None else {}
         for where, row in zip(batch.places, batch.rows, strict=True):
             asked, shown = "", ""

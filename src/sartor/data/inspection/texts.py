@@ -16,6 +16,7 @@ import numpy as np
 from sartor.data.inspection.ledger import Ledger
 from sartor.data.inspection.record import Severity
 from sartor.data.rows.formats import TrainingRow
+from sartor.data.templates.fields import any_of
 
 MARKERS: Mapping[str, tuple[str, ...]] = {
     "ChatML": ("<|im_start|>", "<|im_end|>"),
@@ -33,7 +34,7 @@ MARKERS: Mapping[str, tuple[str, ...]] = {
 """Family of templates to strings that hardly occur in text for any other reason."""
 
 _FAMILY = {marker: family for family, markers in MARKERS.items() for marker in markers}
-_MARKER = re.compile("|".join(re.escape(marker) for marker in sorted(_FAMILY, key=len, reverse=True)))
+_MARKER = any_of(_FAMILY)
 _PLACEHOLDERS = frozenset(["n/a", "na", "none", "null", "nil", "nan", "todo", "tbd", "undefined", "empty", "no answer"])
 _SHORT_CHARACTERS = 10
 """An answer of more than this is never near-empty, whatever the others are like."""
@@ -86,8 +87,7 @@ class TextChecks:
         """`end`: the end-of-text token, which a text may end with."""
         self._ledger = ledger
         self._end = end
-        atoms = sorted({token for token in special_tokens if token.strip()}, key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, atoms))) if atoms else None
+        self._special = any_of(token for token in special_tokens if token.strip())
         self._short: list[tuple[str, str]] = []
         self._answer_lengths: list[int] = []
 
@@ -110,7 +110,7 @@ class TextChecks:
             self._look_at_answer(answer.strip(), where)
 
     def _look_for_markers(self, text: RowText, contents: str, where: str) -> None:
-        special = set(self._special.findall(contents)) if self._special is not None else set()
+        special = set(self._special.findall(contents))
         if special:
             shown = ", ".join(sorted(special))
             is_text = not text.is_conversation

@@ -78,9 +78,7 @@ class AssistantTargets:
             return [], []
         proven = [proof for proof in proofs if proof is not None]
         texts = [proof.text for proof in proven]
-        encodings = yield from self._turn_tokenizer.encodings(texts)
-        heads = self._turn_tokenizer.heads(texts, [proof.turns for proof in proven])
-        self._turn_tokenizer.learn_heads(heads, (yield self._turn_tokenizer.batch(heads)) if heads else [])
+        encodings = yield from self._turn_tokenizer.encodings(texts, [proof.turns for proof in proven])
         all_ids, all_marks = [], []
         for row, proof, encoding in zip(rows, proven, encodings, strict=True):
             num_cut = self._turn_tokenizer.num_cut_turns

@@ -7,7 +7,6 @@ training wrong beyond doubt is an error elsewhere (see `docs/targets.md` for the
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from sartor.data.rows.formats import Message, TrainingRow
-from sartor.data.templates.fields import fields_of, kinds_of
+from sartor.data.templates.fields import any_of, fields_of, kinds_of
 from sartor.data.templates.provenance.render import PerTemplate, Renderer, TraceError
 from sartor.data.templates.provenance.shadow import Kind
 from sartor.data.templates.provenance.spans import Span, spans_of
@@ -38,8 +37,7 @@ class Audit:
     def __init__(self, tokenizer: Any, end_tokens: Sequence[str] = ()) -> None:
         """`end_tokens`: texts at which generation stops, besides the tokenizer's end-of-text token."""
         self._tokenizer = tokenizer
-        special = sorted(filter(None, tokenizer.all_special_tokens), key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, special))) if special else None
+        self._special = any_of(tokenizer.all_special_tokens)
         self._end_ids = end_ids(tokenizer, end_tokens)
         self._renderers = PerTemplate(tokenizer, Renderer)
 
@@ -47,12 +45,10 @@ class Audit:
         """Count rows whose own text holds what the tokenizer takes for a special token."""
         # In one go first: nearly always there is none, and a search for each text takes longer than the search itself.
         end = self._tokenizer.eos_token
-        if self._special is None or not self._special.search(
-            "\0".join([text for row in rows for text in _texts_of(row, end)])
-        ):
+        if not self._special.search("\0".join([text for row in rows for text in _texts_of(row, end)])):
             return
         for row in rows:
-            found = next(filter(None, map(self._special.search, _texts_of(row, self._tokenizer.eos_token))), None)
+            found = next(filter(None, map(self._special.search, _texts_of(row, end))), None)
             if found:
                 count(tally, _SPECIAL, f"{row.where} ({found[0]})")
 

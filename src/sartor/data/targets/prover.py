@@ -18,7 +18,6 @@ text begins with it, so the turn begins there.  It ends with the last end token 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -26,6 +25,7 @@ from typing import Any
 
 from sartor.data.targets.attempt import Attempt, Proof, Rule, Rules, Start, Turn, Unproven
 from sartor.data.targets.prompts import Prompts
+from sartor.data.templates.fields import any_of
 from sartor.data.templates.provenance.render import PerTemplate, Renderer, TraceError
 
 __all__ = ["Proof", "Prover", "Rule", "Start", "Turn", "Unproven", "provers"]
@@ -59,8 +59,7 @@ class Prover:
         """
         self._renderer = Renderer(template, special_tokens)
         self._prompts = Prompts(self._renderer, template)
-        texts = sorted({*atoms, *end_tokens}, key=len, reverse=True)  # the longest first: one may begin another
-        self._rules = Rules(tuple(end_tokens), start, append_eot, re.compile("|".join(map(re.escape, texts))))
+        self._rules = Rules(tuple(end_tokens), start, append_eot, any_of((*atoms, *end_tokens)))
 
     def prove(
         self,

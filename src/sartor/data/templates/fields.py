@@ -5,7 +5,8 @@ What comes in: a message.  What goes out: each of its texts, with what it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from sartor.data.templates.provenance.shadow import Kind
@@ -31,6 +32,12 @@ def fields_of(message: Mapping[str, Any]) -> Iterator[tuple[Kind | None, str, st
             yield None, "tool call", function["name"]
         for text in _texts_in(function.get("arguments")):
             yield Kind.ARGUMENTS, "tool arguments", text
+
+
+def any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """Finds any of these texts, the longest first, as one may begin another; nothing where there are none."""
+    longest_first = sorted(filter(None, set(texts)), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
 
 def kinds_of(message: Mapping[str, Any]) -> set[Kind]:
