@@ -19,7 +19,7 @@ from sartor.data.encoding.assemble import prepare_rows
 from sartor.data.encoding.encoder import Encoder
 from sartor.data.encoding.limits import check_blocks
 from sartor.data.encoding.request import Packer, Request, silently
-from sartor.data.rows.detection import recognise
+from sartor.data.rows.detection import FormattingFunction, recognise
 from sartor.data.rows.formats import Reading
 from sartor.data.templates.rendering import adopt_chatml
 from sartor.errors import ConfigurationError, DataError
@@ -27,8 +27,6 @@ from sartor.records import DataSettings, PreparedData, RowFormat
 
 if TYPE_CHECKING:
     import datasets
-
-FormattingFunction = Callable[[dict[str, Any]], str]
 
 
 def prepare(
@@ -77,10 +75,9 @@ def prepare(
             "have it return input_ids and labels."
         )
     dataset = dataset.with_format(None)
-    columns, reading = recognise(dataset, settings, name=name, formatting_func=formatting_func)
+    columns, reading = reading_of(dataset, tokenizer, settings, name=name, formatting_func=formatting_func)
     if settings.packing and "seq_lengths" in columns and reading.format is RowFormat.TOKENIZED:
         raise ConfigurationError(f"The {name} data is packed already (it has seq_lengths). Set packing=False.")
-    reading = _with_template(reading, tokenizer)
     check_blocks(settings)
     if reading.format is not RowFormat.TOKENIZED and _fits(tokenizer, settings.num_embeddings):
         settings = replace(settings, num_embeddings=None)  # one cache for all models with this tokenizer
@@ -111,9 +108,19 @@ def _check_settings(settings: DataSettings, pack: Packer | None) -> None:
             raise TypeError("prepare() needs pack= where settings.packing is set")
 
 
-def _with_template(reading: Reading, tokenizer: Any) -> Reading:
-    """See that there is a chat template where rows need one."""
-    if not reading.is_conversational:
-        return reading
-    note = adopt_chatml(tokenizer)
-    return reading if note is None else replace(reading, notes=(note, *reading.notes))
+def reading_of(
+    dataset: datasets.Dataset | datasets.IterableDataset,
+    tokenizer: Any,
+    settings: DataSettings,
+    *,
+    name: str,
+    formatting_func: FormattingFunction | None = None,
+) -> tuple[list[str], Reading]:
+    """The columns of a data set, and how its rows are read, by a tokenizer with a chat template where they need one.
+
+    Raises:
+        DataError, ConfigurationError: see `recognise` and `adopt_chatml`.
+    """
+    columns, reading = recognise(dataset, settings, name=name, formatting_func=formatting_func)
+    note = adopt_chatml(tokenizer) if reading.is_conversational else None
+    return columns, reading if note is None else replace(reading, notes=(note, *reading.notes))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from sartor.data.encoding.encoder import Encoder
 from sartor.data.reading.places import Places
 from sartor.data.reading.problems import ProblemLog
-from sartor.data.reading.tables import PROBLEM_COLUMN, is_readable, places_of, rows_of
+from sartor.data.reading.tables import PROBLEM_COLUMN, batches_of, is_readable
 from sartor.data.tokens.table import TokenRows
 from sartor.data.tokens.tokenizing import Tokenization, run_ahead
 
@@ -52,14 +52,8 @@ def encode_here(dataset: datasets.Dataset, encoder: Encoder, *, name: str) -> Ge
         name: what the rows are for; messages use it.
     """
 
-    def works() -> Iterator[Tokenization[Part]]:
-        first = 0
-        for batch in dataset.iter(ROWS_PER_BATCH):
-            rows = rows_of(batch)
-            yield encoding_part(encoder, rows, places_of(rows, first, name))
-            first += len(rows)
-
-    with few_collections(), closing(run_ahead(works(), encoder.tokenize)) as results:
+    works = (encoding_part(encoder, rows, places) for rows, places in batches_of(dataset, ROWS_PER_BATCH, name))
+    with few_collections(), closing(run_ahead(works, encoder.tokenize)) as results:
         yield from results
 
 

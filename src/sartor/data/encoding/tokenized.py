@@ -11,7 +11,7 @@ from typing import Any
 
 from sartor.data.encoding.limits import check_rows
 from sartor.data.reading.problems import ProblemLog
-from sartor.data.reading.tables import WHERE_COLUMN, places_of, rows_of
+from sartor.data.reading.tables import WHERE_COLUMN, batches_of
 from sartor.data.rows.detection import TOKEN_COLUMNS
 from sartor.data.targets.weights import token_weights_problem
 from sartor.data.tokens.table import TokenRows
@@ -73,13 +73,11 @@ def check_unprepared(dataset: Any, settings: DataSettings, name: str) -> None:
     if "input_ids" not in dataset.column_names:
         return
     wanted = [column for column in dataset.column_names if column in (*TOKEN_COLUMNS, WHERE_COLUMN)]
-    problems, first = ProblemLog(), 0
-    for columns in dataset.with_format(None).select_columns(wanted).iter(_ROWS_PER_BATCH):
-        rows = rows_of(columns)
-        tokens, _, places = read_tokenized(rows, places_of(rows, first, name), problems, completion_only=False)
-        check_rows(tokens, places, settings, problems)
-        first += len(rows)
-    problems.raise_if_any(f"{name} data", first)
+    problems = ProblemLog()
+    for rows, places in batches_of(dataset.with_format(None).select_columns(wanted), _ROWS_PER_BATCH, name):
+        tokens, _, kept = read_tokenized(rows, places, problems, completion_only=False)
+        check_rows(tokens, kept, settings, problems)
+    problems.raise_if_any(f"{name} data", len(dataset))
 
 
 def token_problem(row: Row) -> tuple[str, str] | None:

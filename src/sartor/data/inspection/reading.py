@@ -10,17 +10,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sartor.data.encoding.encode import reading_of
 from sartor.data.encoding.encoder import Encoder
 from sartor.data.encoding.parts import ROWS_PER_BATCH, Part, encoding_part
 from sartor.data.reading.problems import ProblemLog
-from sartor.data.reading.tables import places_of, rows_of
-from sartor.data.rows.detection import FormattingFunction, recognise
-from sartor.data.rows.formats import Reading, TrainingRow, convert
+from sartor.data.reading.tables import batches_of
+from sartor.data.rows.detection import FormattingFunction
+from sartor.data.rows.formats import TrainingRow, convert
 from sartor.data.targets.audit import add_counts
-from sartor.data.templates.rendering import adopt_chatml
 from sartor.data.tokens.table import TokenRows
 from sartor.data.tokens.tokenizing import Tokenization, run_ahead
 from sartor.records import DataSettings, RowFormat
@@ -94,14 +94,9 @@ class RowReader:
             ConfigurationError: options that do not fit them.
         """
         self._dataset = dataset.with_format(None)
-        _, reading = recognise(self._dataset, settings, name=name, formatting_func=formatting_func)
-        if reading.is_conversational:
-            note = adopt_chatml(tokenizer)
-            reading = reading if note is None else replace(reading, notes=(note, *reading.notes))
-        self.reading: Reading = reading
-        self._settings = settings
         self._name = name
-        self.encoder = Encoder(tokenizer, reading, settings, end_tokens)
+        _, self.reading = reading_of(self._dataset, tokenizer, settings, name=name, formatting_func=formatting_func)
+        self.encoder = Encoder(tokenizer, self.reading, settings, end_tokens)
         self.num_rows = 0
         """Rows read so far, bad ones too."""
         self.problems = ProblemLog()
@@ -120,9 +115,8 @@ class RowReader:
 
     def _works(self) -> Iterator[Tokenization[tuple[_Raw, Part]]]:
         first = 0
-        for columns in self._dataset.iter(ROWS_PER_BATCH):
-            rows = rows_of(columns)
-            yield self._work(_Raw(rows, places_of(rows, first, self._name), first))
+        for rows, places in batches_of(self._dataset, ROWS_PER_BATCH, self._name):
+            yield self._work(_Raw(rows, places, first))
             first += len(rows)
 
     def _work(self, raw: _Raw) -> Tokenization[tuple[_Raw, Part]]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from sartor.data.reading.large import is_large, on_disk
 from sartor.data.reading.table_files import tables_of
 from sartor.data.reading.tables import WHERE_COLUMN, dataset_of, write_rows
-from sartor.data.reading.text_files import EXAMPLE_ROW, read_text
+from sartor.data.reading.text_files import EXAMPLE_ROW, OPENERS, packing_of, read_text
 from sartor.errors import DataError
 from sartor.records import Problem, Row
 
@@ -22,17 +22,26 @@ if TYPE_CHECKING:
 
 __all__ = ["SUFFIXES", "WHERE_COLUMN", "kind_of", "read_files"]
 
-TEXT_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
+KINDS = {
+    ".jsonl": "JSON",
+    ".ndjson": "JSON",
+    ".json": "JSON",
+    ".csv": "CSV",
+    ".tsv": "CSV",
+    ".parquet": "Parquet",
+    ".arrow": "Arrow",
+}
+"""What files hold, by their suffix."""
 TABLE_SUFFIXES = (".parquet", ".arrow")
-SUFFIXES = TEXT_SUFFIXES + TABLE_SUFFIXES
+SUFFIXES = tuple(KINDS)
 
 
 def kind_of(path: Path) -> str | None:
-    """The suffix that decides how a file is read, in lower case and without `.gz`; None where it is not one of ours."""
-    name = path.name.lower()
-    text = name.removesuffix(".gz")
-    known = SUFFIXES if text == name else TEXT_SUFFIXES
-    return next((suffix for suffix in known if text.endswith(suffix)), None)
+    """The suffix that decides how a file is read, in lower case, whatever packs it; None where it is none of ours."""
+    packing = packing_of(path)
+    name = path.name.lower().removesuffix(packing)
+    suffix = next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
+    return None if packing and suffix in TABLE_SUFFIXES else suffix
 
 
 def read_files(files: Sequence[tuple[Path, str]], data_cache: str | None = None) -> datasets.Dataset:
@@ -50,8 +59,8 @@ def read_files(files: Sequence[tuple[Path, str]], data_cache: str | None = None)
     suffix = kind_of(path)
     if suffix is None:
         raise DataError(
-            f"{path} is of no kind that can be read. Its name should end in {', '.join(SUFFIXES)} (.gz may follow the "
-            "text kinds)."
+            f"{path} is of no kind that can be read. Its name should end in {', '.join(SUFFIXES)} "
+            f"({', '.join(OPENERS)} may follow the text kinds)."
         )
     try:
         is_table = suffix in TABLE_SUFFIXES

@@ -19,6 +19,7 @@ import xxhash
 
 from sartor.data import entries
 from sartor.data.entries import Content, digest_of_file, folder_of, found_or_made, in_temporary_folder, removed_with
+from sartor.data.reading.text_files import packing_of
 from sartor.errors import DataError, SartorWarning
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def _unpacked_bytes(path: Path) -> int:
     import pyarrow.parquet
 
     num_bytes = path.stat().st_size
-    if path.name.lower().endswith(".gz"):
+    if packing_of(path):
         return UNPACKED * num_bytes
     if path.name.lower().endswith(".parquet"):
         try:

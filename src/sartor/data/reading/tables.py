@@ -53,6 +53,15 @@ def place_of(row: Mapping[str, Any], number: int, name: str) -> str:
     return row.get(WHERE_COLUMN) or f"{name} data, row {number}"
 
 
+def batches_of(dataset: Any, size: int, name: str) -> Iterator[tuple[list[Mapping[str, Any]], list[str]]]:
+    """All rows, so many at a time, each with where it stands (see `place_of`)."""
+    first = 0
+    for batch in dataset.iter(size):
+        rows = rows_of(batch)
+        yield rows, places_of(rows, first, name)
+        first += len(rows)
+
+
 def rows_of(batch: Mapping[str, Sequence[Any]]) -> list[Mapping[str, Any]]:
     """The rows of a batch of columns."""
     names = list(batch)
