@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sartor.data.encoding.encode import prepare
+from sartor.data.encoding.encoder import Encoder
 from sartor.data.inspection.prepared import example_of
 from sartor.data.inspection.sample import tokens_of
 from sartor.data.inspection.terminal import plain
 from sartor.data.reading.problems import ProblemLog
-from sartor.data.rows.formats import TrainingRow
+from sartor.data.rows.formats import Reading, TrainingRow
 from sartor.data.targets.assistant import AssistantTargets
 from sartor.data.tokens.tokenizing import BatchTokenizer, run
 from sartor.errors import ConfigurationError, DataError
@@ -301,7 +302,7 @@ def test_the_proven_part_is_shown(tokenizer: Any) -> None:
 
 def test_a_tokenizer_that_cannot_locate_tokens_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="needs a fast tokenizer"):
-        AssistantTargets(SimpleNamespace(is_fast=False), [], completion_only=True)
+        Encoder(SimpleNamespace(is_fast=False), Reading(RowFormat.MESSAGES, "messages"), SETTINGS)
 
 
 def test_an_end_that_is_no_token_of_its_own_is_refused(tokenizer: Any) -> None:

@@ -45,10 +45,14 @@ class Encoder:
     def __init__(
         self, tokenizer: Any, reading: Reading, settings: DataSettings, end_tokens: Sequence[str] = ()
     ) -> None:
+        if settings.assistant_only_loss and not tokenizer.is_fast:
+            raise ConfigurationError(
+                "assistant_only_loss=True needs a fast tokenizer (one with tokenizer.json); this one cannot say where "
+                "in a text its tokens are."
+            )
         self._tokenizer = tokenizer
         self._reading = reading
         self._settings = settings
-        self.format = reading.format
         self._assistant_only = settings.assistant_only_loss
         self._completion_only = settings.completion_only_loss is not False or settings.unroll
         self._unrolls = settings.unroll
@@ -75,11 +79,6 @@ class Encoder:
             proves_answers=self._proven is not None,
             proves_starts=self._starts is not None and has_completions,
         )
-        if self._assistant_only and not tokenizer.is_fast:
-            raise ConfigurationError(
-                "assistant_only_loss=True needs a fast tokenizer (one with tokenizer.json); this one cannot say where "
-                "in a text its tokens are."
-            )
         if self._appends_eos and tokenizer.eos_token is None:
             raise ConfigurationError(
                 "The tokenizer has no end-of-text token to append to the rows. Set tokenizer.eos_token, or eos_token."

@@ -16,7 +16,10 @@ SCHEMA = 1
 
 
 class Severity(StrEnum):
-    """How bad a finding is: a training run would stop, would probably learn something wrong, or worth knowing."""
+    """How bad a finding is: a training run would stop, would probably learn something wrong, or worth knowing.
+
+    The worst comes first.
+    """
 
     ERROR = "error"
     WARNING = "warning"

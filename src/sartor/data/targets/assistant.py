@@ -13,7 +13,7 @@ from typing import Any
 
 from sartor.data.reading.problems import ProblemLog
 from sartor.data.rows.formats import TrainingRow
-from sartor.data.targets.audit import count_dropped
+from sartor.data.targets.audit import count_dropped, end_texts
 from sartor.data.targets.prover import Proof, Rule, Start, Unproven, provers
 from sartor.data.targets.turn_tokens import TurnTokenizer
 from sartor.data.targets.unroll import is_trained
@@ -39,7 +39,7 @@ class AssistantTargets:
         append_eot: bool = False,
         last_only: bool = False,
     ) -> None:
-        """Look up the tokens that end a turn.
+        """Look up the tokens that end a turn; the tokenizer is a fast one.
 
         Args:
             end_tokens: texts of tokens at which generation stops, besides the tokenizer's end-of-text token.
@@ -49,14 +49,8 @@ class AssistantTargets:
             last_only: whether only the last message of each row counts as left out: conversations are unrolled.
 
         Raises:
-            ConfigurationError: the tokenizer cannot say where in a text its tokens are, or has no usable end token.
+            ConfigurationError: the tokenizer has no usable end token.
         """
-        if not tokenizer.is_fast:
-            raise ConfigurationError(
-                "assistant_only_loss=True needs a fast tokenizer (one with tokenizer.json) where the chat "
-                "template has no "
-                "{% generation %} marks; this one cannot say where in a text its tokens are."
-            )
         self._tokenizer = tokenizer
         self._end_tokens = _end_tokens(tokenizer, end_tokens)
         self._completion_only = completion_only
@@ -165,7 +159,7 @@ def _end_tokens(tokenizer: Any, others: Sequence[str]) -> list[str]:
     Raises:
         ConfigurationError: there is none, or one is not a single token.
     """
-    tokens = [token for token in (tokenizer.eos_token, *others) if token]
+    tokens = end_texts(tokenizer, others)
     if not tokens:
         raise ConfigurationError(
             "The tokenizer has no end-of-text token, so no answer could end. Set eos_token to the token that ends an "
@@ -178,4 +172,4 @@ def _end_tokens(tokenizer: Any, others: Sequence[str]) -> list[str]:
                 f"{token!r} should end an answer but is {len(ids)} tokens, not one of its own. Set eos_token to the "
                 "token that ends an answer in the chat template."
             )
-    return list(dict.fromkeys(tokens))
+    return tokens

@@ -115,8 +115,12 @@ class Audit:
 
 def end_ids(tokenizer: Any, end_tokens: Sequence[str]) -> list[int]:
     """Tokens at which generation stops: the tokenizer's end-of-text token, and others by their texts."""
-    ends = [token for token in (tokenizer.eos_token, *end_tokens) if token]
-    return [tokenizer.convert_tokens_to_ids(token) for token in dict.fromkeys(ends)]
+    return [tokenizer.convert_tokens_to_ids(token) for token in end_texts(tokenizer, end_tokens)]
+
+
+def end_texts(tokenizer: Any, end_tokens: Sequence[str]) -> list[str]:
+    """The texts of these tokens, each once."""
+    return list(dict.fromkeys(token for token in (tokenizer.eos_token, *end_tokens) if token))
 
 
 def rows_with_two_bos(encoded: TokenRows, bos: int | None) -> list[int]:

@@ -18,6 +18,7 @@ from typing import Any
 
 from sartor.data.reading.problems import ProblemLog
 from sartor.data.rows.formats import TrainingRow
+from sartor.data.targets.audit import end_texts
 from sartor.data.targets.prover import Start, Unproven, provers
 from sartor.data.targets.turn_tokens import TurnTokenizer
 from sartor.data.templates.rendering import note_refusal, tools_of
@@ -28,7 +29,7 @@ class CompletionStarts:
 
     def __init__(self, tokenizer: Any, end_tokens: Sequence[str], start: Start) -> None:
         """`start`: how well the prompt must agree with what stands before the answer."""
-        self._end_tokens = list(dict.fromkeys(token for token in (tokenizer.eos_token, *end_tokens) if token))
+        self._end_tokens = end_texts(tokenizer, end_tokens)
         self._turn_tokenizer = TurnTokenizer(tokenizer)
         # A start may be proven where the template writes no end; that is said elsewhere.
         self._provers = provers(tokenizer, self._end_tokens, start=start, append_eot=True)
