@@ -21,7 +21,7 @@ from sartor.data.rows.formats import Reading, TrainingRow
 from sartor.data.targets.assistant import AssistantTargets
 from sartor.data.tokens.tokenizing import BatchTokenizer, run
 from sartor.errors import ConfigurationError, DataError
-from sartor.records import DataSettings, PreparedData
+from sartor.records import DataSettings, PreparedData, RowFormat
 
 from .chat_templates import CHATML, CONVERSATION, DEEPSEEK_CODER, GEMMA, LLAMA2, LLAMA3, QWEN3, VICUNA, ZEPHYR
 from .conftest import CORPUS, MakeTokenizer, make_small_tokenizer
