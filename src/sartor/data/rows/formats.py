@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from sartor.data.reading.problems import ProblemLog, excerpt
+from sartor.data.reading.problems import BadRow, ProblemLog, excerpt
 from sartor.data.reading.tables import OUR_COLUMNS
 from sartor.data.rows.kinds import Kind, kind_of_row
 from sartor.data.rows.mapping import ROLES, Pairs, columns_of, fill
-from sartor.data.rows.shapes import BadShape, alpaca_messages, message_of_sharegpt, with_system
+from sartor.data.rows.shapes import alpaca_messages, message_of_sharegpt, with_system
 from sartor.records import RowFormat
 
 Message = dict[str, Any]
@@ -104,7 +104,7 @@ def convert(row: Columns, where: str, reading: Reading, problems: ProblemLog) ->
     def noted(read: Callable[..., T], *arguments: Any) -> T | None:
         try:
             return read(*arguments)
-        except BadShape as error:
+        except BadRow as error:
             problems.add(error.kind, where, str(error), _without_ours(row))
             return None
 
@@ -155,7 +155,7 @@ def _is_of_kind(row: Columns, reading: Reading) -> bool:
     """Whether the row is of the same kind as most; one that is of no kind lacks something, which is told later."""
     kind = kind_of_row(row, reading.text_column)
     if kind not in (None, reading.kind):
-        raise BadShape("another format", f"it is {kind}. {reading.disagreement}")
+        raise BadRow("another format", f"it is {kind}. {reading.disagreement}")
     return True
 
 
@@ -164,7 +164,7 @@ def _weight_of(row: Columns) -> float:
     weight = row.get(WEIGHT_COLUMN)
     problem = weight_problem(weight)
     if problem:
-        raise BadShape(
+        raise BadRow(
             "bad weight",
             f"the column {WEIGHT_COLUMN!r} {problem} Rename or remove the column where it means something else.",
         )
@@ -180,9 +180,9 @@ def _formatted(row: Columns, where: str, formatting_func: Callable[[dict[str, An
         error.add_note(f"formatting_func raised this for {where}: {excerpt(columns)}")
         raise
     if not isinstance(text, str):
-        raise BadShape("formatting_func's result", f"it is a {type(text).__name__}; it must be one str for each row.")
+        raise BadRow("formatting_func's result", f"it is a {type(text).__name__}; it must be one str for each row.")
     if not text.strip():
-        raise BadShape("formatting_func's result", "it is empty.")
+        raise BadRow("formatting_func's result", "it is empty.")
     return text
 
 
@@ -191,10 +191,10 @@ def _mapped(row: Columns, reading: Reading) -> list[Message]:
     for column in columns_of(reading.mapping):
         value = row.get(column)
         if value is None:
-            raise BadShape("missing value", f"the column {column!r}, which --map uses, has no value here.")
+            raise BadRow("missing value", f"the column {column!r}, which --map uses, has no value here.")
         if not isinstance(value, (str, int, float)):
             kind = type(value).__name__
-            raise BadShape("wrong type", f"the column {column!r}, which --map uses, holds a {kind}, no text.")
+            raise BadRow("wrong type", f"the column {column!r}, which --map uses, holds a {kind}, no text.")
     return _checked([{"role": role, "content": fill(template, row)} for role, template in reading.mapping])
 
 
@@ -206,23 +206,23 @@ def _alpaca(row: Columns) -> list[Message]:
 def _text_of(row: Columns, reading: Reading, column: str) -> str:
     value = row.get(column)
     if value is None:
-        raise BadShape("missing value", f"the column {column!r} has no value here.")
+        raise BadRow("missing value", f"the column {column!r} has no value here.")
     if not isinstance(value, str):
-        raise BadShape("wrong type", f"the column {column!r} holds a {type(value).__name__}, not text.")
+        raise BadRow("wrong type", f"the column {column!r} holds a {type(value).__name__}, not text.")
     if not value.strip() and column != reading.prompt_column:
-        raise BadShape("empty text", f"the column {column!r} is empty.")
+        raise BadRow("empty text", f"the column {column!r} is empty.")
     return value
 
 
 def _messages_of(row: Columns, reading: Reading, column: str) -> list[Message]:
     messages = row.get(column)
     if messages is None:
-        raise BadShape("missing value", f"the column {column!r} has no value here.")
+        raise BadRow("missing value", f"the column {column!r} has no value here.")
     if not isinstance(messages, list):
         kind = type(messages).__name__
-        raise BadShape("wrong type", f"the column {column!r} holds a {kind}, not a list of messages as it should.")
+        raise BadRow("wrong type", f"the column {column!r} holds a {kind}, not a list of messages as it should.")
     if not messages:
-        raise BadShape("no messages", f"the column {column!r} is an empty list.")
+        raise BadRow("no messages", f"the column {column!r} is an empty list.")
     converted = [message_of_sharegpt(message, number) for number, message in enumerate(messages, 1)]
     if reading.kind is Kind.CONVERSATIONS:
         converted = with_system(converted, row.get("system"))
@@ -234,7 +234,7 @@ def _conversation(
 ) -> TrainingRow:
     """A row of checked messages, with what else the template is given."""
     if reading.needs_assistant and all(message["role"] != "assistant" for message in body):
-        raise BadShape("no assistant message", "assistant_only_loss=True would train nothing of it.")
+        raise BadRow("no assistant message", "assistant_only_loss=True would train nothing of it.")
     keywords = _keywords_of(row)
     _check_tools(row.get("tools"))
     return TrainingRow(where, body, prompt, row.get("tools"), keywords)
@@ -246,19 +246,19 @@ def _check_tools(tools: Any) -> None:
         try:
             tools = json.loads(tools)
         except ValueError as error:
-            raise BadShape("bad tools", f"the text in the column 'tools' is not JSON: {error}.") from error
+            raise BadRow("bad tools", f"the text in the column 'tools' is not JSON: {error}.") from error
     if tools is not None and not isinstance(tools, list):
-        raise BadShape("bad tools", f"the column 'tools' holds a {type(tools).__name__}, not a list of tools.")
+        raise BadRow("bad tools", f"the column 'tools' holds a {type(tools).__name__}, not a list of tools.")
 
 
 def _keywords_of(row: Columns) -> dict[str, Any]:
     """The row's own keywords for the template.  A None stands for a keyword that only other rows have."""
     keywords = row.get("chat_template_kwargs") or {}
     if not isinstance(keywords, dict):
-        raise BadShape("wrong type", f"chat_template_kwargs is a {type(keywords).__name__}, not an object.")
+        raise BadRow("wrong type", f"chat_template_kwargs is a {type(keywords).__name__}, not an object.")
     reserved = sorted(RESERVED_KEYWORDS.intersection(keywords))
     if reserved:
-        raise BadShape("reserved keyword", f"chat_template_kwargs may not set {', '.join(reserved)}.")
+        raise BadRow("reserved keyword", f"chat_template_kwargs may not set {', '.join(reserved)}.")
     return {key: value for key, value in keywords.items() if value is not None}
 
 
@@ -273,23 +273,23 @@ def _check_message(message: Any, number: int) -> None:
     """See that message `number` (from 1) can be rendered."""
     if not isinstance(message, dict):
         kind = type(message).__name__
-        raise BadShape("wrong type", f"message {number} is a {kind}, not an object with role and content.")
+        raise BadRow("wrong type", f"message {number} is a {kind}, not an object with role and content.")
     role, content = message.get("role"), message.get("content")
     problem = weight_problem(message.get("weight"))
     if problem:
-        raise BadShape("bad weight", f"the weight of message {number} ({role}) {problem}")
+        raise BadRow("bad weight", f"the weight of message {number} ({role}) {problem}")
     if not isinstance(message.get("train", True), bool | None):
         kind = type(message["train"]).__name__
-        raise BadShape("bad train", f"`train` of message {number} ({role}) is a {kind}; it must be true or false.")
+        raise BadRow("bad train", f"`train` of message {number} ({role}) is a {kind}; it must be true or false.")
     if role not in ROLES:
         said = "has no role" if role is None else f"has the role {role!r}"
-        raise BadShape("unknown role", f"message {number} {said}; roles are {', '.join(ROLES)}.")
+        raise BadRow("unknown role", f"message {number} {said}; roles are {', '.join(ROLES)}.")
     if content is None:
         if role != "assistant" or not message.get("tool_calls"):
-            raise BadShape("missing content", f"message {number} ({role}) has no content.")
+            raise BadRow("missing content", f"message {number} ({role}) has no content.")
     elif not isinstance(content, str):
         hint = " Only text is supported: write the content as one string." if isinstance(content, list) else ""
         kind = type(content).__name__
-        raise BadShape("wrong type", f"the content of message {number} ({role}) is a {kind}.{hint}")
+        raise BadRow("wrong type", f"the content of message {number} ({role}) is a {kind}.{hint}")
     elif not content.strip() and role in ("user", "assistant") and not message.get("tool_calls"):
-        raise BadShape(f"empty {role} message", f"message {number} ({role}) has an empty content.")
+        raise BadRow(f"empty {role} message", f"message {number} ({role}) has an empty content.")

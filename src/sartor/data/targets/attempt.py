@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
+from sartor.data.reading.problems import BadRow
 from sartor.data.targets.prompts import Prompts
 from sartor.data.templates.fields import kinds_of
 from sartor.data.templates.provenance.render import Conversation, TracedText
@@ -85,12 +86,8 @@ class Rules:
     """Finds special tokens."""
 
 
-class Unproven(Exception):
-    """A conversation whose targets cannot be proven: `kind`, the same for all such rows, and what to do."""
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
+class Unproven(BadRow):
+    """A conversation whose targets cannot be proven, and what to do."""
 
 
 class Attempt:

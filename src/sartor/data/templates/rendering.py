@@ -15,11 +15,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from sartor.data.reading.problems import ProblemLog
 from sartor.data.rows.formats import TrainingRow
 from sartor.errors import ConfigurationError
+
+T = TypeVar("T")
 
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 
@@ -96,23 +98,18 @@ def render(tokenizer: Any, rows: Sequence[TrainingRow], problems: ProblemLog, *,
     Args:
         prompt: whether only their prompts are rendered, as an answer is asked for.
     """
-    texts: list[str] = []
-    for group in groups_of(rows):
-        texts.extend(
-            each_or_all(
-                group,
-                lambda part: tokenizer.apply_chat_template(
-                    [row.prompt if prompt else row.messages for row in part],
-                    tools=tools_of(part[0]),
-                    tokenize=False,
-                    add_generation_prompt=prompt,
-                    **part[0].template_keywords,
-                ),
-                problems,
-                instead="",
-            )
+
+    def texts(part: Sequence[TrainingRow]) -> list[str]:
+        rendered: list[str] = tokenizer.apply_chat_template(
+            [row.prompt if prompt else row.messages for row in part],
+            tools=tools_of(part[0]),
+            tokenize=False,
+            add_generation_prompt=prompt,
+            **part[0].template_keywords,
         )
-    return texts
+        return rendered
+
+    return _in_groups(rows, texts, problems, instead="")
 
 
 def render_marked(
@@ -136,14 +133,17 @@ def render_marked(
         )
         return list(zip(texts, blocks, strict=True))
 
-    return [
-        result
-        for group in groups_of(rows)
-        for result in each_or_all(group, texts_and_blocks, problems, instead=("", []))
-    ]
+    return _in_groups(rows, texts_and_blocks, problems, instead=("", []))
 
 
-def groups_of(rows: Sequence[TrainingRow]) -> Iterator[Sequence[TrainingRow]]:
+def _in_groups(
+    rows: Sequence[TrainingRow], process: Callable[[Sequence[TrainingRow]], list[T]], problems: ProblemLog, instead: T
+) -> list[T]:
+    """Results of all rows, of which neighbours with the same tools and keywords are rendered in one call."""
+    return [result for group in _groups_of(rows) for result in _each_or_all(group, process, problems, instead)]
+
+
+def _groups_of(rows: Sequence[TrainingRow]) -> Iterator[Sequence[TrainingRow]]:
     """Runs of neighbours with the same tools and template keywords: these can be rendered in one call."""
     first = 0
     for number in range(1, len(rows) + 1):
@@ -162,13 +162,9 @@ def tools_of(row: TrainingRow) -> Any:
     return json.loads(row.tools) if isinstance(row.tools, str) else row.tools
 
 
-def each_or_all(
-    rows: Sequence[TrainingRow],
-    process: Callable[[Sequence[TrainingRow]], list[Any]],
-    problems: ProblemLog,
-    *,
-    instead: Any,
-) -> list[Any]:
+def _each_or_all(
+    rows: Sequence[TrainingRow], process: Callable[[Sequence[TrainingRow]], list[T]], problems: ProblemLog, instead: T
+) -> list[T]:
     """Results of all rows in one call; where that fails, one by one, so that the rows at fault can be named.
 
     Templates are programs: they raise what they like, so every exception is taken for the row's.
@@ -179,7 +175,7 @@ def each_or_all(
         if len(rows) == 1:
             note_refusal(problems, rows[0], error)
             return [instead]
-        return [result for row in rows for result in each_or_all([row], process, problems, instead=instead)]
+        return [result for row in rows for result in _each_or_all([row], process, problems, instead)]
 
 
 def note_refusal(problems: ProblemLog, row: TrainingRow, error: Exception) -> None:
