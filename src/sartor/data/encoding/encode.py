@@ -44,12 +44,11 @@ def prepare(
 
     Targets are trl's: of prompt + completion the completion only (unless `completion_only_loss=False`), of everything
     else all tokens, with `assistant_only_loss` what the template marks, or what is proven of each answer where it has
-    no marks (see `targets`).  Rows that are not conversations get the
-    end-of-text token. Rows longer than `max_length` are cut, and dropped where no target is left; with `packing` they
-    are packed instead.
+    no marks (see `targets`).  Rows that are not conversations get the end-of-text token.  Rows longer than `max_length`
+    are cut, and dropped where no target is left; with `packing` they are packed instead.
 
     A tokenizer without chat template is given the built-in one where conversations need it (see
-    `template.adopt_chatml`). A stream is prepared lazily: its rows are checked when they are read, and its counts are
+    `rendering.adopt_chatml`). A stream is prepared lazily: its rows are checked when they are read, and its counts are
     0.
 
     Args:

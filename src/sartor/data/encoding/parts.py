@@ -51,7 +51,6 @@ def encode_here(dataset: datasets.Dataset, encoder: Encoder, *, name: str) -> Ge
         dataset: rows with the columns that are used.
         name: what the rows are for; messages use it.
     """
-
     works = (encoding_part(encoder, rows, places) for rows, places in batches_of(dataset, ROWS_PER_BATCH, name))
     with few_collections(), closing(run_ahead(works, encoder.tokenize)) as results:
         yield from results

@@ -10,7 +10,6 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sartor.data.encoding.counts import Counts
@@ -145,7 +144,7 @@ class _Reader:
     def summary(self, notes: tuple[str, ...]) -> DataSummary:
         """What was read by now."""
         return self._counts.summary(
-            self._encoder, None, replace(self.written), num_rows=self._num_rows, notes=(READ_NOTE, *notes)
+            self._encoder, None, self.written, num_rows=self._num_rows, notes=(READ_NOTE, *notes)
         )
 
 

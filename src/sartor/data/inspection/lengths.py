@@ -1,6 +1,6 @@
 """Counts lengths as rows go by, and what every `max_length` would cut of them.
 
-What it keeps true: the counts are those that `encode.cut` would give for the same length, and memory is 16 bytes a row.
+What it keeps true: the counts are those that `cutting.cut` gives for the same length, and memory is 16 bytes a row.
 """
 
 from __future__ import annotations

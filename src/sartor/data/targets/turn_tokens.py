@@ -1,8 +1,7 @@
 """From trained characters to trained tokens: which tokens of a text are what a model generates after its prompt.
 
 What comes in: texts and the trained turns in each.  What goes out: ids, and for each its message, from 1, or 0.  What
-it keeps
-true: a turn's tokens begin where those of the prompt end, as they do when a model is used.
+it keeps true: a turn's tokens begin where those of the prompt end, as they do when a model is used.
 
 Offsets alone prove nothing.  Worked example: a prompt ends with two newlines; alone it is tokenized with `\\n\\n` as
 its last token, but the whole row may have `\\n`, `\\n` there, and no token lies across the border.  The model would
@@ -143,8 +142,7 @@ class TurnTokenizer:
 
         What follows a special token does not depend on what precedes it, in a byte-level tokenizer: there it is
         enough to compare from the last one on, and these few heads can be kept.  Offsets of tokens only say where
-        special tokens
-        are: those of others may leave out spaces.
+        special tokens are: those of others may leave out spaces.
         """
         first, begin = 0, 0
         if self._is_byte_level:
