@@ -7,6 +7,7 @@ rows' places, in order.  What it keeps true: a column that only some files have 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,49 +32,63 @@ def tables_of(files: Sequence[tuple[Path, str]]) -> tuple[pyarrow.Schema, Iterat
     """
     import pyarrow
 
-    opened = [_opened(path) for path, _ in files]
-    schemas = [schema.remove_metadata() for schema, _ in opened]
+    schemas = [_schema_of(path) for path, _ in files]
     try:
-        schema = pyarrow.unify_schemas([schema for schema, _ in opened], promote_options="default")
+        schema = pyarrow.unify_schemas(schemas, promote_options="default")
     except pyarrow.ArrowException as error:
-        other = next((path for own, (path, _) in zip(schemas, files, strict=True) if own != schemas[0]), files[-1][0])
+        plain = [schema.remove_metadata() for schema in schemas]
+        other = next((path for own, (path, _) in zip(plain, files, strict=True) if own != plain[0]), files[-1][0])
         raise DataError(
             f"{files[0][0]} and {other} do not fit in one table: {error}. Give columns of one name the same type."
         ) from error
     schema = pyarrow.schema([field for field in schema if field.name not in OUR_COLUMNS], schema.metadata)
 
     def rows() -> Iterator[pyarrow.Table]:
-        for (path, name), (_, tables) in zip(files, opened, strict=True):
-            try:
+        for path, name in files:
+            with _opened(path) as (_, tables):
                 yield from _placed(tables, schema, name)
-            except pyarrow.ArrowException as error:
-                raise _unreadable(path, error) from error
 
     return _with_where(schema), rows()
 
 
-def _opened(path: Path) -> tuple[pyarrow.Schema, Iterator[pyarrow.Table]]:
-    """A file's columns, and its rows; Arrow's memory is the file's own, which is read where it is used."""
+def _schema_of(path: Path) -> pyarrow.Schema:
+    with _opened(path) as (schema, _):
+        return schema
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[pyarrow.Schema, Iterator[pyarrow.Table]]]:
+    """A file's columns, and its rows; Arrow's memory is the file's own, which is read where it is used.
+
+    There may be more files than may be open at once.
+    """
     import pyarrow
     import pyarrow.parquet
 
+    is_parquet = path.name.lower().endswith(".parquet")
     try:
-        if path.name.lower().endswith(".parquet"):
-            file = pyarrow.parquet.ParquetFile(path)
-            batches = file.iter_batches(_ROWS_AT_A_TIME)
-            return file.schema_arrow, (pyarrow.Table.from_batches([batch]) for batch in batches)
+        if is_parquet:
+            with pyarrow.parquet.ParquetFile(path) as file:
+                yield file.schema_arrow, map(_table_of, file.iter_batches(_ROWS_AT_A_TIME))
+            return
         with path.open("rb") as stream:
             is_file_format = stream.read(len(_IPC_MAGIC)) == _IPC_MAGIC
         open_ipc: Any = pyarrow.ipc.open_file if is_file_format else pyarrow.ipc.open_stream
-        table = open_ipc(pyarrow.memory_map(str(path))).read_all()
-        return table.schema, iter([table])
+        with pyarrow.memory_map(str(path)) as source, open_ipc(source) as reader:
+            yield reader.schema, _whole(reader)
     except pyarrow.ArrowException as error:
-        raise _unreadable(path, error) from error
+        kind = "a Parquet" if is_parquet else "an Arrow"
+        raise DataError(f"{path} is not {kind} file that can be read: {error}") from error
 
 
-def _unreadable(path: Path, error: Exception) -> DataError:
-    kind = "a Parquet" if path.name.lower().endswith(".parquet") else "an Arrow"
-    return DataError(f"{path} is not {kind} file that can be read: {error}")
+def _whole(reader: Any) -> Iterator[pyarrow.Table]:
+    yield reader.read_all()
+
+
+def _table_of(batch: pyarrow.RecordBatch) -> pyarrow.Table:
+    import pyarrow
+
+    return pyarrow.Table.from_batches([batch])
 
 
 def _with_where(schema: pyarrow.Schema) -> pyarrow.Schema:
