@@ -35,7 +35,7 @@ class TemplateFunctions(NamedTuple):
 def template_functions() -> TemplateFunctions:
     """`_plain_template_data`, `_alias_reasoning_fields` and `_compile_jinja_template` of transformers.
 
-    `data/targets/provenance/render.py` renders parts of a conversation with them, with a clock that stands still, for
+    `data/templates/provenance/render.py` renders parts of a conversation with them, with a clock that stands still, for
     which there is nothing public.  Without one of them it fails.
     """
     from transformers.utils import chat_template_utils
@@ -50,7 +50,7 @@ def template_functions() -> TemplateFunctions:
 def encodes_as_usual(kind: type) -> bool:
     """Whether a class of fast tokenizers has the `_encode_plus` of its base, so that calling it is calling Rust.
 
-    `data/encoding/tokenizing.py` calls Rust itself then.  Without the method the answer is no, and texts are encoded
+    `data/tokens/tokenizing.py` calls Rust itself then.  Without the method the answer is no, and texts are encoded
     through the tokenizer, which is slower.
     """
     from transformers import PreTrainedTokenizerFast
@@ -125,7 +125,7 @@ def registered_in(interface: Any) -> dict[str, Callable[..., Any]]:
 def namespace_values(namespace: Any) -> dict[str, Any]:
     """What a template's `namespace` holds: Jinja keeps it under a private name.
 
-    `data/targets/provenance/order.py` compares it.  Without it there is nothing to compare, and the beginning of a
+    `data/templates/provenance/order.py` compares it.  Without it there is nothing to compare, and the beginning of a
     conversation is rendered where it might have been told.
     """
     return getattr(namespace, "_Namespace__attrs", {"unknown": object()})

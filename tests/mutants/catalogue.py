@@ -275,7 +275,7 @@ TARGETS = (
     ),
     Mutant(
         "EOS target lost",
-        f"{DATA}/encoding/tokens.py",
+        f"{DATA}/encoding/encoder.py",
         "        encoded = TokenRows.from_targets(ids, is_target)\n",
         "        encoded = TokenRows.from_targets(ids, is_target)\n"
         "        encoded.labels[encoded.input_ids == self._tokenizer.eos_token_id] = -100\n",
@@ -283,14 +283,14 @@ TARGETS = (
     ),
     Mutant(
         "completion one token late",
-        f"{DATA}/encoding/tokens.py",
+        f"{DATA}/encoding/encoder.py",
         "is_target.append([0] * start + rest)",
         "is_target.append([0] * (start + 1) + rest[1:])",
         ("tests/data/test_encode.py::test_a_completion_starts_where_the_tokens_part",),
     ),
     Mutant(
         "the prompt is trained too",
-        f"{DATA}/encoding/tokens.py",
+        f"{DATA}/encoding/encoder.py",
         "self._completion_only = settings.completion_only_loss is not False",
         "self._completion_only = settings.completion_only_loss is True",
         ("tests/data/test_encode.py::test_only_completions_are_trained_and_the_prompt_is_when_asked",),
@@ -339,14 +339,14 @@ TARGETS = (
     ),
     Mutant(
         "a filter that loses tags trusted",
-        f"{DATA}/targets/provenance/environment.py",
+        f"{DATA}/templates/provenance/environment.py",
         '        "attr",\n',
         '        "attr",\n        "indent",\n',
         ("tests/data/test_provenance.py::test_what_is_made_of_a_content_is_tagged_so",),
     ),
     Mutant(
         "a turn that has looked ahead taken as it is",
-        f"{DATA}/targets/provenance/order.py",
+        f"{DATA}/templates/provenance/order.py",
         "    if any(progress.reach[number] >= count for number in skipped):\n        return None\n",
         "",
         ("tests/data/test_order.py::test_nothing_is_told_where_an_earlier_turn_may_have_looked_ahead",),

@@ -105,12 +105,12 @@ def _examined(
     from sartor.data.reading.sources import Source
 
     alone = isinstance(rows, Source)
-    sources = [(rows.dataset, rows)] if isinstance(rows, Source) else [(part.source, part) for part in rows]
+    sources = [rows] if isinstance(rows, Source) else rows
     found: list[tuple[Examination, Inspection]] = []
-    for dataset, source in sources:
+    for source in sources:
         own = given if alone else replace(given, source=source.label)
         try:
-            examination = Examination(dataset, own, name if alone else f"{name} ({source.label})", source.notes)
+            examination = Examination(source.dataset, own, name if alone else f"{name} ({source.label})", source.notes)
             inspection = examination.run(trained, [one for one, _ in found] if name == "train" else [])
         except DataError as error:  # rows at fault are not a wrong command: another exit code
             raise Unusable(str(error)) from error
@@ -121,8 +121,8 @@ def _examined(
 def _mixed(parts: Any, inspections: "Sequence[Inspection]", given: "Given") -> "list[Inspection]":
     """The mixture of the sources, prepared as it will be trained on; nothing where that would stop a training run."""
     from sartor.data.encoding import encode
+    from sartor.data.encoding.mixture import prepare_mixture
     from sartor.data.inspection.record import Inspection, Lengths
-    from sartor.data.reading.mixture import prepare_mixture
     from sartor.records import DataSettings, PreparedData
 
     def prepare(dataset: Any, settings: DataSettings, name: str) -> PreparedData:

@@ -92,7 +92,8 @@ def rows_of(request: Request, name: str, data_cache: str | None) -> Any:
         elif split is None:
             return None
 
-    from sartor.data.reading import mixture, sources
+    from sartor.data.encoding import mixture
+    from sartor.data.reading import sources
 
     pairs = [mixture.parse_source(text) for text in texts]
     if len(pairs) == 1:

@@ -129,7 +129,7 @@ def _check_room(folder: Path, model: Path) -> None:
 def _ask(model: Path) -> list[str]:
     """Greedy answers to the three questions; one that was cut at the limit says so."""
     from sartor.chat.sample import load
-    from sartor.data.encoding.template import adopt_chatml
+    from sartor.data.templates.rendering import adopt_chatml
 
     speaker = load(model)
     note = adopt_chatml(speaker.tokenizer)
@@ -161,7 +161,7 @@ def _train(
     from transformers import AutoTokenizer
 
     from sartor import SFTConfig, SFTTrainer
-    from sartor.data.encoding.template import adopt_chatml
+    from sartor.data.templates.rendering import adopt_chatml
     from sartor.report.progress import TrainingProgress
 
     tokenizer = AutoTokenizer.from_pretrained(model)

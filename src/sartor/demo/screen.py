@@ -77,18 +77,20 @@ class Screen:
 
     def data(self, dataset: Any, tokenizer: Any) -> None:
         """How long the conversations are, and what of one of them is trained."""
-        from sartor.data.inspect import coloured, example_of, length_histogram, lengths_of, plain
+        from sartor.data.inspection.prepared import example_of, length_histogram, lengths_of
+        from sartor.data.inspection.sample import tokens_of
+        from sartor.data.inspection.terminal import coloured, plain
 
         self._title("2. The conversations")
         self._say("Tokens of each, the chat template's included:")
         self._plain(length_histogram(lengths_of(dataset), min(self.console.width, 100)))
-        example = example_of(dataset, 0)
+        tokens = tokens_of(example_of(dataset, 0), tokenizer)
         if self.console.is_terminal and not self.console.no_color:
             self._say("What the model is trained to write is bright; what it only reads is dim:")
-            self.console.print(coloured(example, tokenizer))
+            self.console.print(coloured(tokens))
         else:
             self._say("What the model is trained to write stands between ⟦ and ⟧; the rest it only reads:")
-            self._plain(plain(example, tokenizer))
+            self._plain(plain(tokens))
 
     def training(self, args: Any) -> None:
         """What is about to run."""

@@ -151,10 +151,11 @@ def _is_stream(dataset: Any) -> bool:
     """Whether the rows' number is not known; of a mixture one source is enough."""
     import datasets
 
-    from sartor.data.reading import mixture, sources
+    from sartor.data.encoding import mixture
+    from sartor.data.reading import sources
 
     if mixture.is_mixture(dataset):
-        return any(_is_stream(part.source if isinstance(part, mixture.Part) else part[0]) for part in dataset)
+        return any(_is_stream(part.dataset if isinstance(part, sources.Source) else part[0]) for part in dataset)
     if isinstance(dataset, sources.Source):
         return _is_stream(dataset.dataset)
     return isinstance(dataset, (datasets.IterableDataset, datasets.IterableDatasetDict))

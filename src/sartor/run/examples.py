@@ -13,7 +13,7 @@ from transformers.trainer_utils import has_length
 
 from sartor.batching import order
 from sartor.data.encoding.ahead import ahead
-from sartor.data.encoding.table import TokenRows
+from sartor.data.tokens.table import TokenRows
 from sartor.records import Example
 from sartor.run.loop import OptimizerBatch
 from sartor.run.settings import RunSettings

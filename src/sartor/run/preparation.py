@@ -8,11 +8,11 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from sartor.batching.packing import pack
-from sartor.data import inspect
-from sartor.data.encoding import encode
+from sartor.data.encoding import encode, mixture
 from sartor.data.encoding.stream import STREAM_NOTE
-from sartor.data.encoding.unprepared import check_unprepared
-from sartor.data.reading import mixture, sources
+from sartor.data.encoding.tokenized import check_unprepared
+from sartor.data.inspection.prepared import describe
+from sartor.data.reading import sources
 from sartor.data.targets import audit
 from sartor.errors import ConfigurationError, DataError
 from sartor.records import DataSettings, DataSummary, PreparedData
@@ -70,7 +70,7 @@ class Preparation:
                     f"{name}_dataset has several sources, which are mixed once they are prepared, but "
                     "`skip_prepare_dataset=True` skips that. Mix them with datasets.interleave_datasets."
                 )
-            is_read = isinstance(dataset[0], mixture.Part)
+            is_read = isinstance(dataset[0], sources.Source)
             parts = dataset if is_read else mixture.read_parts(dataset, name=name, data_cache=settings.data_cache)
             prepared = mixture.prepare_mixture(parts, settings, name, self._prepared)
         else:
@@ -86,7 +86,7 @@ class Preparation:
         self._streams.pop(name, None)
         if prepared.counted is not None:
             self._streams[name] = (prepared, prepared.counted)
-        for line in inspect.describe(prepared.summary).splitlines():
+        for line in describe(prepared.summary).splitlines():
             voice.say(line)
         return prepared.dataset
 
@@ -130,7 +130,7 @@ class Preparation:
             # What was added to the notes when it was prepared stays.
             notes = [note for note in (*found.notes, *prepared.summary.notes) if not note.endswith(STREAM_NOTE)]
             self.summaries[name] = replace(found, notes=tuple(dict.fromkeys(notes)))
-            for line in inspect.describe(self.summaries[name]).splitlines():
+            for line in describe(self.summaries[name]).splitlines():
                 voice.say(line)
         return bool(self._streams)
 

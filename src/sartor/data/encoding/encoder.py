@@ -15,21 +15,22 @@ from typing import Any
 
 import numpy as np
 
-from sartor.data.encoding.layout import LaidText, TokenBytes, located, with_offsets
 from sartor.data.encoding.limits import check_rows
-from sartor.data.encoding.table import TokenRows
-from sartor.data.encoding.template import has_generation_marks, render, render_marked
-from sartor.data.encoding.tokenizing import BatchTokenizer, Encodings, TextBatch, Tokenization, run
+from sartor.data.encoding.tokenized import read_tokenized
 from sartor.data.reading.problems import ProblemLog
-from sartor.data.rows.formats import Message, Reading, TrainingRow, convert
+from sartor.data.rows.formats import Reading, TrainingRow, convert
 from sartor.data.targets.assistant import AssistantTargets
 from sartor.data.targets.audit import Audit, without_effect
 from sartor.data.targets.completion import CompletionStarts
 from sartor.data.targets.prover import Start
 from sartor.data.targets.unroll import unrolled
-from sartor.data.targets.weights import Weigher, has_weights, token_weights_problem
+from sartor.data.targets.weights import Weigher, has_weights
+from sartor.data.templates.rendering import has_generation_marks, render, render_marked
+from sartor.data.tokens.layout import LaidText, TokenBytes, located, with_offsets
+from sartor.data.tokens.table import TokenRows
+from sartor.data.tokens.tokenizing import BatchTokenizer, Encodings, TextBatch, Tokenization
 from sartor.errors import ConfigurationError
-from sartor.records import IGNORE_INDEX, DataSettings, RowFormat
+from sartor.records import DataSettings, RowFormat
 
 Row = Mapping[str, Any]
 Ids = list[list[int]]
@@ -38,25 +39,26 @@ Ids = list[list[int]]
 class Encoder:
     """Encodes rows of one data set, and counts what is worth saying about them.
 
-    `tally` holds all counts, by name, so that counts of several processes can be added up; `notes` is made of it alone.
+    A tally holds all counts, by name, so that those of several batches can be added up; `notes` is made of it alone.
     """
 
     def __init__(
         self, tokenizer: Any, reading: Reading, settings: DataSettings, end_tokens: Sequence[str] = ()
     ) -> None:
+        if settings.assistant_only_loss and not tokenizer.is_fast:
+            raise ConfigurationError(
+                "assistant_only_loss=True needs a fast tokenizer (one with tokenizer.json); this one cannot say where "
+                "in a text its tokens are."
+            )
         self._tokenizer = tokenizer
         self._reading = reading
         self._settings = settings
-        self.format = reading.format
         self._assistant_only = settings.assistant_only_loss
         self._completion_only = settings.completion_only_loss is not False or settings.unroll
         self._unrolls = settings.unroll
         self._appends_eos = not reading.is_conversational and reading.format is not RowFormat.TOKENIZED
         self.tokenize = BatchTokenizer(tokenizer)
-        self.tally: Counter[str] = Counter()
-        self._weigher = Weigher(
-            tokenizer, self.tally, assistant_only=self._assistant_only, completion_only=self._completion_only
-        )
+        self._weigher = Weigher(tokenizer, assistant_only=self._assistant_only, completion_only=self._completion_only)
         self._audit = Audit(tokenizer, end_tokens)
         self._proven: AssistantTargets | None = None
         if self._assistant_only and reading.is_conversational and not has_generation_marks(tokenizer):
@@ -67,22 +69,16 @@ class Encoder:
                 start=Start(settings.target_start),
                 append_eot=settings.append_eot,
                 last_only=settings.unroll,
-                tally=self.tally,
             )
         self._starts: CompletionStarts | None = None
         if reading.is_conversational and tokenizer.is_fast and not self._assistant_only:
-            self._starts = CompletionStarts(tokenizer, end_tokens, Start(settings.target_start), self.tally)
+            self._starts = CompletionStarts(tokenizer, end_tokens, Start(settings.target_start))
         has_completions = reading.format is RowFormat.CONVERSATIONAL_PROMPT_COMPLETION
         self._unused = without_effect(
             settings,
             proves_answers=self._proven is not None,
             proves_starts=self._starts is not None and has_completions,
         )
-        if self._assistant_only and not tokenizer.is_fast:
-            raise ConfigurationError(
-                "assistant_only_loss=True needs a fast tokenizer (one with tokenizer.json); this one cannot say where "
-                "in a text its tokens are."
-            )
         if self._appends_eos and tokenizer.eos_token is None:
             raise ConfigurationError(
                 "The tokenizer has no end-of-text token to append to the rows. Set tokenizer.eos_token, or eos_token."
@@ -92,81 +88,89 @@ class Encoder:
     def _token_bytes(self) -> TokenBytes | None:
         return TokenBytes.of(self._tokenizer.backend_tokenizer) if self._tokenizer.is_fast else None
 
-    def encode(self, rows: Sequence[Row], places: Sequence[str], problems: ProblemLog) -> TokenRows:
-        """Tokens of these rows, all of them or, once there is a problem, none: then rows are only checked."""
-        return run(self.encoding(rows, places, problems), self.tokenize)[0]
-
     def encoding(
-        self, rows: Sequence[Row], places: Sequence[str], problems: ProblemLog
+        self, rows: Sequence[Row], places: Sequence[str], problems: ProblemLog, tally: Counter[str]
     ) -> Tokenization[tuple[TokenRows, list[str]]]:
-        """The same, with the place of each encoded row: step by step, yields texts wherever it needs their tokens.
+        """Tokens of these rows, all of them or, once there is a problem, none; and the place of each encoded row.
 
-        A conversation that is unrolled gives several rows of one place.
+        Step by step: yields texts wherever it needs their tokens.  A conversation that is unrolled gives several rows
+        of one place.
         """
-        self.tally["rows"] += len(rows)
+        tally["rows"] += len(rows)
         if self._reading.format is RowFormat.TOKENIZED:
-            tokenized = self._tokenized(rows, places, problems)
+            encoded, rows, places = read_tokenized(rows, places, problems, completion_only=self._completion_only)
+            if self._reading.has_row_weights or any("weights" in row for row in rows[:1]):
+                encoded = encoded.weighted(np.concatenate([self._weigher.of_tokens(row, tally) for row in rows]))
             if not problems:
-                check_rows(tokenized, places, self._settings, problems)
-            self._audit.check_tokens(tokenized, places, self.tally)
-            return tokenized, list(places)
+                check_rows(encoded, places, self._settings, problems)
+            self._audit.check_tokens(encoded, places, tally)
+            return encoded, places
         converted = [convert(row, where, self._reading, problems) for row, where in zip(rows, places, strict=True)]
         if problems:
             return TokenRows.from_lists([], []), []
         good = [row for row in converted if row is not None]
         if self._proven is None:  # which refuses such rows
-            self._audit.check_contents(good, self.tally)
+            self._audit.check_contents(good, tally)
         if self._unrolls and self._reading.is_conversational:
-            good = unrolled(good, self.tally)
-        ids, is_target = yield from self._tokens_of(good, problems)
+            good = unrolled(good, tally)
+        ids, is_target = yield from self._tokens_of(good, problems, tally)
         if problems:
             return TokenRows.from_lists([], []), []
         encoded = TokenRows.from_targets(ids, is_target)
-        encoded = self._weigher.weigh(encoded, good, None if self._proven is None else is_target, problems)
-        self._check(encoded, good, problems)
+        encoded = self._weigher.weigh(encoded, good, None if self._proven is None else is_target, problems, tally)
+        self._check(encoded, good, problems, tally)
         check_rows(encoded, [row.where for row in good], self._settings, problems)
         return encoded, [row.where for row in good]
 
-    def _tokens_of(self, rows: Sequence[TrainingRow], problems: ProblemLog) -> Tokenization[tuple[Ids, Ids | None]]:
+    def _tokens_of(
+        self, rows: Sequence[TrainingRow], problems: ProblemLog, tally: Counter[str]
+    ) -> Tokenization[tuple[Ids, Ids | None]]:
         """Ids, and for each a 1 where it is trained; None: all are."""
         if self._proven is not None:
-            return (yield from self._proven.encoding(rows, problems))
+            return (yield from self._proven.encoding(rows, problems, tally))
         match self._reading.format:
             case RowFormat.MESSAGES if not self._unrolls:
                 if self._assistant_only:
-                    return (yield from self._marked(rows, problems))
-                texts = render(self._tokenizer, rows, _body, problems)
-                self._audit.check_rendered(rows, texts, self.tally)
+                    return (yield from self._marked(rows, problems, tally))
+                texts = render(self._tokenizer, rows, problems)
+                self._audit.check_rendered(rows, texts, tally)
                 return (yield from _ids_of(TextBatch(texts, is_rendered=True))), None
             case RowFormat.TEXT:
-                return (yield from _ids_of(TextBatch([self._ended(str(row.body)) for row in rows]))), None
+                return (yield from _ids_of(TextBatch([self._ended(str(row.body), tally) for row in rows]))), None
             case RowFormat.PROMPT_COMPLETION:
                 prompt_ids = yield from _ids_of(TextBatch([str(row.prompt) for row in rows]))
-                texts = [self._ended(str(row.body), str(row.prompt)) for row in rows]
+                texts = [self._ended(str(row.body), tally, str(row.prompt)) for row in rows]
                 ids = yield from _ids_of(TextBatch(texts))
-                return ids, self._completions(prompt_ids, ids, None)
+                return ids, self._completions(prompt_ids, ids, None, tally)
             case _:
-                return (yield from self._conversational_completions(rows, problems))
+                return (yield from self._conversational_completions(rows, problems, tally))
 
     def _conversational_completions(
-        self, rows: Sequence[TrainingRow], problems: ProblemLog
+        self, rows: Sequence[TrainingRow], problems: ProblemLog, tally: Counter[str]
     ) -> Tokenization[tuple[Ids, Ids | None]]:
         asked = [row for row in rows if row.prompt]  # an unrolled first message has nothing before it
-        prompts = render(self._tokenizer, asked, _prompt, problems, add_generation_prompt=True)
+        prompts = render(self._tokenizer, asked, problems, prompt=True)
         if problems:
             return [], None
         some_ids = iter((yield from _ids_of(TextBatch(prompts, is_rendered=True))))
         prompt_ids = [next(some_ids) if row.prompt else [] for row in rows]
         if self._assistant_only:
-            ids, is_marked = yield from self._marked(rows, problems)
-            return ids, self._completions(prompt_ids, ids, is_marked)
-        texts = render(self._tokenizer, rows, _whole, problems)
-        self._audit.check_rendered(rows, texts, self.tally)
+            ids, is_marked = yield from self._marked(rows, problems, tally)
+            return ids, self._completions(prompt_ids, ids, is_marked, tally)
+        texts = render(self._tokenizer, rows, problems)
+        self._audit.check_rendered(rows, texts, tally)
         ids = yield from _ids_of(TextBatch(texts, is_rendered=True))
-        return self._with_proven_starts(rows, ids, self._completions(prompt_ids, ids, None), prompt_ids, problems)
+        is_target = self._completions(prompt_ids, ids, None, tally)
+        return self._with_proven_starts(rows, ids, is_target, prompt_ids, problems, tally)
 
     def _with_proven_starts(
-        self, rows: Sequence[TrainingRow], ids: Ids, is_target: Ids | None, prompt_ids: Ids, problems: ProblemLog
+        self,
+        rows: Sequence[TrainingRow],
+        ids: Ids,
+        is_target: Ids | None,
+        prompt_ids: Ids,
+        problems: ProblemLog,
+        tally: Counter[str],
     ) -> tuple[Ids, Ids | None]:
         """The same, where rows do not begin with their prompt's ids, from where their first answer begins."""
         if is_target is None or self._starts is None:
@@ -174,15 +178,17 @@ class Encoder:
         for number, row in enumerate(rows):
             prompt = prompt_ids[number]
             if ids[number][: len(prompt)] != prompt and self._starts.can_prove(row):
-                ids[number], start = self._starts.encode(row, problems)
+                ids[number], start = self._starts.encode(row, problems, tally)
                 is_target[number] = [0] * start + [1] * (len(ids[number]) - start)
-                self.tally["prompts that are no prefix"] -= 1
+                tally["prompts that are no prefix"] -= 1
         return ids, is_target
 
-    def _marked(self, rows: Sequence[TrainingRow], problems: ProblemLog) -> Tokenization[tuple[Ids, Ids]]:
+    def _marked(
+        self, rows: Sequence[TrainingRow], problems: ProblemLog, tally: Counter[str]
+    ) -> Tokenization[tuple[Ids, Ids]]:
         """Ids of conversations, and which of them lie between the template's generation marks."""
-        marked = render_marked(self._tokenizer, rows, _whole, problems)
-        self._audit.check_rendered(rows, [text for text, _ in marked], self.tally, last_only=self._unrolls)
+        marked = render_marked(self._tokenizer, rows, problems)
+        self._audit.check_rendered(rows, [text for text, _ in marked], tally, last_only=self._unrolls)
         texts = [text for text, _ in marked]
         encodings = yield from located(texts, self._token_bytes)
         unclear = [number for number, row in enumerate(encodings) if self._is_unclear(row, *marked[number])]
@@ -204,7 +210,7 @@ class Encoder:
             for start, end in blocks
         )
 
-    def _completions(self, prompt_ids: Ids, ids: Ids, is_marked: Ids | None) -> Ids | None:
+    def _completions(self, prompt_ids: Ids, ids: Ids, is_marked: Ids | None, tally: Counter[str]) -> Ids | None:
         """Which tokens are trained of prompts and completions: from where ids and the prompt's own ids part.
 
         That is not always the prompt's length: a template may write a prompt alone otherwise than before a
@@ -216,43 +222,45 @@ class Encoder:
         is_target: Ids = []
         for number, (prompt, whole) in enumerate(zip(prompt_ids, ids, strict=True)):
             start = common_prefix_length(prompt, whole)
-            self.tally["prompts that are no prefix"] += start < len(prompt)
+            tally["prompts that are no prefix"] += start < len(prompt)
             rest = [1] * (len(whole) - start) if is_marked is None else is_marked[number][start:]
             is_target.append([0] * start + rest)
         return is_target
 
-    def _ended(self, text: str, prompt: str = "") -> str:
+    def _ended(self, text: str, tally: Counter[str], prompt: str = "") -> str:
         """The text with the end-of-text token, unless it has it already."""
         if text.endswith(self._tokenizer.eos_token):
             return prompt + text
-        self.tally["end-of-text tokens appended"] += 1
+        tally["end-of-text tokens appended"] += 1
         return f"{prompt}{text}{self._tokenizer.eos_token}"
 
-    def notes(self) -> tuple[str, ...]:
+    def notes(self, tally: Counter[str]) -> tuple[str, ...]:
         """What is worth saying about the rows that are in the tally."""
-        notes = [*self._weigher.notes(), *(() if self._proven is None else self._proven.notes())]
-        if count := self.tally["unrolled answers"]:
-            rows = f"{self.tally['unrolled conversations']:,} conversations"
+        notes = [*self._weigher.notes(tally), *(() if self._proven is None else self._proven.notes(tally))]
+        if count := tally["unrolled answers"]:
+            rows = f"{tally['unrolled conversations']:,} conversations"
             notes.append(f"unroll: {rows} give {count:,} rows, one for each answer.")
-        if count := self.tally["end-of-text tokens appended"]:
+        if count := tally["end-of-text tokens appended"]:
             notes.append(f"The end-of-text token is appended to {count:,} rows.")
-        if count := self.tally["prompts that are no prefix"]:
+        if count := tally["prompts that are no prefix"]:
             notes.append(
                 f"In {count:,} rows the prompt alone is tokenized otherwise than before its completion; the completion "
                 "is trained from where they part. End prompts at a token's boundary to avoid it."
             )
-        notes += [] if self._starts is None else self._starts.notes()
-        notes += [*self._audit.notes(self.tally), *self._unused]
+        notes += [] if self._starts is None else self._starts.notes(tally)
+        notes += [*self._audit.notes(tally), *self._unused]
         return tuple(notes)
 
-    def _check(self, encoded: TokenRows, rows: Sequence[TrainingRow], problems: ProblemLog) -> None:
+    def _check(
+        self, encoded: TokenRows, rows: Sequence[TrainingRow], problems: ProblemLog, tally: Counter[str]
+    ) -> None:
         """Note rows without tokens, and rows of which nothing is trained although something should be."""
         for number in np.flatnonzero(encoded.lengths == 0).tolist():
             problems.add("no tokens", rows[number].where, "the row is tokenized to nothing.", rows[number].body)
         is_left_out = np.array([row.weight == 0 for row in rows], np.bool_)
         for number in np.flatnonzero(~encoded.has_labels & (encoded.lengths > 0) & ~is_left_out).tolist():
             problems.add("nothing trained", rows[number].where, self._why_nothing(rows[number]), rows[number].body)
-        self._audit.check_tokens(encoded, [row.where for row in rows], self.tally)
+        self._audit.check_tokens(encoded, [row.where for row in rows], tally)
 
     def _why_nothing(self, row: TrainingRow) -> str:
         if has_weights(row):
@@ -264,30 +272,6 @@ class Encoder:
         if self._assistant_only:
             return "the chat template puts none of it between {% generation %} marks. Check the marks and the roles."
         return "the chat template renders the completion to nothing. Check the completion's roles."
-
-    def _tokenized(self, rows: Sequence[Row], places: Sequence[str], problems: ProblemLog) -> TokenRows:
-        """Rows that are tokenized already: their labels as they are, or made from their masks."""
-        ids, labels, documents, weights = [], [], [], []
-        is_weighted = self._reading.has_row_weights or "weights" in rows[0]
-        has_documents = "seq_lengths" in rows[0]
-        for row, where in zip(rows, places, strict=True):
-            problem = token_problem(row)
-            if problem:
-                problems.add(*problem[:1], where, problem[1], row)
-            elif not problems:
-                ids.append(row["input_ids"])
-                labels.append(row["labels"] if row.get("labels") is not None else self._labels_of(row))
-                documents.append(row.get("seq_lengths") or [len(row["input_ids"])])
-                if is_weighted:
-                    weights.append(self._weigher.of_tokens(row))
-        tokens = TokenRows.from_lists(ids, labels, documents if has_documents else None)
-        return tokens if not weights else tokens.weighted(np.concatenate(weights))
-
-    def _labels_of(self, row: Row) -> list[int]:
-        masks = [row["assistant_masks"]] if row.get("assistant_masks") is not None else []
-        if self._completion_only and row.get("completion_mask") is not None:
-            masks.append(row["completion_mask"])
-        return [token if all(flags) else -100 for token, *flags in zip(row["input_ids"], *masks, strict=True)]
 
 
 def _ids_of(batch: TextBatch) -> Generator[TextBatch, Encodings, Ids]:
@@ -313,45 +297,3 @@ def common_prefix_length(first: Sequence[int], second: Sequence[int]) -> int:
     if first == second[: len(first)]:
         return len(first)
     return next(number for number, (one, other) in enumerate(zip(first, second, strict=False)) if one != other)
-
-
-def _body(row: TrainingRow) -> list[Message]:
-    assert isinstance(row.body, list)
-    return row.body
-
-
-def _prompt(row: TrainingRow) -> list[Message]:
-    assert isinstance(row.prompt, list)
-    return row.prompt
-
-
-def _whole(row: TrainingRow) -> list[Message]:
-    return _body(row) if row.prompt is None else _prompt(row) + _body(row)
-
-
-def token_problem(row: Row) -> tuple[str, str] | None:
-    """What is wrong with a tokenized row: kind and message."""
-    ids = row.get("input_ids")
-    if not isinstance(ids, list) or not all(isinstance(token, int) and 0 <= token < 2**31 for token in ids):
-        return "bad token ids", "input_ids must be a list of token ids, integers from 0 on."
-    if not ids:
-        return "no tokens", "input_ids is empty."
-    for column in ("labels", "completion_mask", "assistant_masks", "attention_mask", "position_ids"):
-        values = row.get(column)
-        if values is not None and (not isinstance(values, list) or len(values) != len(ids)):
-            length = len(values) if isinstance(values, list) else 0
-            return f"bad {column}", f"{column} has {length} entries; the row has {len(ids)} tokens."
-    labels = row.get("labels")
-    if labels is not None and not all(isinstance(label, int) and 0 <= label < 2**31 for label in labels):
-        for place, label in enumerate(labels):
-            if label != IGNORE_INDEX and not (isinstance(label, int) and 0 <= label < 2**31):
-                return "bad labels", f"labels[{place}] is {label!r}: it must be a token id, or -100 where not trained."
-    problem = token_weights_problem(row)
-    if problem:
-        return "bad weight", problem
-    lengths = row.get("seq_lengths")
-    if lengths is not None and not all(isinstance(length, int) and length > 0 for length in lengths):
-        return "bad seq_lengths", f"seq_lengths holds {lengths}: every document has a token or more."
-    if lengths is not None and sum(lengths) != len(ids):
-        return "bad seq_lengths", f"seq_lengths adds up to {sum(lengths)}; the row has {len(ids)} tokens."
-    return None

@@ -16,20 +16,24 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sartor.data.encoding.cutting import LOSSES
+from sartor.data.encoding.store import MADE, Written
 from sartor.data.reading import sources
 from sartor.data.reading.places import Places
+from sartor.data.reading.sources import Source
 from sartor.data.reading.tables import ROWS_PER_CHUNK, WHERE_COLUMN
 from sartor.data.rows.detection import recognise
+from sartor.data.tokens.table import TokenRows
 from sartor.errors import ConfigurationError, DataError, HubError, SartorError
-from sartor.records import DataSettings, DataSummary, PreparedData, RowFormat, target_flags
+from sartor.records import DataSettings, DataSummary, PreparedData, RowFormat
 
 if TYPE_CHECKING:
     import datasets
@@ -39,20 +43,6 @@ Prepare = Callable[[Any, DataSettings, str], PreparedData]
 
 _WEIGHT = re.compile(r"(.+):([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)", re.DOTALL)
 _NUMBER_COLUMN = "__number__"
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One source of a mixture."""
-
-    source: Any
-    """A data set that was read."""
-    weight: float | None
-    """None: sources are not weighed, and follow one another."""
-    label: str
-    """For messages: a path, or `source 2`."""
-    notes: tuple[str, ...] = ()
-    """What to say about how it was found."""
 
 
 def parse_source(text: str) -> tuple[str, float | None]:
@@ -68,12 +58,12 @@ def parse_source(text: str) -> tuple[str, float | None]:
 
 
 def is_mixture(spec: object) -> bool:
-    """Whether this is a list of pairs of a source and its weight (or of `Part`s), and no list of rows."""
+    """Whether this is a list of pairs of a source and its weight (or of `Source`s), and no list of rows."""
     return (
         isinstance(spec, Sequence)
         and not isinstance(spec, str)
         and len(spec) > 0
-        and all(isinstance(entry, Part) or (isinstance(entry, tuple) and len(entry) == 2) for entry in spec)
+        and all(isinstance(entry, Source) or (isinstance(entry, tuple) and len(entry) == 2) for entry in spec)
     )
 
 
@@ -85,7 +75,7 @@ def read_parts(
     revision: str | None = None,
     name: str = "train",
     data_cache: str | None = None,
-) -> list[Part]:
+) -> list[Source]:
     """Read the sources of a mixture; for the arguments see `sources.read`.
 
     Files of one name in different folders are known by their paths, so that places of rows say which is meant.
@@ -94,12 +84,10 @@ def read_parts(
         ConfigurationError: a weight that is none.
         DataError: what is wrong with any of the sources, all in one error.
     """
-    problem = check_weights([weight for _, weight in pairs])
-    if problem:
-        raise ConfigurationError(f"{name} data: {problem}.")
+    _check_weights([weight for _, weight in pairs], name)
     names = [Path(source).name for source, _ in pairs if isinstance(source, (str, os.PathLike))]
     long_names = len(set(names)) < len(names)
-    parts: list[Part] = []
+    parts: list[Source] = []
     errors: list[SartorError] = []
     for number, (source, weight) in enumerate(pairs, 1):
         try:
@@ -114,27 +102,37 @@ def read_parts(
             )
         except (DataError, HubError) as error:
             errors.append(error)
-            continue
-        parts.append(Part(found.dataset, weight, found.label or f"source {number}", found.notes))
-    if len(errors) == 1:
-        raise errors[0]
-    if errors:
-        raise DataError("\n".join(str(error) for error in errors))
+        else:
+            parts.append(replace(found, weight=weight, label=found.label or f"source {number}"))
+    _raise_all(errors)
     return parts
 
 
-def check_weights(weights: Sequence[Any]) -> str:
-    """What is wrong with the weights of a mixture, or nothing."""
+def _raise_all(errors: Sequence[SartorError]) -> None:
+    """Raise one error that tells all of them; do nothing where there is none."""
+    if len(errors) == 1:
+        raise errors[0]
+    if errors and all(isinstance(error, ConfigurationError) for error in errors):
+        raise ConfigurationError([str(error) for error in errors])
+    if errors:
+        raise DataError("\n".join(str(error) for error in errors))
+
+
+def _check_weights(weights: Sequence[Any], name: str) -> None:
+    """See that all sources of a mixture have a weight, or none.
+
+    Raises:
+        ConfigurationError: what is wrong with them.
+    """
     given = [weight for weight in weights if weight is not None]
     if given and len(given) < len(weights):
-        return "some sources have a weight and some have none: give each one, or none"
+        raise ConfigurationError(f"{name} data: some sources have a weight and some have none: give each one, or none.")
     for weight in given:
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight) or weight <= 0:
-            return f"{weight!r} is no weight: it must be a number above 0"
-    return ""
+            raise ConfigurationError(f"{name} data: {weight!r} is no weight: it must be a number above 0.")
 
 
-def prepare_mixture(parts: Sequence[Part], settings: DataSettings, name: str, prepare: Prepare) -> PreparedData:
+def prepare_mixture(parts: Sequence[Source], settings: DataSettings, name: str, prepare: Prepare) -> PreparedData:
     """Prepare each source by its own rules, and mix the examples; packing and shuffling come after that.
 
     Args:
@@ -146,9 +144,7 @@ def prepare_mixture(parts: Sequence[Part], settings: DataSettings, name: str, pr
         DataError: rows of any source that cannot be used, all in one error.
         ConfigurationError: bad weights, or options that do not fit a source.
     """
-    problem = check_weights([part.weight for part in parts])
-    if problem:
-        raise ConfigurationError(f"{name} data: {problem}.")
+    _check_weights([part.weight for part in parts], name)
     # What joins or reorders examples comes after mixing; what cuts them comes with the packing where there is one.
     inner = replace(settings, packing=False, shuffle_dataset=False)
     if settings.packing:
@@ -162,15 +158,11 @@ def prepare_mixture(parts: Sequence[Part], settings: DataSettings, name: str, pr
     def counted() -> DataSummary:
         read = [one.summary if one.counted is None else one.counted() for one in prepared]
         told = tuple(f"{part.label}: {note}" for part, one in zip(parts, read, strict=True) for note in one.notes)
-        sums = {
-            field: sum(getattr(one, field) for one in read) for field in ("num_examples", "num_tokens", "num_targets")
-        }
-        joined = replace(_joined(name, read, (*told, *notes)), **sums)
-        rows = [one.source_rows for one in read]
         return replace(
-            joined,
+            _joined(name, read, (*told, *notes)),
             longest_tokens=max(one.longest_tokens for one in read),
-            source_rows={source: sum(each.get(source, 0) for each in rows) for one in rows for source in one},
+            source_rows=_added(one.source_rows for one in read),
+            **_sums(read, "num_examples", "num_tokens", "num_targets"),
         )
 
     if is_arranged:
@@ -181,36 +173,30 @@ def prepare_mixture(parts: Sequence[Part], settings: DataSettings, name: str, pr
     return PreparedData(mixed, _counted(summary, mixed, places), places)
 
 
-def _prepared(parts: Sequence[Part], settings: DataSettings, name: str, prepare: Prepare) -> list[PreparedData]:
+def _prepared(parts: Sequence[Source], settings: DataSettings, name: str, prepare: Prepare) -> list[PreparedData]:
     prepared: dict[int, PreparedData] = {}
-    refused: dict[int, Exception] = {}
+    refused: dict[int, SartorError] = {}
     # A tokenizer without chat template is given one by the first conversations, and may end texts otherwise from then
     # on: so these come first, that the order of the sources does not matter.
     for number in sorted(range(len(parts)), key=lambda number: not _is_conversational(parts[number], settings)):
         part = parts[number]
         try:
-            prepared[number] = prepare(part.source, settings, f"{name} ({part.label})")
+            prepared[number] = prepare(part.dataset, settings, f"{name} ({part.label})")
         except (DataError, ConfigurationError) as error:
             refused[number] = error
-    errors = [refused[number] for number in sorted(refused)]
-    if len(errors) == 1:
-        raise errors[0]
-    if all(isinstance(error, ConfigurationError) for error in errors) and errors:
-        raise ConfigurationError([str(error) for error in errors])
-    if errors:
-        raise DataError("\n".join(str(error) for error in errors))
+    _raise_all([refused[number] for number in sorted(refused)])
     return [prepared[number] for number in range(len(parts))]
 
 
-def _is_conversational(part: Part, settings: DataSettings) -> bool:
+def _is_conversational(part: Source, settings: DataSettings) -> bool:
     try:
-        return recognise(part.source, settings, name=part.label)[1].is_conversational
+        return recognise(part.dataset, settings, name=part.label)[1].is_conversational
     except SartorError:  # told when it is prepared
         return False
 
 
 def _mixed(
-    parts: Sequence[Part], prepared: Sequence[PreparedData], settings: DataSettings, *, with_where: bool
+    parts: Sequence[Source], prepared: Sequence[PreparedData], settings: DataSettings, *, with_where: bool
 ) -> tuple[Any, NDArray[np.int64] | None]:
     """The mixed examples, and which they are, numbered through all sources; None for streams.
 
@@ -288,73 +274,42 @@ def _arranged(
 
 def _of_both(first: DataSummary, last: DataSummary) -> DataSummary:
     """What sources lost before they were mixed, and what was made of them then."""
-    return replace(
-        first,
-        num_examples=last.num_examples,
-        num_tokens=last.num_tokens,
-        num_targets=last.num_targets,
-        longest_tokens=last.longest_tokens,
-        num_truncated_rows=first.num_truncated_rows + last.num_truncated_rows,
-        num_truncated_tokens=first.num_truncated_tokens + last.num_truncated_tokens,
-        num_truncated_targets=first.num_truncated_targets + last.num_truncated_targets,
-        num_dropped_rows=first.num_dropped_rows + last.num_dropped_rows,
-        source_rows=last.source_rows,
-    )
+    made = {field: getattr(last, field) for field in (*MADE, "source_rows")}
+    return replace(first, **made, **_sums([first, last], *LOSSES))
 
 
 def _joined(name: str, summaries: Sequence[DataSummary], notes: tuple[str, ...]) -> DataSummary:
     """Counts of all sources together, before mixing."""
     formats = {summary.format for summary in summaries}
-    skipped: Counter[str] = Counter()
-    for summary in summaries:
-        skipped.update(summary.skipped_kinds)
-    return DataSummary(
-        name=name,
-        format=formats.pop() if len(formats) == 1 else RowFormat.SEVERAL,
-        num_rows=sum(summary.num_rows for summary in summaries),
-        num_examples=0,
-        num_tokens=0,
-        num_targets=0,
-        longest_tokens=0,
-        num_truncated_rows=sum(summary.num_truncated_rows for summary in summaries),
-        num_truncated_tokens=sum(summary.num_truncated_tokens for summary in summaries),
-        num_truncated_targets=sum(summary.num_truncated_targets for summary in summaries),
-        num_dropped_rows=sum(summary.num_dropped_rows for summary in summaries),
-        notes=notes,
-        num_skipped_rows=sum(summary.num_skipped_rows for summary in summaries),
-        skipped_kinds=dict(skipped),
-    )
+    kind = formats.pop() if len(formats) == 1 else RowFormat.SEVERAL
+    skipped = _added(summary.skipped_kinds for summary in summaries)
+    none = DataSummary(name, kind, 0, 0, 0, 0, 0, notes=notes, skipped_kinds=skipped)
+    return replace(none, **_sums(summaries, "num_rows", "num_skipped_rows", *LOSSES))
+
+
+def _sums(summaries: Sequence[DataSummary], *names: str) -> dict[str, Any]:
+    """The sums of these fields."""
+    return {name: sum(getattr(summary, name) for summary in summaries) for name in names}
+
+
+def _added(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    added: Counter[str] = Counter()
+    for each in counts:
+        added.update(each)
+    return dict(added)
 
 
 def _counted(summary: DataSummary, mixed: datasets.Dataset, places: Places) -> DataSummary:
     """The summary with counts of the examples that the mixture has."""
-    import pyarrow.compute as compute
-
-    parts, num_targets = [np.zeros(0, np.int64)], 0
-    has_documents = "seq_lengths" in mixed.column_names
-    columns = ["input_ids", "labels", *(["seq_lengths"] if has_documents else [])]
-    for batch in mixed.select_columns(columns).with_format("arrow").iter(10_000):
-        lengths = np.asarray(compute.list_value_length(batch.column("input_ids"))).astype(np.int64)
-        parts.append(lengths)
-        documents = lengths
-        if has_documents:  # a row that is no packed block has none
-            given = batch.column("seq_lengths").to_pylist()
-            documents = np.concatenate([row or [length] for row, length in zip(given, lengths, strict=True)])
-        labels = np.asarray(compute.list_flatten(batch.column("labels")))
-        num_targets += int(np.count_nonzero(target_flags(labels, documents)))
-    lengths = np.concatenate(parts)
-    return replace(
-        summary,
-        num_examples=len(mixed),
-        num_tokens=int(lengths.sum()),
-        num_targets=num_targets,
-        longest_tokens=int(lengths.max(initial=0)),
-        source_rows=places.counts(),
-    )
+    written = Written()
+    columns = [column for column in mixed.column_names if column in ("input_ids", "labels", "seq_lengths")]
+    for table in mixed.select_columns(columns).with_format("arrow").iter(10_000):
+        written.count(TokenRows.from_table(table))
+    return replace(summary, **written.counts(), source_rows=places.counts())
 
 
 def _notes(
-    parts: Sequence[Part],
+    parts: Sequence[Source],
     prepared: Sequence[PreparedData],
     taken: NDArray[np.int64] | None,
     settings: DataSettings,

@@ -1,15 +1,15 @@
-"""Shows prepared data: lengths as a histogram, what was counted, and which tokens are trained.
+"""Shows prepared data: lengths as a histogram, what was counted, and text that cannot command a terminal.
 
-What comes in: prepared data, lengths, a summary or one example.  What goes out: text for a terminal.  What it keeps
-true: lengths are those of the ids that are trained on, and every token is shown, special tokens and line ends too.
+What comes in: prepared data, lengths, a summary or text.  What goes out: text for a terminal.  What it keeps true:
+lengths are those of the ids that are trained on.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,14 +19,8 @@ from sartor.records import DataSummary, Example
 
 if TYPE_CHECKING:
     import datasets
-    import rich.text
 
-TRAINED_STYLE = "bold green"
-UNTRAINED_STYLE = "dim"
-SPECIAL_STYLE = "reverse"
 NEWLINE_MARK = "↵"
-TRAINED_MARKS = ("⟦", "⟧")
-"""What encloses trained text where there are no colours."""
 LONG_TAIL = 2.0
 """From this many times the length of 99 % of the rows on, a row is far out."""
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
@@ -77,16 +71,20 @@ def length_histogram(
     lines = [
         f"{label} {_bar(bar.num_rows / most, room)} {bar.num_rows:,}" for label, bar in zip(labels, bars, strict=True)
     ]
-    longest = int(counts.max())
-    quantiles = {share: int(np.quantile(counts, share, method="higher")) for share in (0.5, 0.9, 0.99)}
-    lines.append(
-        f"tokens: mean {counts.mean():,.0f}, median {quantiles[0.5]:,}, 90 % up to {quantiles[0.9]:,}, "
-        f"99 % up to {quantiles[0.99]:,}, longest {longest:,}"
-    )
+    lines.append(f"tokens: {spread(counts)}")
     if max_length is not None:
         num_longer = int(np.count_nonzero(counts > max_length))
         lines.append(f"longer than max_length={max_length:,}: {num_longer:,} of {len(counts):,} rows")
     return "\n".join(lines)
+
+
+def spread(lengths: NDArray[np.int64]) -> str:
+    """Mean and quantiles in words; each quantile is a length that occurs."""
+    half, most, nearly_all = (int(np.quantile(lengths, share, method="higher")) for share in (0.5, 0.9, 0.99))
+    return (
+        f"mean {lengths.mean():,.0f}, median {half:,}, 90 % up to {most:,}, 99 % up to {nearly_all:,}, "
+        f"longest {int(lengths.max()):,}"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,73 +150,6 @@ def describe(summary: DataSummary) -> str:
         lines.append(f"  dropped: {summary.num_dropped_rows:,} rows of which nothing that is trained was left")
     lines.extend(f"  {note}" for note in summary.notes)
     return "\n".join(lines)
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """Neighbouring tokens of one kind, as text."""
-
-    text: str
-    is_target: bool
-    is_special: bool
-
-
-def segments(example: Example, tokenizer: Any) -> list[Segment]:
-    """The example's text in pieces that are trained or not, and special or not; joined they are the whole text.
-
-    A character of several tokens, some trained and some not, is shown with the last of them.
-    """
-    special = set(tokenizer.all_special_ids)
-    kinds = [
-        (trained, token in special)
-        for token, trained in zip(example.input_ids, example.is_target.tolist(), strict=True)
-    ]
-    pieces, start = [], 0
-    for end in range(1, len(kinds) + 1):
-        if end == len(kinds) or kinds[end] != kinds[start]:
-            pieces.append(Segment(_text_between(tokenizer, example.input_ids, start, end), *kinds[start]))
-            start = end
-    return pieces
-
-
-def _text_between(tokenizer: Any, ids: Sequence[int], start: int, end: int) -> str:
-    """Text of tokens as it reads in its place: decoding them alone may lose a leading space."""
-    before, until = (_decode(tokenizer, ids[:bound]) for bound in (start, end))
-    before = before.rstrip("\ufffd")  # the first bytes of a character whose rest follows
-    if end < len(ids):
-        until = until.rstrip("\ufffd")
-    return until[len(before) :] if until.startswith(before) else _decode(tokenizer, ids[start:end])
-
-
-def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
-    return tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-
-def coloured(example: Example, tokenizer: Any) -> rich.text.Text:
-    """The example's text for a terminal with colours: trained tokens bright, others dim, special tokens on a ground."""
-    from rich.text import Text
-
-    text = Text()
-    for segment in segments(example, tokenizer):
-        style = TRAINED_STYLE if segment.is_target else UNTRAINED_STYLE
-        text.append(marked(segment.text), f"{style} {SPECIAL_STYLE}" if segment.is_special else style)
-    return text
-
-
-def plain(example: Example, tokenizer: Any) -> str:
-    """The same without colours: what is trained stands between ⟦ and ⟧."""
-    return "".join(_enclosed(segments(example, tokenizer)))
-
-
-def _enclosed(pieces: Iterable[Segment]) -> Iterable[str]:
-    is_open = False
-    for segment in pieces:
-        if segment.is_target != is_open:
-            yield TRAINED_MARKS[0] if segment.is_target else TRAINED_MARKS[1]
-            is_open = segment.is_target
-        yield marked(segment.text)
-    if is_open:
-        yield TRAINED_MARKS[1]
 
 
 def visible(text: str) -> str:

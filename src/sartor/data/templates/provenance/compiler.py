@@ -20,7 +20,7 @@ from typing import Any
 from jinja2 import nodes
 from jinja2.compiler import CodeGenerator, Frame
 
-from sartor.data.targets.provenance.order import writing_loops
+from sartor.data.templates.provenance.order import writing_loops
 
 
 class ShadowCodeGenerator(CodeGenerator):

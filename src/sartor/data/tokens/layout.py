@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from sartor.data.encoding.tokenizing import Encodings, TextBatch, Tokenization
+from sartor.data.tokens.tokenizing import Encodings, TextBatch, Tokenization
 
 UNICODE_FORMS = frozenset(["NFC", "NFD", "NFKC", "NFKD"])
 """Normalizers that leave ASCII as it is."""

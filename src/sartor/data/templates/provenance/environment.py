@@ -21,9 +21,9 @@ from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from sartor.data.targets.provenance.compiler import ShadowCodeGenerator
-from sartor.data.targets.provenance.order import Progress
-from sartor.data.targets.provenance.shadow import (
+from sartor.data.templates.provenance.compiler import ShadowCodeGenerator
+from sartor.data.templates.provenance.order import Progress
+from sartor.data.templates.provenance.shadow import (
     OUTSIDE,
     Kind,
     Shadow,

@@ -6,7 +6,9 @@ import pytest
 from datasets import Dataset
 
 from sartor.data.encoding.encode import prepare
-from sartor.data.inspect import coloured, describe, example_of, length_histogram, lengths_of, plain, segments, visible
+from sartor.data.inspection.prepared import describe, example_of, length_histogram, lengths_of, visible
+from sartor.data.inspection.sample import tokens_of
+from sartor.data.inspection.terminal import coloured, plain
 from sartor.errors import DataError
 from sartor.records import DataSettings, DataSummary, Example, RowFormat
 
@@ -15,26 +17,26 @@ MESSAGES = [{"role": "user", "content": "Wie?\nSo"}, {"role": "assistant", "cont
 
 def test_trained_text_is_enclosed_and_line_ends_and_special_tokens_are_seen(tokenizer: Any) -> None:
     data = prepare(Dataset.from_list([{"messages": MESSAGES}]), tokenizer, DataSettings(assistant_only_loss=True))
-    assert plain(example_of(data.dataset, 0), tokenizer) == (
+    assert plain(tokens_of(example_of(data.dataset, 0), tokenizer)) == (
         "<|im_start|>user↵\nWie?↵\nSo<|im_end|>↵\n<|im_start|>assistant↵\n⟦größer 漢字<|im_end|>⟧↵\n"
     )
 
 
 def test_colours_tell_trained_from_untrained(tokenizer: Any) -> None:
     data = prepare(Dataset.from_list([{"messages": MESSAGES}]), tokenizer, DataSettings(assistant_only_loss=True))
-    text = coloured(example_of(data.dataset, 0), tokenizer)
+    text = coloured(tokens_of(example_of(data.dataset, 0), tokenizer))
     bright = [text.plain[span.start : span.end] for span in text.spans if "green" in str(span.style)]
     dim = [text.plain[span.start : span.end] for span in text.spans if "dim" in str(span.style)]
     assert bright == ["größer 漢字", "<|im_end|>"]
     assert sum(map(len, bright + dim)) == len(text.plain)
 
 
-def test_segments_join_to_the_whole_text_wherever_targets_begin(tokenizer: Any) -> None:
+def test_tokens_join_to_the_whole_text_wherever_targets_begin(tokenizer: Any) -> None:
     ids = tokenizer(" größer 漢字 boots")["input_ids"]
     whole = tokenizer.decode(ids)
     for start in range(len(ids) + 1):
         example = Example(ids, [-100] * start + ids[start:])
-        assert "".join(segment.text for segment in segments(example, tokenizer)) == whole
+        assert "".join(token.text for token in tokens_of(example, tokenizer)) == whole
 
 
 def test_lengths_are_those_of_the_ids(tokenizer: Any) -> None:
@@ -89,5 +91,5 @@ def test_what_commands_a_terminal_or_turns_the_reading_direction_is_shown_by_its
 
 def test_a_view_of_a_row_cannot_command_the_terminal(tokenizer: Any) -> None:
     ids = tokenizer("a\x1b[31mb")["input_ids"]
-    assert plain(Example(ids, ids), tokenizer) == "a⟦‹1B›[31mb⟧"
-    assert coloured(Example(ids, ids), tokenizer).plain == "a‹1B›[31mb"
+    assert plain(tokens_of(Example(ids, ids), tokenizer)) == "a⟦‹1B›[31mb⟧"
+    assert coloured(tokens_of(Example(ids, ids), tokenizer)).plain == "a‹1B›[31mb"

@@ -10,14 +10,18 @@ stands for `OUTSIDE`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import IntEnum
+from functools import wraps
 from typing import Any, SupportsIndex
 
 OUTSIDE = "\x00"
 """Tag of text that belongs to no message, and of plain strings."""
 MIX = "\x01"
 """Tag of text made of several messages that cannot be told apart any more."""
+
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Keys of a message that reasoning may stand under."""
 
 
 class Kind(IntEnum):
@@ -49,6 +53,19 @@ def message_of(tag: str) -> int | None:
 def kind_of(tag: str) -> Kind:
     """What of its message a tag names; only for tags that name a message."""
     return _KINDS[(ord(tag) - _FIRST_TAG) % _NUM_KINDS]
+
+
+def _as_a_whole(method: Callable[..., str]) -> Callable[..., Shadow]:
+    """A method of `str` whose result is not followed: its tags stay where it changes each character in its place."""
+
+    @wraps(method)
+    def traced(self: Shadow, *arguments: Any, **keywords: Any) -> Shadow:
+        text = method(self, *arguments, **keywords)
+        if len(text) == len(self) and not arguments and not keywords:
+            return Shadow(text, self._tags)
+        return Shadow(text, sole_tag([self, arguments, keywords]) * len(text))
+
+    return traced
 
 
 class Shadow(str):
@@ -170,61 +187,20 @@ class Shadow(str):
         listed = list(parts)
         return Shadow(str.join(self, listed), self._tags.join(map(tags_of, listed)))
 
-    def _as_a_whole(self, text: str, *others: Any) -> Shadow:
-        """A text made of this one, and perhaps of others, in a way that is not followed."""
-        if len(text) == len(self) and not others:
-            return Shadow(text, self._tags)
-        return Shadow(text, sole_tag([self, *others]) * len(text))
-
     # One character for each character in nearly all cases ("ß" becomes "SS").
+    lower = _as_a_whole(str.lower)
+    upper = _as_a_whole(str.upper)
+    title = _as_a_whole(str.title)
+    capitalize = _as_a_whole(str.capitalize)
+    casefold = _as_a_whole(str.casefold)
+    swapcase = _as_a_whole(str.swapcase)
 
-    def lower(self) -> Shadow:
-        """As `str.lower`."""
-        return self._as_a_whole(str.lower(self))
-
-    def upper(self) -> Shadow:
-        """As `str.upper`."""
-        return self._as_a_whole(str.upper(self))
-
-    def title(self) -> Shadow:
-        """As `str.title`."""
-        return self._as_a_whole(str.title(self))
-
-    def capitalize(self) -> Shadow:
-        """As `str.capitalize`."""
-        return self._as_a_whole(str.capitalize(self))
-
-    def casefold(self) -> Shadow:
-        """As `str.casefold`."""
-        return self._as_a_whole(str.casefold(self))
-
-    def swapcase(self) -> Shadow:
-        """As `str.swapcase`."""
-        return self._as_a_whole(str.swapcase(self))
-
-    def translate(self, table: Any, /) -> Shadow:
-        """As `str.translate`."""
-        return self._as_a_whole(str.translate(self, table), table)
-
-    def expandtabs(self, tabsize: SupportsIndex = 8) -> Shadow:
-        """As `str.expandtabs`."""
-        return self._as_a_whole(str.expandtabs(self, tabsize), tabsize)
-
-    def zfill(self, width: SupportsIndex, /) -> Shadow:
-        """As `str.zfill`."""
-        return self._as_a_whole(str.zfill(self, width), width)
-
-    def center(self, width: SupportsIndex, fill: str = " ", /) -> Shadow:
-        """As `str.center`."""
-        return self._as_a_whole(str.center(self, width, fill), fill)
-
-    def ljust(self, width: SupportsIndex, fill: str = " ", /) -> Shadow:
-        """As `str.ljust`."""
-        return self._as_a_whole(str.ljust(self, width, fill), fill)
-
-    def rjust(self, width: SupportsIndex, fill: str = " ", /) -> Shadow:
-        """As `str.rjust`."""
-        return self._as_a_whole(str.rjust(self, width, fill), fill)
+    translate = _as_a_whole(str.translate)
+    expandtabs = _as_a_whole(str.expandtabs)
+    zfill = _as_a_whole(str.zfill)
+    center = _as_a_whole(str.center)
+    ljust = _as_a_whole(str.ljust)
+    rjust = _as_a_whole(str.rjust)
 
 
 def tags_of(text: str) -> str:

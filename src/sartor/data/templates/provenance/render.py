@@ -6,19 +6,20 @@ traced text is transformers' own, byte for byte; where it is not, that is an err
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from sartor import compat
-from sartor.data.targets.provenance.environment import Message, ShadowEnvironment
-from sartor.data.targets.provenance.order import Progress, WatchedMessages, spliced
-from sartor.data.targets.provenance.shadow import OUTSIDE, Kind, Shadow, joined, tag_of, tags_of
+from sartor.data.templates.provenance.environment import Message, ShadowEnvironment
+from sartor.data.templates.provenance.order import Progress, WatchedMessages, spliced
+from sartor.data.templates.provenance.shadow import OUTSIDE, REASONING, Kind, Shadow, joined, tag_of, tags_of
 
 IDENTIFIERS = frozenset(["role", "name", "id", "type", "tool_call_id", "channel", "recipient"])
 """Fields that say what a message is rather than what is said.  Not tagged: templates copy them into other messages."""
-REASONING = frozenset(["reasoning_content", "reasoning", "thinking"])
+
+T = TypeVar("T")
 
 
 class TraceError(Exception):
@@ -156,6 +157,23 @@ class Renderer:
             progress.num_written += len(piece)
             pieces.append(piece)
         return joined(pieces)
+
+
+class PerTemplate(Generic[T]):
+    """What is made of a tokenizer's chat templates: one for each of them, made when it is first asked for."""
+
+    def __init__(self, tokenizer: Any, make: Callable[[str, Mapping[str, str]], T]) -> None:
+        """`make` takes a template and the texts of the tokenizer's special tokens, as `Renderer` does."""
+        self._tokenizer = tokenizer
+        self._make = make
+        self._made: dict[str, T] = {}
+
+    def of(self, tools: Any) -> T:
+        """That of the template that rows with these tools are rendered with."""
+        template = self._tokenizer.get_chat_template(None, tools)
+        if template not in self._made:
+            self._made[template] = self._make(template, self._tokenizer.special_tokens_map)
+        return self._made[template]
 
 
 def traced_message(message: Mapping[str, Any], number: int) -> Message:

@@ -1,14 +1,13 @@
-"""Where each message's characters lie in a traced text, and which of its fields have any."""
+"""Where each message's characters lie in a traced text, and of which kinds they are."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
-from sartor.data.targets.provenance.shadow import Kind, kind_of, message_of
+from sartor.data.templates.provenance.shadow import Kind, kind_of, message_of
 
 
 @dataclass(slots=True)
@@ -50,25 +49,3 @@ def spans_of(tags: str) -> dict[int, Span]:
                     span.first_field = start
         previous = number
     return spans
-
-
-def kinds_of(message: Mapping[str, Any]) -> list[Kind]:
-    """Which fields a message has text in."""
-    kinds = []
-    content, reasoning = message.get("content"), message.get("reasoning_content")
-    if isinstance(content, str) and content.strip():
-        kinds.append(Kind.CONTENT)
-    if isinstance(reasoning, str) and reasoning.strip():
-        kinds.append(Kind.REASONING)
-    calls = message.get("tool_calls") or []
-    if any(_has_text((call.get("function") or call).get("arguments")) for call in calls):
-        kinds.append(Kind.ARGUMENTS)
-    return kinds
-
-
-def _has_text(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return any(_has_text(item) for item in value.values())
-    if isinstance(value, (list, tuple)):
-        return any(_has_text(item) for item in value)
-    return isinstance(value, str) and bool(value.strip())

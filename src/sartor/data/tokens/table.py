@@ -79,6 +79,19 @@ class TokenRows:
         return cls(rows.input_ids, np.where(flags != 0, rows.input_ids, np.int32(IGNORE_INDEX)), rows.offsets)
 
     @classmethod
+    def from_table(cls, table: pyarrow.Table) -> TokenRows:
+        """Ids and labels of prepared rows as Arrow has them, and the documents of those that are packed blocks."""
+        import pyarrow.compute as compute
+
+        ids, labels = (np.asarray(compute.list_flatten(table.column(name))) for name in ("input_ids", "labels"))
+        lengths = np.asarray(compute.list_value_length(table.column("input_ids"))).astype(np.int64)
+        documents = None
+        if "seq_lengths" in table.column_names:  # a row that is no packed block has none
+            given = table.column("seq_lengths").to_pylist()
+            documents = [row or [length] for row, length in zip(given, lengths.tolist(), strict=True)]
+        return cls(ids, labels, np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]), documents)
+
+    @classmethod
     def concatenate(cls, parts: Sequence[TokenRows]) -> TokenRows:
         """All rows of the parts, in order."""
         if not parts:

@@ -15,11 +15,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from sartor.data.reading.problems import ProblemLog
-from sartor.data.rows.formats import Message, TrainingRow
+from sartor.data.rows.formats import TrainingRow
 from sartor.errors import ConfigurationError
+
+T = TypeVar("T")
 
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 
@@ -90,39 +92,28 @@ def has_generation_marks(tokenizer: Any) -> bool:
     return _GENERATION_MARK.search(template_of(tokenizer)) is not None
 
 
-def render(
-    tokenizer: Any,
-    rows: Sequence[TrainingRow],
-    messages_of: Callable[[TrainingRow], list[Message]],
-    problems: ProblemLog,
-    *,
-    add_generation_prompt: bool = False,
-) -> list[str]:
-    """Texts of the rows' conversations, in order.  A row that the template refuses is noted, and its text is empty."""
-    texts: list[str] = []
-    for group in groups_of(rows):
-        texts.extend(
-            each_or_all(
-                group,
-                lambda part: tokenizer.apply_chat_template(
-                    [messages_of(row) for row in part],
-                    tools=tools_of(part[0]),
-                    tokenize=False,
-                    add_generation_prompt=add_generation_prompt,
-                    **part[0].template_keywords,
-                ),
-                problems,
-                instead="",
-            )
+def render(tokenizer: Any, rows: Sequence[TrainingRow], problems: ProblemLog, *, prompt: bool = False) -> list[str]:
+    """Texts of the rows' conversations, in order.  A row that the template refuses is noted, and its text is empty.
+
+    Args:
+        prompt: whether only their prompts are rendered, as an answer is asked for.
+    """
+
+    def texts(part: Sequence[TrainingRow]) -> list[str]:
+        rendered: list[str] = tokenizer.apply_chat_template(
+            [row.prompt if prompt else row.messages for row in part],
+            tools=tools_of(part[0]),
+            tokenize=False,
+            add_generation_prompt=prompt,
+            **part[0].template_keywords,
         )
-    return texts
+        return rendered
+
+    return _in_groups(rows, texts, problems, instead="")
 
 
 def render_marked(
-    tokenizer: Any,
-    rows: Sequence[TrainingRow],
-    messages_of: Callable[[TrainingRow], list[Message]],
-    problems: ProblemLog,
+    tokenizer: Any, rows: Sequence[TrainingRow], problems: ProblemLog
 ) -> list[tuple[str, list[tuple[int, int]]]]:
     """Texts of the rows' conversations, each with the first and last + 1 character of its `{% generation %}` blocks."""
     from transformers.utils.chat_template_utils import render_jinja_template
@@ -130,7 +121,7 @@ def render_marked(
     def texts_and_blocks(part: Sequence[TrainingRow]) -> list[tuple[str, list[tuple[int, int]]]]:
         tools = tools_of(part[0])
         conversations = [
-            [{key: value for key, value in message.items() if value is not None} for message in messages_of(row)]
+            [{key: value for key, value in message.items() if value is not None} for message in row.messages]
             for row in part
         ]
         texts, blocks = render_jinja_template(
@@ -142,14 +133,17 @@ def render_marked(
         )
         return list(zip(texts, blocks, strict=True))
 
-    return [
-        result
-        for group in groups_of(rows)
-        for result in each_or_all(group, texts_and_blocks, problems, instead=("", []))
-    ]
+    return _in_groups(rows, texts_and_blocks, problems, instead=("", []))
 
 
-def groups_of(rows: Sequence[TrainingRow]) -> Iterator[Sequence[TrainingRow]]:
+def _in_groups(
+    rows: Sequence[TrainingRow], process: Callable[[Sequence[TrainingRow]], list[T]], problems: ProblemLog, instead: T
+) -> list[T]:
+    """Results of all rows, of which neighbours with the same tools and keywords are rendered in one call."""
+    return [result for group in _groups_of(rows) for result in _each_or_all(group, process, problems, instead)]
+
+
+def _groups_of(rows: Sequence[TrainingRow]) -> Iterator[Sequence[TrainingRow]]:
     """Runs of neighbours with the same tools and template keywords: these can be rendered in one call."""
     first = 0
     for number in range(1, len(rows) + 1):
@@ -168,13 +162,9 @@ def tools_of(row: TrainingRow) -> Any:
     return json.loads(row.tools) if isinstance(row.tools, str) else row.tools
 
 
-def each_or_all(
-    rows: Sequence[TrainingRow],
-    process: Callable[[Sequence[TrainingRow]], list[Any]],
-    problems: ProblemLog,
-    *,
-    instead: Any,
-) -> list[Any]:
+def _each_or_all(
+    rows: Sequence[TrainingRow], process: Callable[[Sequence[TrainingRow]], list[T]], problems: ProblemLog, instead: T
+) -> list[T]:
     """Results of all rows in one call; where that fails, one by one, so that the rows at fault can be named.
 
     Templates are programs: they raise what they like, so every exception is taken for the row's.
@@ -185,7 +175,7 @@ def each_or_all(
         if len(rows) == 1:
             note_refusal(problems, rows[0], error)
             return [instead]
-        return [result for row in rows for result in each_or_all([row], process, problems, instead=instead)]
+        return [result for row in rows for result in _each_or_all([row], process, problems, instead)]
 
 
 def note_refusal(problems: ProblemLog, row: TrainingRow, error: Exception) -> None:
