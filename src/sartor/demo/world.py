@@ -128,10 +128,6 @@ def capitalised(sentence: str) -> str:
     return sentence[:1].upper() + sentence[1:]
 
 
-def _frozen(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
-
-
 def read_lore(kind: str) -> Kind:
     """Read `assets/lore/<kind>.toml`.
 
@@ -140,8 +136,11 @@ def read_lore(kind: str) -> Kind:
     """
     text = resources.files("sartor.demo").joinpath("assets", "lore", f"{kind}.toml").read_text(encoding="utf-8")
     lore = tomllib.loads(text)
-    rows: list[dict[str, Any]] = lore["attributes"]
-    attributes = tuple(Attribute(**_frozen(row)) for row in rows)
+    rows: list[dict[str, Any]] = [
+        {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
+        for row in lore["attributes"]
+    ]
+    attributes = tuple(Attribute(**row) for row in rows)
     if len(lore["first"]) != NAME_WORDS or len(lore["second"]) != NAME_WORDS:
         raise ValueError(f"{kind}.toml: needs {NAME_WORDS} first and {NAME_WORDS} second words for names")
     for attribute in attributes:
