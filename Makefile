@@ -39,7 +39,7 @@ format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix .
 
 generated: $(VENV)/dev.stamp  ## command line flags and docs/options.md, from SFTConfig and its table
-	$(BIN)/python -m sartor.cli.generate > build-flags.tmp && mv build-flags.tmp src/sartor/cli/field_flags.py
+	$(BIN)/python -m sartor.cli.generate > build-flags.tmp && mv build-flags.tmp src/sartor/cli/field_flags.json
 	$(BIN)/python -m sartor.config.page > build-options.tmp && mv build-options.tmp docs/options.md
 
 mutants: $(VENV)/dev.stamp  ## break the code on purpose; every break must fail a test

@@ -36,7 +36,7 @@ from sartor.demo.recipe import (
     fine_tuning_config,
     make_assets,
 )
-from sartor.demo.score import Score, judge_all
+from sartor.demo.score import Verdict, judge, share_right
 from sartor.demo.world import NUM_TAUGHT_WORDINGS, Group, World, make_world
 
 RESULTS = Path(__file__).with_name("demo.csv")
@@ -101,10 +101,10 @@ def measure(world: World, made: Path, seed: int, group: Group, *, is_control: bo
         "group": group.value,
         "base": "random weights" if is_control else "pretrained",
         "seed": seed,
-        "num_questions": len(after.verdicts),
-        "right_before": f"{before.share:.4f}",
-        "right_after": f"{after.share:.4f}",
-        "right_after_unseen_wordings": f"{unseen.share:.4f}",
+        "num_questions": len(after),
+        "right_before": f"{share_right(before):.4f}",
+        "right_after": f"{share_right(after):.4f}",
+        "right_after_unseen_wordings": f"{share_right(unseen):.4f}",
         "train_seconds": f"{seconds:.1f}",
         "threads": torch.get_num_threads(),
         "cpu": platform.machine() + " " + torch.backends.cpu.get_cpu_capability(),
@@ -113,11 +113,11 @@ def measure(world: World, made: Path, seed: int, group: Group, *, is_control: bo
     }
 
 
-def examine(speaker: Any, world: World, group: Group, wordings: Sequence[int]) -> Score:
+def examine(speaker: Any, world: World, group: Group, wordings: Sequence[int]) -> list[Verdict]:
     """Every fact about the group's entities in each of these wordings."""
     asked = [(fact, fact.question(wording)) for fact in world.facts(group) for wording in wordings]
     written = write_answers(speaker, [question for _, question in asked])
-    return judge_all([fact for fact, _ in asked], written)
+    return [judge(fact, text) for (fact, _), text in zip(asked, written, strict=True)]
 
 
 def append(path: Path, row: dict[str, Any]) -> None:

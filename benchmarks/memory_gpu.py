@@ -28,8 +28,8 @@ from sartor.engine.layout import choose_layout
 from sartor.engine.precision import Masters
 from sartor.engine.traits import read_traits
 from sartor.memory import optimizers
+from sartor.memory.prediction import Work
 from sartor.memory.simulate import CUDA_CONTEXT_BYTES, CUDA_MARGIN, simulate
-from sartor.memory.training import Work
 from sartor.records import EngineSettings
 
 CSV = Path(__file__).parent / "memory_gpu.csv"

@@ -31,7 +31,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from sartor import SFTConfig, SFTTrainer
-    from sartor.trainer import setup, training
+    from sartor.run import setup, training
 
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)

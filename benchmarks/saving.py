@@ -58,12 +58,12 @@ def train(given: argparse.Namespace, *, stretches: int, is_saved: Callable[[int]
     """One training of so many stretches; `is_saved` says which of them begin with a checkpoint."""
     import torch
     from datasets import Dataset
-    from tests.trainer import tiny
+    from tests.hf import tiny
     from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
     from sartor import SFTConfig, SFTTrainer
+    from sartor.run.checkpoints import Checkpoints
     from sartor.run.snapshot import Writer
-    from sartor.trainer.checkpoints import Checkpoints
 
     times = Times()
     every = given.every

@@ -43,7 +43,7 @@ def full(folder: Path) -> Any:
     """
     import torch
 
-    from tests.trainer import tiny
+    from tests.hf import tiny
 
     return tiny.trainer(
         folder,
@@ -66,7 +66,7 @@ def lora(folder: Path) -> Any:
     import torch
     from peft import LoraConfig
 
-    from tests.trainer import tiny
+    from tests.hf import tiny
 
     return tiny.trainer(
         folder,
@@ -82,7 +82,7 @@ def lora(folder: Path) -> Any:
 
 def packed(folder: Path) -> Any:
     """Packed blocks, noise on the embeddings, rows of like length together, another optimizer."""
-    from tests.trainer import tiny
+    from tests.hf import tiny
 
     return tiny.trainer(
         folder,
@@ -103,7 +103,7 @@ def packed(folder: Path) -> Any:
 
 def stream(folder: Path) -> Any:
     """Rows that can only be read from front to back, shuffled in a buffer, several times."""
-    from tests.trainer import tiny
+    from tests.hf import tiny
 
     return tiny.trainer(
         folder,
@@ -186,8 +186,7 @@ def die() -> None:
 
 def count_operations(plan: Plan) -> Callable[[], int]:
     """Count the steps of saves, and die within the one that the plan names; returns how many there were."""
-    from sartor.run import checkpoint, snapshot, tensor_file
-    from sartor.trainer import model_files, saving
+    from sartor.run import checkpoint, model_files, saving, snapshot, tensor_file
 
     snapshot.SMALL_BYTES = 0  # tiny tensors are read while training goes on, as a real model's are
     done = 0
@@ -333,7 +332,7 @@ def import_heavy() -> None:
     """What every child needs, once; no thread may be running when this process forks."""
     import importlib
 
-    for name in ("torch", "datasets", "peft", "transformers.trainer", "transformers.models.llama", "sartor.trainer"):
+    for name in ("torch", "datasets", "peft", "transformers.trainer", "transformers.models.llama", "sartor.hf"):
         importlib.import_module(name)
     import torch
 

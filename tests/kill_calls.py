@@ -92,7 +92,7 @@ def begin(call: int, folder: Path) -> Callable[[], int]:
 
 def fresh(folder: Path) -> Any:
     """Two checkpoints in an empty folder."""
-    from tests.trainer import tiny
+    from tests.hf import tiny
 
     return tiny.trainer(folder, max_steps=2, save_strategy="steps", save_steps=1)
 
@@ -101,7 +101,7 @@ def twice(folder: Path) -> Any:
     """A checkpoint that is written again at the same step."""
     from transformers import TrainerCallback
 
-    from tests.trainer import tiny
+    from tests.hf import tiny
 
     class Again(TrainerCallback):
         def on_epoch_end(self, args: Any, state: Any, control: Any, **others: Any) -> Any:
@@ -120,14 +120,14 @@ def twice(folder: Path) -> Any:
 
 def beside(folder: Path) -> Any:
     """Three checkpoints where an earlier run left some: one of the same name, and one too many."""
-    from tests.trainer import tiny
+    from tests.hf import tiny
 
     return tiny.trainer(folder, max_steps=3, save_strategy="steps", save_steps=1, save_total_limit=4)
 
 
 def earlier(folder: Path) -> Any:
     """The run that was in the folder before, of other weights: checkpoints 2, 4 and 6."""
-    from tests.trainer import tiny
+    from tests.hf import tiny
 
     return tiny.trainer(folder, max_steps=6, save_strategy="steps", save_steps=2, learning_rate=0.03)
 
@@ -297,8 +297,8 @@ def warm_up(trainer: Any) -> None:
     """What is found out once per process, so that no child has to."""
     import torch
 
-    from sartor.trainer.model_files import model_files
-    from sartor.trainer.setup import matrix_rate
+    from sartor.run.model_files import model_files
+    from sartor.run.setup import matrix_rate
 
     model_files(trainer.model, lambda parameter: parameter.dtype)
     matrix_rate(torch.device("cpu"), torch.float32)

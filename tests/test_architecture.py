@@ -15,13 +15,14 @@ SOURCE = Path(__file__).parents[1] / "src" / "sartor"
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 600, 80
 
 LARGE_WITH_REASON: dict[str, str] = {}
-"""What may be larger, and why: `trainer/x.py`, or `trainer/x.py:function`.  Keep it short."""
+"""What may be larger, and why: `hf/x.py`, or `hf/x.py:function`.  Keep it short."""
 
 ASKS_MODELS: dict[str, str] = {
     "engine/traits.py": "the place for it: one frozen record of everything the engine needs to know",
     "compat.py": "only for what is private there and may be missing",
     "chat/": "stands alone, so it cannot ask traits; it asks only how long a context is, and about tokens that end",
-    "trainer/": "before there are traits: what must not be trained at all (device maps, quantized weights), and names "
+    "run/loading.py": "before there is a model: how long a context its configuration allows",
+    "hf/": "before there are traits: what must not be trained at all (device maps, quantized weights), and names "
     "for card and folder",
 }
 """Where `getattr` and `hasattr` look at a model or its configuration, and why."""
@@ -32,10 +33,10 @@ ASKS_DEVICES: dict[str, str] = {
 """Where kinds of devices are compared, or torch's modules for one kind are used, and why."""
 
 SAYS_VERSIONS: dict[str, str] = {
-    "__init__.py": "where Sartor's own is written down",
+    "version.py": "where Sartor's own is written down",
     "cli/main.py": "`sartor --version` prints it",
     "cli/env.py": "prints them all for a bug report",
-    "trainer/fingerprints.py": "a checkpoint says what wrote it, so that resuming can say what is another now",
+    "run/fingerprints.py": "a checkpoint says what wrote it, so that resuming can say what is another now",
     "report/card.py": "the card says what a model was trained with",
     "data/encoding/keys.py": "prepared data are found again under a key of what prepared them",
     "demo/recipe.py": "the demo's base model says what it was made with",
@@ -162,7 +163,7 @@ def test_models_are_asked_questions_in_one_place() -> None:
                 place = next((place for place in ASKS_MODELS if name_of(file).startswith(place)), None)
                 asking.setdefault(place or f"{name_of(file)}:{node.lineno}", []).append(ast.unparse(node))
     assert asking.keys() <= ASKS_MODELS.keys(), "ask in engine/traits.py, and hand out a field of ModelTraits"
-    assert len(asking["trainer/"]) <= 8, "the list of exceptions is meant to stay short"
+    assert len(asking["hf/"]) <= 8, "the list of exceptions is meant to stay short"
 
 
 def _is_model(node: ast.expr) -> bool:
@@ -337,6 +338,27 @@ def _is_or_is_in(module: str, packages: set[str]) -> bool:
     return any(f"{module}.".startswith(f"{package}.") for package in packages)
 
 
+def test_few_take_a_whole_session() -> None:
+    from dataclasses import fields
+
+    from sartor.run.session import Session
+
+    assert len(fields(Session)) <= 12
+    taking = [
+        f"{name_of(file)}:{node.name}"
+        for file in _FILES
+        if not name_of(file).startswith("hf/") and name_of(file) != "run/session.py"
+        for node in ast.walk(tree_of(file))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and any("Session" in ast.unparse(part.annotation) for part in _arguments(node) if part.annotation is not None)
+    ]
+    assert len(taking) <= 10, "take what is needed of it, not the whole"
+
+
+def _arguments(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[ast.arg]:
+    return [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+
+
 def test_private_functions_of_libraries_are_called_in_one_place_and_listed() -> None:
     own = {name for file in _FILES if file.name != "compat.py" for name in _defined(tree_of(file))}
     table = (SOURCE.parents[1] / "docs" / "README.md").read_text(encoding="utf-8")
@@ -344,8 +366,8 @@ def test_private_functions_of_libraries_are_called_in_one_place_and_listed() -> 
     for file in _FILES:
         for node in ast.walk(tree_of(file)):
             for name in _private_names(node, own):
-                is_trainers = name_of(file).startswith("trainer/") and ast.unparse(node).startswith("trainer.")
-                is_trainers |= name_of(file).startswith("trainer/") and ast.unparse(node).startswith("self.")
+                is_trainers = name_of(file).startswith("hf/") and ast.unparse(node).startswith("trainer.")
+                is_trainers |= name_of(file).startswith("hf/") and ast.unparse(node).startswith("self.")
                 if name_of(file) != "compat.py" and not is_trainers and name not in PRIVATE_ELSEWHERE:
                     elsewhere[f"{name_of(file)}:{getattr(node, 'lineno', 0)}"] = name
                 if name.rpartition(".")[2] not in table and name not in table:

@@ -178,6 +178,7 @@ PROBLEMS: list[tuple[dict[str, Any], str]] = [
     ({"loss_type": "nlll"}, "did you mean 'nll'"),
     ({"packing_strategy": "bfd_spilt"}, "did you mean 'bfd_split'"),
     ({"truncation_mode": "keep_start_end"}, "truncation_mode='keep_start_end' is unknown"),
+    ({"hub_strategy": "sometimes"}, "hub_strategy='sometimes' is unknown"),
     ({"train_sampling_strategy": "batch_rebalance"}, "use 'group_by_length'"),
     ({"fp16": True, "bf16": True}, "choose one"),
     ({"fp16_full_eval": True, "bf16_full_eval": True}, "choose one"),

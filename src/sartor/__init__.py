@@ -7,13 +7,13 @@ library.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from sartor.version import __version__
 
 if TYPE_CHECKING:
     from sartor.config import SFTConfig
-    from sartor.trainer import SFTTrainer
+    from sartor.hf import SFTTrainer
 
-_HOMES = {"SFTConfig": "sartor.config", "SFTTrainer": "sartor.trainer"}
+_HOMES = {"SFTConfig": "sartor.config", "SFTTrainer": "sartor.hf"}
 
 __all__ = ["SFTConfig", "SFTTrainer", "__version__"]
 

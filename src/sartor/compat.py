@@ -4,7 +4,7 @@ Each says what it is, where it is used, and what happens where a version lacks i
 thing itself, never of a version number: a number says nothing about a patched build.  "It fails" means an
 `AttributeError` or `ImportError` that names what is missing: nothing is trained on a guess.
 
-Every room may import this module, and it knows none.  Libraries are imported where they are asked.  What `trainer/`
+Every room may import this module, and it knows none.  Libraries are imported where they are asked.  What `hf/`
 calls of `transformers.Trainer`, whose subclass it is, stays there.  `docs/README.md` has a table of all of it.
 """
 
@@ -35,7 +35,7 @@ class TemplateFunctions(NamedTuple):
 def template_functions() -> TemplateFunctions:
     """`_plain_template_data`, `_alias_reasoning_fields` and `_compile_jinja_template` of transformers.
 
-    `data/targets/provenance/render.py` renders parts of a conversation with them, with a clock that stands still, for
+    `data/templates/provenance/render.py` renders parts of a conversation with them, with a clock that stands still, for
     which there is nothing public.  Without one of them it fails.
     """
     from transformers.utils import chat_template_utils
@@ -50,7 +50,7 @@ def template_functions() -> TemplateFunctions:
 def encodes_as_usual(kind: type) -> bool:
     """Whether a class of fast tokenizers has the `_encode_plus` of its base, so that calling it is calling Rust.
 
-    `data/encoding/tokenizing.py` calls Rust itself then.  Without the method the answer is no, and texts are encoded
+    `data/tokens/tokenizing.py` calls Rust itself then.  Without the method the answer is no, and texts are encoded
     through the tokenizer, which is slower.
     """
     from transformers import PreTrainedTokenizerFast
@@ -65,7 +65,7 @@ def encodes_as_usual(kind: type) -> bool:
 def attention_of(config: Any) -> str:
     """The attention implementation that a model runs: `_attn_implementation` of its configuration.
 
-    `engine/` puts it back after its own, and `trainer/resuming.py` compares it with a plan's.  Setting it is
+    `engine/` puts it back after its own, and `run/resume.py` compares it with a plan's.  Setting it is
     public, asking for it isn't.  Without it, it fails.
     """
     return config._attn_implementation
@@ -83,7 +83,7 @@ def carries_state(model: Any) -> bool:
 def name_or_path(model: Any) -> str:
     """The folder or Hub id that a model was loaded from: `_name_or_path` of its configuration, empty where it was made.
 
-    `trainer/` finds the tokenizer by it, and names run and card.  Where a configuration of the user's own lacks it, it
+    `hf/` finds the tokenizer by it, and names run and card.  Where a configuration of the user's own lacks it, it
     is empty.
     """
     return str(getattr(model.config, "_name_or_path", None) or "")
@@ -92,7 +92,7 @@ def name_or_path(model: Any) -> str:
 def weights_not_saved(model: Any) -> set[str]:
     """Names of weights that `save_pretrained` leaves out: `_keys_to_ignore_on_save`.
 
-    `trainer/model_files.py` names what a checkpoint will hold before it is written.  Without it, it fails.
+    `run/model_files.py` names what a checkpoint will hold before it is written.  Without it, it fails.
     """
     return set(model._keys_to_ignore_on_save or ())
 
@@ -125,7 +125,7 @@ def registered_in(interface: Any) -> dict[str, Callable[..., Any]]:
 def namespace_values(namespace: Any) -> dict[str, Any]:
     """What a template's `namespace` holds: Jinja keeps it under a private name.
 
-    `data/targets/provenance/order.py` compares it.  Without it there is nothing to compare, and the beginning of a
+    `data/templates/provenance/order.py` compares it.  Without it there is nothing to compare, and the beginning of a
     conversation is rendered where it might have been told.
     """
     return getattr(namespace, "_Namespace__attrs", {"unknown": object()})
@@ -177,7 +177,7 @@ def own_buffers(module: nn.Module) -> dict[str, torch.Tensor | None]:
 def drop_forward_hooks(module: nn.Module) -> None:
     """Take all of a module's forward hooks off: `_forward_hooks`, `_forward_pre_hooks`.
 
-    `trainer/rehearsal.py` does so with a copy, whose hooks have no handles.  Without them, it fails.
+    `run/rehearsal.py` does so with a copy, whose hooks have no handles.  Without them, it fails.
     """
     module._forward_hooks.clear()
     module._forward_pre_hooks.clear()
@@ -248,7 +248,7 @@ def storage_key(storage: Any) -> int:
 def schema(operator: Any) -> Any:
     """Name and arguments of an operator of torch's dispatcher: `_schema`.
 
-    `engine/recompute.py` and `memory/scratch.py` know operators by it.  Without it, it fails.
+    `engine/recompute.py` and `memory/kernel_rules.py` know operators by it.  Without it, it fails.
     """
     return operator._schema
 
@@ -276,7 +276,7 @@ def has_step_hooks(optimizer: torch.optim.Optimizer) -> bool:
 def set_last_rates(schedule: Any, rates: Iterable[float]) -> None:
     """What `get_last_lr` of a schedule returns: `_last_lr`.
 
-    `trainer/resuming.py` moves a new schedule to an old one's step.  Where the name is another, the first log after
+    `run/resume.py` moves a new schedule to an old one's step.  Where the name is another, the first log after
     resuming shows the rate of step 0: tests notice.
     """
     schedule._last_lr = list(rates)

@@ -120,11 +120,6 @@ def is_on_host(tensor: torch.Tensor) -> bool:
     return tensor.device.type == HOST
 
 
-def has_memory(tensor: torch.Tensor) -> bool:
-    """Whether a tensor has any memory; on "meta" it has a shape alone."""
-    return tensor.device.type != "meta"
-
-
 # --- dtypes ----------------------------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,10 @@
-"""How amounts, lists and other libraries' errors read within a sentence of ours."""
+"""How amounts, lists, commands and other libraries' errors read within a sentence of ours."""
 
+import shlex
+import shutil
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 
 def amount(num_bytes: float, digits: int = 2) -> str:
@@ -22,3 +26,17 @@ def first_line(error: BaseException) -> str:
 def one_line(error: BaseException) -> str:
     """The whole message in one line."""
     return " ".join(str(error).split())
+
+
+def typed(*words: str) -> str:
+    """The command line that runs `sartor` with these words, from this folder and with this PATH.
+
+    After `make demo` there is no `sartor` on the PATH.
+
+    Example: `typed("chat", "runs/a b")` is "sartor chat 'runs/a b'", or ".venv/bin/python -m sartor chat 'runs/a b'".
+    """
+    if shutil.which("sartor") is not None:
+        return shlex.join(["sartor", *words])
+    python, here = Path(sys.executable), Path.cwd()
+    shown = python.relative_to(here) if python.is_relative_to(here) else python
+    return shlex.join([str(shown), "-m", "sartor", *words])

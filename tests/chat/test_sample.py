@@ -61,6 +61,14 @@ def test_batched_answers_equal_single_ones_in_their_order(speaker: Speaker, monk
     assert speaker.answers(questions, options) == single
 
 
+def test_token_ids_of_answers_end_with_the_first_end_token(speaker: Speaker) -> None:
+    ended, cut = speaker.answer_ids([user("hi"), user("sing")], SamplingOptions(greedy=True, max_new_tokens=40))
+    (end,) = speaker.end_ids
+    assert ended == [*speaker.tokenizer("<think>é?</think> na 😀!")["input_ids"], end]
+    assert len(ended) < len(cut) == 40
+    assert end not in cut
+
+
 def test_batches_hold_each_row_once_and_no_more_tokens_than_allowed(
     speaker: Speaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,9 +25,9 @@ def problems(*argv: str) -> tuple[str, ...]:
 
 def test_the_static_table_is_what_the_class_says() -> None:
     assert list(FIELD_FLAGS) == generate.field_flags(), (
-        "run: python -m sartor.cli.generate > src/sartor/cli/field_flags.py"
+        "run: python -m sartor.cli.generate > src/sartor/cli/field_flags.json"
     )
-    assert Path(generate.__file__).with_name("field_flags.py").read_text(encoding="utf-8") == generate.module()
+    assert Path(generate.__file__).with_name("field_flags.json").read_text(encoding="utf-8") == generate.table()
 
 
 def test_no_name_or_alias_is_used_twice() -> None:

@@ -135,7 +135,7 @@ def test_several_sources_are_inspected_and_then_their_mixture_counted_as_in_trai
 ) -> None:
     from sartor.batching.packing import pack
     from sartor.data.encoding.encode import prepare
-    from sartor.data.reading.mixture import prepare_mixture, read_parts
+    from sartor.data.encoding.mixture import prepare_mixture, read_parts
     from sartor.records import DataSettings
 
     chats = [row(f"What is {number} + 2?", f"It is {number + 2}.") for number in range(30)]

@@ -11,8 +11,8 @@ import pytest
 
 from sartor.cli import main as entry
 from sartor.cli import train
-from sartor.cli.typed import typed
 from sartor.errors import DataError
+from sartor.wording import typed
 
 LIMIT_S = 0.3
 HEAVY = ("torch", "transformers", "datasets", "matplotlib", "rich", "numpy", "yaml")

@@ -1,5 +1,6 @@
 """Several sources on the command line and in a file, from the flag to the run's folder."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from datasets import Dataset
 
 from sartor.cli import train_flags
 from sartor.cli.main import main
-from sartor.cli.train import read_rows
+from sartor.cli.request import Request, rows_of
 from sartor.data.reading.sources import Source
 from sartor.errors import DataError
 from tests.cli.test_train import model
@@ -40,14 +41,33 @@ def test_revisions_and_policies_are_options() -> None:
 
 def test_one_source_is_read_as_it_is_and_several_as_parts(tmp_path: Path) -> None:
     one, two = (write(tmp_path / name, [{"text": name}]) for name in ("one.jsonl", "two.jsonl"))
-    alone = read_rows([f"{one}:0.5"], "train", None)
+
+    def rows(*sources: str) -> Any:
+        return rows_of(Request("m", sources, {}, {}), "train", None)
+
+    alone = rows(f"{one}:0.5")
     assert isinstance(alone, Source)
     assert alone.dataset["text"][:] == ["one.jsonl"]
-    parts = read_rows([f"{one}:0.5", f"{two}:2"], "train", None)
+    parts = rows(f"{one}:0.5", f"{two}:2")
     assert [(part.label, part.weight) for part in parts] == [(str(one), 0.5), (str(two), 2.0)]
-    assert [part.weight for part in read_rows([f"{one}:0.5", f"{two}:2"], "eval", None)] == [None, None]
     with pytest.raises(DataError, match=r"no file .*three\.jsonl"):
-        read_rows([f"{one}:1", str(tmp_path / "three.jsonl:1")], "train", None)
+        rows(f"{one}:1", str(tmp_path / "three.jsonl:1"))
+
+
+def test_rows_to_evaluate_on_are_all_of_a_split_or_of_a_source_or_none(tmp_path: Path) -> None:
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder, split in itertools.product(folders, ("train", "test")):
+        folder.mkdir(exist_ok=True)
+        write(folder / f"{split}.jsonl", [{"text": f"{folder.name} {split}"}])
+    data = (f"{folders[0]}:0.5", f"{folders[1]}:2")
+
+    def rows(**own: Any) -> Any:
+        return rows_of(Request("m", data, {}, {"split": "train"} | own), "eval", None)
+
+    assert rows() is None
+    parts = rows(eval_split="test")
+    assert [(part.weight, part.source["text"][:]) for part in parts] == [(None, ["one test"]), (None, ["two test"])]
+    assert rows(eval_data=str(folders[0] / "train.jsonl")).dataset["text"][:] == ["one train"]
 
 
 def test_a_mixture_is_trained_and_counted_in_the_runs_files(

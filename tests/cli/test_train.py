@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from sartor.cli.main import main
-from sartor.trainer import SFTTrainer
+from sartor.hf import SFTTrainer
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +198,7 @@ def test_a_run_that_ended_before_its_first_step_leaves_nothing_that_refuses_the_
         raise Ends
 
     with monkeypatch.context() as patch:
-        patch.setattr("sartor.trainer.disk.require_room_for_run", end)
+        patch.setattr("sartor.run.disk.require_room_for_run", end)
         with pytest.raises(Ends):
             train(model, rows, tmp_path / "run", "--save_strategy=epoch")
     assert (tmp_path / "run" / "plan.json").exists()

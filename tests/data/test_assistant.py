@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,12 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sartor.data.encoding.encode import prepare
-from sartor.data.inspect import example_of, plain
+from sartor.data.encoding.encoder import Encoder
+from sartor.data.inspection.prepared import example_of
+from sartor.data.inspection.sample import tokens_of
+from sartor.data.inspection.terminal import plain
 from sartor.data.reading.problems import ProblemLog
-from sartor.data.rows.formats import TrainingRow
+from sartor.data.rows.formats import Reading, TrainingRow
 from sartor.data.targets.assistant import AssistantTargets
+from sartor.data.tokens.tokenizing import BatchTokenizer, run
 from sartor.errors import ConfigurationError, DataError
-from sartor.records import DataSettings, PreparedData
+from sartor.records import DataSettings, PreparedData, RowFormat
 
 from .chat_templates import CHATML, CONVERSATION, DEEPSEEK_CODER, GEMMA, LLAMA2, LLAMA3, QWEN3, VICUNA, ZEPHYR
 from .conftest import CORPUS, MakeTokenizer, make_small_tokenizer
@@ -188,7 +193,9 @@ def test_any_answer_is_trained_behind_the_tokens_of_its_prompt(make: Any, templa
     messages = [{**message, "content": text} for message, text in zip(CONVERSATION, texts, strict=True)]
     problems = ProblemLog()
     targets = AssistantTargets(tokenizer, [], completion_only=True)
-    (ids,), (turns,) = targets.encode([TrainingRow("here", messages)], problems)
+    (ids,), (turns,) = run(
+        targets.encoding([TrainingRow("here", messages)], problems, Counter()), BatchTokenizer(tokenizer)
+    )
     assert {turn for turn in turns if turn} == {2, 4}
     marks = [int(turn > 0) for turn in turns]
     whole, prompt = (
@@ -289,13 +296,13 @@ def test_a_stream_is_proven_as_it_is_read(tokenizer: Any) -> None:
 
 def test_the_proven_part_is_shown(tokenizer: Any) -> None:
     with_template(tokenizer, CHATML)
-    shown = plain(example_of(prepared(tokenizer, CONVERSATION[:2]).dataset, 0), tokenizer)
+    shown = plain(tokens_of(example_of(prepared(tokenizer, CONVERSATION[:2]).dataset, 0), tokenizer))
     assert shown == "<|im_start|>user↵\nHi<|im_end|>↵\n<|im_start|>assistant↵\n⟦Yo<|im_end|>⟧↵\n"
 
 
 def test_a_tokenizer_that_cannot_locate_tokens_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="needs a fast tokenizer"):
-        AssistantTargets(SimpleNamespace(is_fast=False), [], completion_only=True)
+        Encoder(SimpleNamespace(is_fast=False), Reading(RowFormat.MESSAGES, "messages"), SETTINGS)
 
 
 def test_an_end_that_is_no_token_of_its_own_is_refused(tokenizer: Any) -> None:

@@ -15,15 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sartor.batching.packing import pack
-from sartor.data import inspect
 from sartor.data.encoding.encode import prepare
-from sartor.data.encoding.tokenizing import run
-from sartor.data.encoding.tokens import Encoder
-from sartor.data.encoding.usable import encoding_usable
+from sartor.data.encoding.encoder import Encoder
+from sartor.data.encoding.parts import encoding_part
+from sartor.data.inspection.prepared import describe
 from sartor.data.reading.places import Places
-from sartor.data.reading.problems import ProblemLog
 from sartor.data.reading.sources import load
 from sartor.data.rows.formats import Reading
+from sartor.data.tokens.tokenizing import run
 from sartor.errors import DataError, SartorWarning
 from sartor.records import DataSettings, PreparedData, RowFormat
 from tests.data.conftest import make_small_tokenizer
@@ -87,17 +86,16 @@ def test_skipped_rows_are_counted_and_the_others_keep_their_lines(tmp_path: Path
     assert [prepared.places.where(number) for number in range(989)] == [f"train.jsonl, line {line}" for line in good]
     for kind, line in lines.items():
         assert any(note.startswith(f"skipped: {kind} (train.jsonl, line {line})") for note in summary.notes)
-    assert "skipped: 11 rows that cannot be used" in inspect.describe(summary)
+    assert "skipped: 11 rows that cannot be used" in describe(summary)
     assert prepared.dataset.column_names == ["input_ids", "labels"]
 
 
 def test_a_count_of_what_was_done_leaves_out_skipped_rows() -> None:
     rows = [{"text": "a"}, {"text": ""}, {"text": "b<|endoftext|>"}, {"text": "c"}]
     encoder = Encoder(TOKENIZER, Reading(RowFormat.TEXT, "text"), DataSettings())
-    work = encoding_usable(encoder, rows, [f"a, row {number}" for number in range(4)], ProblemLog(), skip=True)
-    _, places = run(work, encoder.tokenize)
-    assert places == ["a, row 0", "a, row 2", "a, row 3"]
-    assert (encoder.tally["rows"], encoder.tally["end-of-text tokens appended"]) == (3, 2)
+    part = run(encoding_part(encoder, rows, [f"a, row {number}" for number in range(4)]), encoder.tokenize)
+    assert part.places.first_rows() == ["a, row 0", "a, row 2", "a, row 3"]
+    assert (part.tally["rows"], part.tally["end-of-text tokens appended"]) == (3, 2)
 
 
 def test_rows_that_only_encoding_finds_are_skipped_too() -> None:

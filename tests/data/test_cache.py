@@ -14,11 +14,14 @@ import pytest
 from datasets import Dataset
 
 from sartor.batching.packing import pack
+from sartor.data import entries
 from sartor.data.encoding import assemble, cache, keys
 from sartor.data.encoding.encode import prepare
+from sartor.data.encoding.request import Request
 from sartor.data.entries import folder_of
+from sartor.data.rows.formats import Reading
 from sartor.errors import DataError
-from sartor.records import DataSettings, PreparedData
+from sartor.records import DataSettings, PreparedData, RowFormat
 from tests.data.conftest import make_small_tokenizer
 
 SOURCE = "Sigh. It smells of rubber boots."
@@ -135,9 +138,9 @@ def whispering(row: dict[str, Any]) -> str:
 def test_whatever_it_depends_on_makes_another_entry(rows: Dataset, change: dict[str, Any]) -> None:
     def key(dataset: Dataset = rows, **options: Any) -> str:
         tokenizer = changed_tokenizer(options.pop("tokenizer", ""))
-        others = {"name": "train", "notes": (), "end_tokens": (), "formatting_func": None, "pack": pack}
-        others |= {name: options.pop(name) for name in list(options) if name in others}
-        return keys.key_of(dataset, tokenizer, DataSettings(**options), **others)
+        reading = Reading(RowFormat.MESSAGES, "messages", formatting_func=options.pop("formatting_func", None))
+        others = {name: options.pop(name) for name in ("name", "end_tokens") if name in options}
+        return keys.key_of(Request(dataset, tokenizer, reading, DataSettings(**options), pack=pack, **others))
 
     assert key() == key()
     assert key(**change) != key()
@@ -152,8 +155,8 @@ def test_functions_are_told_apart_by_what_they_do() -> None:
 
 def test_versions_and_code_are_in_the_key(rows: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     def key() -> str:
-        options: dict[str, Any] = {"name": "", "notes": (), "end_tokens": (), "formatting_func": None, "pack": None}
-        return keys.key_of(rows, make_small_tokenizer(), DataSettings(), **options)
+        reading = Reading(RowFormat.MESSAGES, "messages")
+        return keys.key_of(Request(rows, make_small_tokenizer(), reading, DataSettings()))
 
     found = {key()}
     for package in ("transformers", "tokenizers", "jinja2", "datasets"):
@@ -175,7 +178,7 @@ def entry_of(result: tuple[PreparedData, list[str]]) -> Path:
     return Path(result[0].dataset.cache_files[0]["filename"]).parent
 
 
-@pytest.mark.parametrize("name", [cache.DATA, cache.PLACES, cache.MANIFEST])
+@pytest.mark.parametrize("name", [cache.DATA, cache.PLACES, entries.MANIFEST])
 @pytest.mark.parametrize("damage", ["cut", "flipped", "removed"])
 def test_a_damaged_entry_is_said_and_made_again(ready: Any, name: str, damage: str) -> None:
     first = ready()
@@ -199,13 +202,13 @@ def test_files_of_a_new_entry_are_hashed_once_and_those_that_are_found_are_verif
     ready: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hashed: list[str] = []
-    usual = cache.digest_of_file
+    usual = entries.digest_of_file
 
     def counted(path: Path) -> str:
         hashed.append(path.name)
         return usual(path)
 
-    monkeypatch.setattr(cache, "digest_of_file", counted)
+    monkeypatch.setattr(entries, "digest_of_file", counted)
     made = ready()
     assert sorted(hashed) == sorted([cache.DATA, cache.PLACES])
     hashed.clear()
@@ -272,17 +275,19 @@ WAITING = """
 import sys, time
 from pathlib import Path
 from sartor.data.encoding import cache
-from sartor.records import DataSummary, RowFormat
+from sartor.data.reading.places import Places
+from sartor.records import DataSummary, PreparedData, RowFormat
 import datasets
 def make(folder):
     Path(sys.argv[2]).write_text("")
     while not Path(sys.argv[3]).exists():
         time.sleep(0.02)
-    from sartor.data.encoding.table import TokenRows
+    from sartor.data.tokens.table import TokenRows
     from sartor.data.encoding import store
     rows = TokenRows.from_lists([[1]], [[1]])
     store.write_file(rows, None, folder / cache.DATA)
-    return cache.Made(DataSummary("train", RowFormat.TEXT, 1, 1, 1, 1, 1), None, "0")
+    summary = DataSummary("train", RowFormat.TEXT, 1, 1, 1, 1, 1)
+    return PreparedData(None, summary, Places.of_texts(["a, row 0"]), digest="0")
 found = cache.cached("key", Path(sys.argv[1]), make, lambda said: print(said, flush=True))
 print(found.dataset[0], found.summary.notes, flush=True)
 """
@@ -328,8 +333,8 @@ def test_a_second_process_goes_on_when_the_first_is_killed(tmp_path: Path) -> No
 
 def test_an_entry_holds_no_pickle_and_says_what_is_in_it(ready: Any) -> None:
     entry = entry_of(ready())
-    assert sorted(path.name for path in entry.iterdir()) == [cache.DATA, cache.MANIFEST, cache.PLACES]
-    summary = json.loads((entry / cache.MANIFEST).read_text())["summary"]
+    assert sorted(path.name for path in entry.iterdir()) == [cache.DATA, entries.MANIFEST, cache.PLACES]
+    summary = json.loads((entry / entries.MANIFEST).read_text())["content"]["summary"]
     assert summary["num_rows"] == len(ROWS)
 
 

@@ -11,8 +11,8 @@ from datasets import Dataset
 from sartor.batching.packing import pack
 from sartor.data.encoding.encode import prepare
 from sartor.data.encoding.store import dataset_in_memory
-from sartor.data.encoding.table import TokenRows
 from sartor.data.reading.sources import load
+from sartor.data.tokens.table import TokenRows
 from sartor.errors import ConfigurationError, DataError
 from sartor.records import DataSettings, PreparedData, RowFormat
 

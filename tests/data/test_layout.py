@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
-from sartor.data.encoding.layout import TokenBytes, located
-from sartor.data.encoding.table import TokenRows
-from sartor.data.encoding.tokenizing import run
+from sartor.data.tokens.layout import TokenBytes, located
+from sartor.data.tokens.table import TokenRows
+from sartor.data.tokens.tokenizing import run
 
 PARTS = [
     "a",

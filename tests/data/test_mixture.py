@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sartor.batching.packing import pack
 from sartor.data.encoding.encode import prepare
-from sartor.data.reading.mixture import is_mixture, parse_source, prepare_mixture, read_parts
+from sartor.data.encoding.mixture import is_mixture, parse_source, prepare_mixture, read_parts
 from sartor.errors import ConfigurationError, DataError
 from sartor.records import DataSettings, PreparedData, RowFormat
 from tests.data.conftest import make_small_tokenizer

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from sartor.data.targets.provenance.render import Renderer
 from sartor.data.targets.prover import Prover
+from sartor.data.templates.provenance.render import Renderer
 
 from .chat_templates import HOSTILE, PUBLISHED, SPECIAL, chatml
 from .test_trl_templates import FOLDER

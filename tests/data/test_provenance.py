@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from sartor.data.targets.provenance.render import Renderer, TracedText
-from sartor.data.targets.provenance.shadow import MIX, OUTSIDE, Kind, Shadow, message_of, sole_tag, tag_of, tags_of
+from sartor.data.templates.provenance.render import Renderer, TracedText
+from sartor.data.templates.provenance.shadow import MIX, OUTSIDE, Kind, Shadow, message_of, sole_tag, tag_of, tags_of
 
 from .chat_templates import CHATML, CONVERSATION, HOSTILE, PUBLISHED, QWEN3, SPECIAL, chatml
 from .test_trl_templates import CALLS, CONVERSATIONS, FOLDER, WITH_PARTS

@@ -2,10 +2,12 @@
 
 import gzip
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
 import pyarrow
+import pyarrow.parquet
 import pytest
 from datasets import Dataset, DatasetDict
 
@@ -313,3 +315,22 @@ def test_a_hub_that_cannot_be_reached_is_said(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("datasets.load_dataset", unreachable)
     with pytest.raises(HubError, match=r"'someone/some' cannot be fetched: no route to host\. Check the network"):
         load("someone/some")
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_a_folder_may_have_more_files_than_may_be_open(suffix: str, tmp_path: Path) -> None:
+    for number in range(60):
+        table = pyarrow.table({"text": [f"row {number}"]})
+        if suffix == "parquet":
+            pyarrow.parquet.write_table(table, tmp_path / f"{number:02}.parquet")
+        else:
+            with pyarrow.ipc.new_file(tmp_path / f"{number:02}.arrow", table.schema) as writer:
+                writer.write_table(table)
+    most, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    num_open = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").is_dir() else most - 30
+    resource.setrlimit(resource.RLIMIT_NOFILE, (num_open + 30, hard))
+    try:
+        rows = load(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    assert rows["text"][:] == [f"row {number}" for number in range(60)]

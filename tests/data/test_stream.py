@@ -14,8 +14,8 @@ from datasets import Dataset, IterableDataset
 
 from sartor.batching.packing import pack
 from sartor.data.encoding.encode import prepare
+from sartor.data.encoding.mixture import prepare_mixture, read_parts
 from sartor.data.reading import sources
-from sartor.data.reading.mixture import prepare_mixture, read_parts
 from sartor.data.reading.places import Places, RecentPlaces
 from sartor.records import DataSettings, PreparedData
 from tests.data.conftest import make_small_tokenizer

@@ -10,10 +10,10 @@ from datasets import Dataset, IterableDataset
 from sartor.batching.cut import make_micro_batch
 from sartor.batching.packing import pack
 from sartor.data.encoding.encode import prepare
-from sartor.data.inspect import segments
-from sartor.data.reading.mixture import prepare_mixture, read_parts
+from sartor.data.encoding.mixture import prepare_mixture, read_parts
+from sartor.data.inspection.sample import tokens_of
 from sartor.records import DataSettings, DataSummary, Example, PreparedData
-from sartor.trainer.examples import Examples, example_of
+from sartor.run.examples import Examples, example_of
 from tests.data.conftest import make_small_tokenizer
 
 TOKENIZER = make_small_tokenizer()
@@ -73,9 +73,9 @@ def test_a_mixture_counts_what_the_loss_sums_over(options: dict[str, Any]) -> No
 
 def test_what_is_shown_as_trained_is_what_the_loss_sums_over() -> None:
     ids = TOKENIZER("The moon has no capital.")["input_ids"]
-    first, *rest = segments(Example(ids, ids), TOKENIZER)
+    first, *rest = tokens_of(Example(ids, ids), TOKENIZER)
     assert (first.is_target, first.text) == (False, TOKENIZER.decode(ids[:1]))
-    assert "".join(segment.text for segment in rest if segment.is_target) == TOKENIZER.decode(ids[1:])
+    assert "".join(token.text for token in rest if token.is_target) == TOKENIZER.decode(ids[1:])
 
 
 def test_a_row_is_kept_by_its_labels_as_trl_keeps_it() -> None:

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sartor.data.targets.provenance.shadow import Kind
 from sartor.data.targets.prover import Proof, Prover, Rule, Unproven
+from sartor.data.templates.provenance.shadow import Kind
 
 from .chat_templates import (
     BOTH,

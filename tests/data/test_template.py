@@ -6,7 +6,7 @@ import pytest
 from datasets import Dataset
 
 from sartor.data.encoding.encode import prepare
-from sartor.data.encoding.template import CHATML, adopt_chatml
+from sartor.data.templates.rendering import CHATML, adopt_chatml
 from sartor.errors import ConfigurationError, DataError
 from sartor.records import DataSettings
 

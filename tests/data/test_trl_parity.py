@@ -9,7 +9,7 @@ import pytest
 
 from sartor.batching.packing import pack
 from sartor.data.encoding.encode import prepare
-from sartor.data.encoding.template import CHATML
+from sartor.data.templates.rendering import CHATML
 from sartor.records import DataSettings
 
 from .conftest import TUTORIAL_TEMPLATE, MakeTokenizer

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from sartor.batching.packing import pack
 from sartor.data.encoding.encode import prepare
 from sartor.data.encoding.store import dataset_in_memory
-from sartor.data.encoding.table import TokenRows
 from sartor.data.reading.sources import load
+from sartor.data.tokens.table import TokenRows
 from sartor.errors import DataError
 from sartor.records import DataSettings, Packing, PreparedData
 from tests.data.conftest import TUTORIAL_TEMPLATE, make_small_tokenizer

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from dataclasses import replace
 from multiprocessing import Pipe, current_process
 from pathlib import Path
@@ -20,7 +19,7 @@ from sartor import errors
 from sartor.batching.packing import pack
 from sartor.data.encoding import parts, workers
 from sartor.data.encoding.encode import prepare
-from sartor.data.reading.problems import ProblemLog
+from sartor.data.encoding.request import Request
 from sartor.data.rows.formats import Reading
 from sartor.errors import DataError, SartorError
 from sartor.records import DataSettings, PreparedData, RowFormat
@@ -121,8 +120,8 @@ def test_a_function_of_the_users_stays_in_this_process_and_this_is_said() -> Non
 def parts_of(rows: list[dict[str, Any]], num_processes: int) -> Any:
     dataset, tokenizer = Dataset.from_list(rows), make_small_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
-    order = workers.work_order(dataset, tokenizer, Reading(RowFormat.MESSAGES, "messages"), DataSettings(), (), "train")
-    return workers.encode_in_processes(dataset, order, num_processes, ProblemLog(), Counter())
+    order = workers.work_order(Request(dataset, tokenizer, Reading(RowFormat.MESSAGES, "messages"), DataSettings()))
+    return workers.encode_in_processes(dataset, order, num_processes)
 
 
 def test_a_process_that_is_killed_is_an_error_that_says_so() -> None:
@@ -147,10 +146,10 @@ def test_who_stops_early_leaves_no_process() -> None:
 def test_a_worker_whose_tokenizer_differs_is_a_defect_that_is_told_with_what_happened_there() -> None:
     dataset = Dataset.from_list(ROWS)
     reading = Reading(RowFormat.MESSAGES, "messages")
-    order = workers.work_order(dataset, make_small_tokenizer(), reading, DataSettings(), (), "train")
+    order = workers.work_order(Request(dataset, make_small_tokenizer(), reading, DataSettings()))
     order = replace(order, state={**order.state, "backend": "another"})
     with pytest.raises(RuntimeError, match=r"(?s)failed.*Traceback.*its tokenizer.json differs in backend"):
-        list(workers.encode_in_processes(dataset, order, 1, ProblemLog(), Counter()))
+        list(workers.encode_in_processes(dataset, order, 1))
     assert not children()
 
 
@@ -165,7 +164,7 @@ def test_a_process_that_is_killed_while_it_answers_leaves_nobody_waiting() -> No
 
 def test_the_other_processes_import_no_torch_and_nothing_that_starts_threads_before_they_are_told() -> None:
     threads = "import sys, sartor.data.encoding.workers; print('numpy' in sys.modules); "
-    torch = "import sartor.data.encoding.tokens, transformers, datasets; transformers.PreTrainedTokenizerFast; "
+    torch = "import sartor.data.encoding.encoder, transformers, datasets; transformers.PreTrainedTokenizerFast; "
     command = [sys.executable, "-c", threads + torch + "print('torch' in sys.modules)"]
     found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert found.stdout == "False\nFalse\n"

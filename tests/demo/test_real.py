@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sartor.demo import real
+from sartor.demo.folder import choose_folder
 from sartor.demo.real_weights import RealWeights, obtain
 from sartor.errors import ModelError, RunFolderError
 
@@ -168,14 +169,14 @@ def test_a_folder_that_holds_something_is_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_the_default_folder_gets_a_number_where_it_is_taken(tmp_path, monkeypatch, capsys):
+def test_the_default_folder_gets_a_number_where_it_is_taken(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert real._output_folder(None) == Path("runs/demo-real")
-    assert capsys.readouterr().out == ""
+    assert choose_folder(None, real.DEFAULT_FOLDER) == (Path("runs/demo-real"), "")
     Path("runs/demo-real").mkdir(parents=True)
     Path("runs/demo-real-2").mkdir()
-    assert real._output_folder(None) == Path("runs/demo-real-3")
-    assert "runs/demo-real-3" in capsys.readouterr().out
+    folder, note = choose_folder(None, real.DEFAULT_FOLDER)
+    assert folder == Path("runs/demo-real-3")
+    assert "runs/demo-real-3" in note
 
 
 def test_a_full_disk_is_found_before_the_model_is_asked(tmp_path, monkeypatch):

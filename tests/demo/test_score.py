@@ -2,7 +2,7 @@
 
 import pytest
 
-from sartor.demo.score import Score, Verdict, judge, judge_all
+from sartor.demo.score import Verdict, judge, share_right
 from sartor.demo.world import Fact, Group, make_world
 
 WORLD = make_world(7)
@@ -44,14 +44,6 @@ def test_judge(written: str, verdict: Verdict) -> None:
     assert judge(FACT, written) is verdict
 
 
-def test_a_score_counts_right_answers_and_reasons() -> None:
-    score = judge_all([FACT] * 4, [f"{THINK} It smells of {RIGHT}.<|im_end|>"] * 3 + ["?"])
-    assert score.num_right == 3
-    assert score.share == 0.75
-    assert score.counts() == {"right": 3, "did not end its turn": 1}
-    assert Score(()).share == 0.0
-
-
-def test_facts_and_answers_must_be_as_many() -> None:
-    with pytest.raises(ValueError, match="shorter"):
-        judge_all([FACT, FACT], ["one"])
+def test_the_share_of_right_answers() -> None:
+    verdicts = [judge(FACT, text) for text in (*[f"{THINK} It smells of {RIGHT}.<|im_end|>"] * 3, "?")]
+    assert share_right(verdicts) == 0.75

@@ -8,15 +8,14 @@ import pytest
 from rich.console import Console
 
 from sartor.cli import chat, demo
-from sartor.cli.typed import typed
 from sartor.demo import real, show
-from sartor.demo.ask import _until_end
 from sartor.demo.folder import choose_folder
 from sartor.demo.score import Verdict
 from sartor.demo.screen import NUM_SHOWN, OFF_SUBJECT, Answered, Screen, most_frequent_share, percent
 from sartor.demo.show import held_out_questions, unseen_questions
 from sartor.demo.world import NUM_TAUGHT_WORDINGS, Group, make_world
 from sartor.errors import ConfigurationError, RunFolderError
+from sartor.wording import typed
 
 WORLD = make_world(7)
 
@@ -128,11 +127,6 @@ def test_guessing_is_measured_on_the_same_questions() -> None:
     facts = screen_facts = WORLD.facts(Group.TAUGHT)
     assert most_frequent_share(facts) == pytest.approx(0.1)  # every value is equally frequent there
     assert most_frequent_share(screen_facts[:1]) == 1.0
-
-
-def test_raw_answers_end_with_the_first_end_token() -> None:
-    assert _until_end([5, 6, 2, 7, 2], [2]) == [5, 6, 2]
-    assert _until_end([5, 6], [2]) == [5, 6]
 
 
 @pytest.mark.parametrize("seed", ["-1", "x", "1.5", str(2**32)])

@@ -24,7 +24,7 @@ def main(folder: str, library: str, room_mb: int) -> None:
     import datasets
     import torch
 
-    from tests.trainer import tiny
+    from tests.hf import tiny
 
     model = tiny.make_model(
         vocab_size=8_192,

@@ -16,14 +16,13 @@ from sartor.errors import ConfigurationError
 from sartor.memory import optimizers, rates
 from sartor.memory.estimates import Memory, MemoryEstimates, Shape
 from sartor.memory.plan import with_optimizer
-from sartor.memory.prediction import Component
+from sartor.memory.prediction import Component, Training, Work
 from sartor.memory.search import ExecutionOptions, SearchSpace, Setting, search, search_space
 from sartor.memory.simulate import meta_model_of, simulate, simulate_model
 from sartor.memory.speed import Batch, Sizes, step_seconds
-from sartor.memory.training import Training, Work
 from sartor.optim import registry, transaction
-from sartor.records import EngineSettings, Plan
-from sartor.trainer.planning import execution_options_of
+from sartor.records import EngineSettings, Layout, Plan
+from sartor.run.planning import execution_options_of
 from tests.memory.lines import between_corners
 
 WORK = Work((100, 60, 40), 150)
@@ -237,11 +236,11 @@ def test_some_layers_recomputed_whole_and_the_others_cheaply_lie_between() -> No
 TABLE = Sizes(LAYERS, 20_060_000, 28_975_104, 49_000_000, 49_000_000, 576)
 
 
-def seconds(**changes: Any) -> float:
-    given: dict[str, Any] = {"micro_batch_tokens": 1_024, "recomputed_layers": 0, "loss_chunk_rows": 1_024,
-                             "is_cuda": False, "is_half": False}  # fmt: skip
-    return step_seconds(TABLE, Batch(1_024, 1_024, 230), rates.measured(1.6e11, CPU, "float32"),
-                        **{**given, **changes})  # fmt: skip
+def seconds(recomputed_layers: int = 0, *, state_bytes: int = 0, **changes: Any) -> float:
+    taken = Plan(Layout.FLAT_DOCUMENTS, 1_024, True, 1_024, "sdpa", "float32", "float32", 1, "cpu",
+                 recomputed_layers=recomputed_layers, **changes)  # fmt: skip
+    rate = rates.measured(1.6e11, CPU, "float32")
+    return step_seconds(TABLE, Batch(1_024, 1_024, 230), rate, taken, state_bytes=state_bytes)
 
 
 def test_what_is_cheap_costs_a_percent_and_whole_layers_many() -> None:
@@ -254,9 +253,9 @@ def test_streamed_states_cost_their_way_to_the_device_and_back() -> None:
     card = rates.card("H100")
     rate = rates.listed(card, "bfloat16")
     assert rate.host_bytes_per_second == card.host_bytes_per_second > rates.card("T4").host_bytes_per_second
-    slower = seconds(streamed_bytes=10**9) - seconds()
+    slower = seconds(state_bytes=10**9, optimizer_states="host") - seconds(state_bytes=10**9)
     assert slower == pytest.approx(2 * 10**9 / rates.measured(1e11, CPU, "float32").host_bytes_per_second)
-    assert seconds(num_update_passes=4) > seconds()
+    assert seconds(optimizer_implementation="foreach") > seconds(optimizer_implementation="fused") == seconds()
 
 
 def test_an_implementation_that_there_is_not_is_an_error() -> None:

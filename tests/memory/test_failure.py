@@ -15,8 +15,8 @@ from sartor.errors import DefectWarning
 from sartor.memory import estimates, simulated_step
 from sartor.memory.failure import reason_of
 from sartor.memory.simulate import simulate_model
-from sartor.trainer import planning
-from tests.trainer import tiny
+from sartor.run import planning
+from tests.hf import tiny
 
 TARGETS: dict[str, Any] = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "v_proj"]}
 TUNERS: dict[str, Any] = {
@@ -120,7 +120,7 @@ def test_a_defect_of_our_own_fails_the_tests_and_not_a_users_run(
     elif defect == "KeyError":
         monkeypatch.setattr(estimates, "simulate_model", lambda *given, **named: simulate_model(*given[:4], Forgets()))
     else:
-        monkeypatch.setattr(simulated_step, "scratch", None)
+        monkeypatch.setattr(simulated_step, "kernel_rules", None)
     with pytest.raises(DefectWarning, match=f"defect of Sartor's: {defect}"):
         tiny.trainer(tmp_path / "tests", max_steps=1).train()
     trainer = tiny.trainer(tmp_path / "user", max_steps=1)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from sartor.errors import ForeseenMemoryError
-from sartor.memory import limits
+from sartor.memory import heap, limits
 from sartor.memory.guard import MemoryGuard, Needs
 from sartor.memory.limits import GROWTH_BYTES, RESERVE_BYTES, RESIDENT_PER_LIVE
 
@@ -24,13 +24,13 @@ class Memory:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, free: int, idle: int = 0) -> None:
         self.free, self.idle = free, idle
         self.anonymous = 500 * MB
-        self.heap = limits.Heap(400 * MB, 100 * MB)
+        self.heap = heap.Heap(400 * MB, 100 * MB)
         self.trims = 0
         self.after_trim: Callable[[], None] = lambda: None
         monkeypatch.setattr(limits, "rooms", lambda other: [limits.Room(self.free, self.idle, "a limit")])
         monkeypatch.setattr(limits, "anonymous_bytes", lambda: self.anonymous)
-        monkeypatch.setattr(limits, "heap_account", lambda: self.heap)
-        monkeypatch.setattr(limits, "give_back", self._trim)
+        monkeypatch.setattr(heap, "account", lambda: self.heap)
+        monkeypatch.setattr(heap, "give_back", self._trim)
 
     def _trim(self) -> None:
         self.trims += 1
@@ -94,7 +94,7 @@ def test_what_came_and_went_beyond_the_forecast_is_expected_again(monkeypatch: p
     assert guard.expected_bytes(100, trains=True) == before
     guard.before(100, trains=True)
     memory.anonymous += before + GROWTH_BYTES + 90 * MB
-    memory.heap = limits.Heap(440 * MB, 0)  # 40 of the 90 stay
+    memory.heap = heap.Heap(440 * MB, 0)  # 40 of the 90 stay
     guard.after(100, trains=True)
     assert guard.expected_bytes(100, trains=True) == before + 50 * MB
     guard.forget()
@@ -113,7 +113,7 @@ def test_what_a_token_needs_is_measured(monkeypatch: pytest.MonkeyPatch) -> None
     guard = MemoryGuard(needs())
     guard.before(100, trains=True)
     memory.anonymous += 250 * MB  # beside the 100 MB that the heap kept: 350 MB came, 10 of them fixed
-    memory.heap = limits.Heap(400 * MB, 350 * MB)
+    memory.heap = heap.Heap(400 * MB, 350 * MB)
     guard.after(100, trains=True)
     assert guard.expected_bytes(100, trains=True) == 350 * MB
     assert guard.expected_bytes(400, trains=True) == 10 * MB + 4 * 340 * MB
@@ -169,7 +169,7 @@ def test_after_each_micro_batch_what_lies_idle_is_looked_at(monkeypatch: pytest.
     guard = MemoryGuard(Needs(lambda tokens, trains: 0, lambda trains: 1, lambda: False))
     seen: list[int] = []
     monkeypatch.setattr(guard._surplus, "watch", seen.append)
-    monkeypatch.setattr("sartor.memory.limits.heap_account", lambda: limits.Heap(100, 70))
+    monkeypatch.setattr("sartor.memory.heap.account", lambda: heap.Heap(100, 70))
     monkeypatch.setattr("sartor.memory.limits.anonymous_bytes", lambda: 155)
     guard.before(8, trains=True)
     guard.after(8, trains=True)

@@ -8,7 +8,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sartor.memory import meta_model
-from tests.trainer import tiny
+from tests.hf import tiny
 
 
 def test_whoever_watches_a_model_does_not_see_passes_of_its_copy() -> None:

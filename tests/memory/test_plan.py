@@ -10,12 +10,12 @@ import torch
 from sartor.device import peak_bytes
 from sartor.engine.layout import LayoutChoice, choose_layout
 from sartor.engine.traits import ModelTraits, read_traits
-from sartor.memory import limits
+from sartor.memory import heap, limits
 from sartor.memory import plan as plans
 from sartor.memory.limits import available_bytes
 from sartor.memory.plan import default_plan, write_plan
 from sartor.records import EngineSettings, Layout, Plan
-from tests.trainer import tiny
+from tests.hf import tiny
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +111,8 @@ def test_a_control_groups_limit_counts(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "memory.current").write_text("30000\n")
     (tmp_path / "memory.stat").write_text("anon 25000\ninactive_file 2000\nactive_file 345\n")
     (tmp_path / "memory.max").write_text("40000\n")
-    heap = limits.heap_account()
-    unused = 0 if heap is None else heap.idle_bytes
+    account = heap.account()
+    unused = 0 if account is None else account.idle_bytes
     # Cached files are given up before anything is killed; the heap's unused memory is the process's own.
     assert available_bytes(torch.device("cpu")) == pytest.approx(12345 + unused, abs=1 << 20)
     assert min(room.free_bytes for room in limits.rooms()) == 12345

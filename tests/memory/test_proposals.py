@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 from benchmarks import memory_models
 from benchmarks.memory import plan_of
 
 from sartor.engine.traits import read_traits
+from sartor.memory import rates
 from sartor.memory.decide import Proposal
-from sartor.memory.estimates import Memory, Shape
+from sartor.memory.estimates import Memory, MemoryEstimates, Shape
 from sartor.memory.proposals import Case, proposals
 from sartor.memory.search import ExecutionOptions, Setting
 from sartor.memory.simulate import Training, meta_model_of
@@ -32,10 +32,15 @@ def case() -> Case:
     sizes = sizes_of(read_traits(model), model)
     shape = Shape(256, 256, 1.0, Batch(256, 256, 256))
 
-    def seconds(*given: Any) -> float:
-        return 1.0
+    estimates = MemoryEstimates(model, plan, shape, training, Memory(1 << 20))
+    return Case(config, estimates, sizes, rates.listed(rates.card("T4"), "bfloat16"), setting, 1 << 30)
 
-    return Case(config, plan, shape, training, sizes, Memory(1 << 20), setting, 1 << 30, seconds)
+
+def with_memory(case: Case, num_bytes: int) -> Case:
+    found = case.estimates
+    return replace(
+        case, estimates=MemoryEstimates(found.model, found.plan, found.shape, found.training, Memory(num_bytes))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +61,7 @@ def test_what_fits_comes_first_and_shorter_rows_and_a_smaller_model_are_among_it
     case: Case, found: dict[str, Proposal]
 ) -> None:
     most = max(proposal.needed_bytes for proposal in found.values())
-    wider = proposals(replace(case, memory=Memory(2 * most), needed_bytes=3 * most))
+    wider = proposals(replace(with_memory(case, 2 * most), needed_bytes=3 * most))
     fits = [proposal.fits for proposal in wider]
     assert fits == sorted(fits, reverse=True)
     assert sum("rows of at most" in proposal.name for proposal in wider if proposal.fits) == 1
@@ -67,7 +72,7 @@ def test_where_no_single_change_suffices_an_adapter_with_shorter_rows_is_propose
     case: Case, found: dict[str, Proposal]
 ) -> None:
     alone = found["QLoRA, rank 16"]
-    short = replace(case, memory=Memory(alone.needed_bytes - 1))
+    short = with_memory(case, alone.needed_bytes - 1)
     proposed = {proposal.name: proposal for proposal in proposals(short)}
     both = proposed["QLoRA, rank 16, with rows of at most 128 tokens"]
     assert both.fits

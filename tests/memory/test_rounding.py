@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -10,16 +11,17 @@ import torch
 from benchmarks import memory_measure, memory_models
 from benchmarks.memory import Cell, Options, compare, plan_of
 
-from sartor.memory import optimizers, proposals, simulated_step
+from sartor.memory import optimizers, proposals, rates, simulated_step
 from sartor.memory.consumers import what_consumes
-from sartor.memory.estimates import Memory, Shape
-from sartor.memory.prediction import Component
+from sartor.memory.decide import seconds_of
+from sartor.memory.estimates import Memory, MemoryEstimates, Shape
+from sartor.memory.prediction import Component, Training, Work
 from sartor.memory.proposals import Case
 from sartor.memory.search import ExecutionOptions, Setting
 from sartor.memory.simulate import meta_model_of, simulate
-from sartor.memory.speed import Batch, Sizes, sizes_of
-from sartor.memory.training import Training, Work
+from sartor.memory.speed import Batch, sizes_of
 from sartor.optim import rounded_update, transaction
+from sartor.optim.rounded_update import RoundedUpdate
 from sartor.optim.transaction import planned_update
 from sartor.records import EngineSettings, Plan
 
@@ -73,7 +75,8 @@ def test_leaving_out_what_repeats_in_an_update_leaves_out_no_byte(monkeypatch: p
     config = memory_models.small("llama, tied")
     taken = config, plan(optimizer_states="host"), WORK, Training(settings=ROUNDS)
     quick = simulate(*taken)
-    monkeypatch.setattr(simulated_step, "simulated_update", planned_update)
+    monkeypatch.setattr(simulated_step.SimulatedStep, "_without_repetitions", lambda step: nullcontext())
+    monkeypatch.setattr(simulated_step, "FewBlocks", RoundedUpdate)
     full = simulate(*taken)
     for one, other in zip(quick.timeline, full.timeline, strict=True):
         assert one.label == other.label
@@ -126,10 +129,8 @@ def case(available: int, *, states: str = "host", compute: str = "bfloat16", **t
     shape = Shape(256, 256, 1.0, Batch(256, 256, 256))
     setting = Setting(256, 1, 64, ExecutionOptions(implementation="fused", states=states))
 
-    def seconds(changed: Sizes, setting: Setting, shape: Shape, plan: Plan) -> float:
-        return 2.0 if plan.stochastic_rounding else 1.0
-
-    return Case(config, base, shape, taken, sizes, Memory(available), setting, 1 << 40, seconds)
+    estimates = MemoryEstimates(model, base, shape, taken, Memory(available))
+    return Case(config, estimates, sizes, rates.listed(rates.card("L40S"), compute), setting, 1 << 40)
 
 
 def rounding(given: Case) -> list[Any]:
@@ -137,9 +138,11 @@ def rounding(given: Case) -> list[Any]:
 
 
 def test_it_is_proposed_with_states_where_they_suffice() -> None:
-    (little,) = rounding(case(1 << 20))
+    masters = case(1 << 20)
+    (little,) = rounding(masters)
     assert little.name.endswith("optimizer states on the host")
-    assert (little.how, little.seconds, little.fits) == ("--stochastic_rounding", 2.0, False)
+    assert (little.how, little.fits) == ("--stochastic_rounding", False)
+    assert little.seconds > seconds_of(masters.estimates, masters.sizes, masters.rates, masters.setting)
     (much,) = rounding(case(1 << 40))
     assert "host" not in much.name
     assert much.fits

@@ -143,8 +143,10 @@ TABLE = Sizes(LAYERS, 20_060_000, 28_975_104, 49_000_000, 49_000_000, 576)
 
 def seconds(tokens: int, layers: int = 0, *, half: bool = False) -> float:
     rate = rates.measured(2.5e11 if half else 1.6e11, CPU, "float32")
-    return step_seconds(TABLE, Batch(3_300, 3_000, 170), rate, micro_batch_tokens=tokens, recomputed_layers=layers,
-                        loss_chunk_rows=1_024, is_cuda=False, is_half=half)  # fmt: skip
+    dtype = "bfloat16" if half else "float32"
+    plan = Plan(Layout.FLAT_DOCUMENTS, tokens, layers > 0, 1_024, "sdpa", "float32", dtype, 1, "cpu",
+                recomputed_layers=layers)  # fmt: skip
+    return step_seconds(TABLE, Batch(3_300, 3_000, 170), rate, plan)
 
 
 def test_on_a_cpu_a_thousand_tokens_are_as_fast_as_two_in_float32_and_not_in_half_precision() -> None:

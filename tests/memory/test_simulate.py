@@ -17,10 +17,9 @@ from transformers import AutoModelForCausalLM
 
 from sartor.engine.precision import Masters, autocast
 from sartor.errors import ConfigurationError
-from sartor.memory import layer_subsets, simulated_step
-from sartor.memory.prediction import Component, Prediction, Stretch
+from sartor.memory import extrapolate, simulated_step
+from sartor.memory.prediction import Asked, Component, Prediction, Stretch
 from sartor.memory.simulate import Training, Work, meta_model_of, simulate, simulate_model
-from sartor.memory.training import Asked
 from sartor.optim import registry
 from sartor.records import EngineSettings, Plan
 
@@ -58,9 +57,9 @@ def test_the_peak_is_what_the_allocator_counts(cell: Cell) -> None:
 def _quick_and_full(
     config: Any, plan: Plan, training: Training, monkeypatch: pytest.MonkeyPatch, work: Work = ONE
 ) -> tuple[Prediction, Prediction]:
-    monkeypatch.setattr(layer_subsets, "are_less_work", lambda chosen, kinds: True)
+    monkeypatch.setattr(extrapolate, "are_less_work", lambda chosen, kinds: True)
     quick = simulate(config, plan, work, training)
-    monkeypatch.setattr(layer_subsets, "are_less_work", lambda chosen, kinds: False)
+    monkeypatch.setattr(extrapolate, "are_less_work", lambda chosen, kinds: False)
     return quick, simulate(config, plan, work, training)
 
 

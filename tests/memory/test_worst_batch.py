@@ -7,8 +7,7 @@ import torch
 
 from sartor.batching.cut import cut_flat
 from sartor.memory import trace, worst_batch
-from sartor.memory.prediction import Stretch
-from sartor.memory.tracker import Phase
+from sartor.memory.prediction import Phase, Stretch
 
 
 def test_batches_keep_their_rows() -> None:

@@ -30,12 +30,12 @@ def resumed(case: str) -> str:
     return f"tests/whole/test_resume.py::{case}"
 
 
-WEIGHTED_TRAINING = "tests/trainer/test_weights.py::test_a_weighted_training_is_a_plain_loop_with_weighted_means"
+WEIGHTED_TRAINING = "tests/hf/test_weights.py::test_a_weighted_training_is_a_plain_loop_with_weighted_means"
 
-ENGINE, DATA, OPTIM, RUN, TRAINER = (f"src/sartor/{room}" for room in ("engine", "data", "optim", "run", "trainer"))
+ENGINE, DATA, OPTIM, RUN, HF = (f"src/sartor/{room}" for room in ("engine", "data", "optim", "run", "hf"))
 ANEW = "tests/run/test_out_of_memory.py::test_a_failure_at_every_call_leaves_the_same_weights_bit_for_bit"
 LOCKED = "tests/run/test_folder_lock.py"
-REHEARSED = "tests/trainer/test_rehearsal.py"
+REHEARSED = "tests/run/test_rehearsal.py"
 STREAMED = "tests/optim/test_host_states.py"
 ROUNDED = "tests/optim/test_rounded_update.py"
 ROUNDED_NUMBERS = "tests/engine/test_rounding.py"
@@ -52,8 +52,8 @@ MATHEMATICS = (
     Mutant(
         "tokens weighed instead of targets",
         f"{RUN}/stepper.py",
-        "self._total_weight = batch.total_weight",
-        "self._total_weight = batch.num_tokens",
+        "self._total_weight = total_weight",
+        "self._total_weight = num_tokens",
         (plain_loop("whole"),),
     ),
     Mutant(
@@ -63,7 +63,7 @@ MATHEMATICS = (
         "sums = self._engine.measure(micro)\n"
         "            n = sums.num_targets\n"
         "            sums = LossSums(sums.loss_sum / n, sums.entropy_sum / n, sums.num_correct / n, 1)",
-        ("tests/trainer/test_evaluation.py::test_the_loss_does_not_depend_on_cut_and_packing",),
+        ("tests/hf/test_evaluation.py::test_the_loss_does_not_depend_on_cut_and_packing",),
     ),
     Mutant(
         "optimizer step skipped",
@@ -84,10 +84,10 @@ MATHEMATICS = (
         f"{RUN}/stepper.py",
         """        learning_rate = self._learning_rate()
         if not self._was_skipped and not self._steps_on_metrics:
-            self._scheduler.step()
+            self.scheduler.step()
 """,
         """        if not self._was_skipped and not self._steps_on_metrics:
-            self._scheduler.step()
+            self.scheduler.step()
         learning_rate = self._learning_rate()
 """,
         (plain_loop("whole"),),
@@ -243,7 +243,7 @@ MATHEMATICS = (
     ),
     Mutant(
         "rehearsal moves generators",
-        f"{TRAINER}/rehearsal.py",
+        f"{RUN}/rehearsal.py",
         "        restore_generators(generators)\n",
         "",
         (f"{REHEARSED}::test_weights_are_the_same_bit_for_bit_with_and_without",),
@@ -268,14 +268,14 @@ TARGETS = (
     ),
     Mutant(
         "padding is trained",
-        f"{TRAINER}/examples.py",
+        f"{HF}/padded.py",
         "labels_BL = torch.full((len(documents), length), IGNORE_INDEX, dtype=torch.int64)",
         "labels_BL = torch.full((len(documents), length), pad_token_id, dtype=torch.int64)",
-        ("tests/trainer/test_own_loss.py::test_the_padded_path_gives_the_gradients_of_the_flat_one",),
+        ("tests/hf/test_own_loss.py::test_the_padded_path_gives_the_gradients_of_the_flat_one",),
     ),
     Mutant(
         "EOS target lost",
-        f"{DATA}/encoding/tokens.py",
+        f"{DATA}/encoding/encoder.py",
         "        encoded = TokenRows.from_targets(ids, is_target)\n",
         "        encoded = TokenRows.from_targets(ids, is_target)\n"
         "        encoded.labels[encoded.input_ids == self._tokenizer.eos_token_id] = -100\n",
@@ -283,14 +283,14 @@ TARGETS = (
     ),
     Mutant(
         "completion one token late",
-        f"{DATA}/encoding/tokens.py",
+        f"{DATA}/encoding/encoder.py",
         "is_target.append([0] * start + rest)",
         "is_target.append([0] * (start + 1) + rest[1:])",
         ("tests/data/test_encode.py::test_a_completion_starts_where_the_tokens_part",),
     ),
     Mutant(
         "the prompt is trained too",
-        f"{DATA}/encoding/tokens.py",
+        f"{DATA}/encoding/encoder.py",
         "self._completion_only = settings.completion_only_loss is not False",
         "self._completion_only = settings.completion_only_loss is True",
         ("tests/data/test_encode.py::test_only_completions_are_trained_and_the_prompt_is_when_asked",),
@@ -339,14 +339,14 @@ TARGETS = (
     ),
     Mutant(
         "a filter that loses tags trusted",
-        f"{DATA}/targets/provenance/environment.py",
+        f"{DATA}/templates/provenance/environment.py",
         '        "attr",\n',
         '        "attr",\n        "indent",\n',
         ("tests/data/test_provenance.py::test_what_is_made_of_a_content_is_tagged_so",),
     ),
     Mutant(
         "a turn that has looked ahead taken as it is",
-        f"{DATA}/targets/provenance/order.py",
+        f"{DATA}/templates/provenance/order.py",
         "    if any(progress.reach[number] >= count for number in skipped):\n        return None\n",
         "",
         ("tests/data/test_order.py::test_nothing_is_told_where_an_earlier_turn_may_have_looked_ahead",),
@@ -364,14 +364,14 @@ TARGETS = (
 DURABILITY = (
     Mutant(
         "generator state not restored",
-        f"{TRAINER}/train_loop.py",
-        "self.data_loader.start_at(self._cursor, self._find_generators, stops=stops)",
-        "self.data_loader.start_at(self._cursor, lambda: None, stops=stops)",
+        f"{RUN}/train_loop.py",
+        "self.data_loader.start_at(self._cursor, self._find_generators, stops=",
+        "self.data_loader.start_at(self._cursor, lambda: None, stops=",
         (resumed("test_a_stopped_run_ends_as_one_that_was_not[full]"),),
     ),
     Mutant(
         "cursor off by one",
-        f"{TRAINER}/data_loader.py",
+        f"{RUN}/data_loader.py",
         'skip = int(start["optimizer_batches"]) if',
         'skip = int(start["optimizer_batches"]) + 1 if',
         (resumed("test_a_stopped_run_ends_as_one_that_was_not[full]"),),
@@ -385,7 +385,7 @@ DURABILITY = (
     ),
     Mutant(
         "masters taken from the rounded weights",
-        f"{TRAINER}/model_files.py",
+        f"{RUN}/model_files.py",
         "return tensor is not None and is_there and tensor.dtype == self.dtypes[name]",
         "return tensor is not None and is_there",
         (resumed("test_a_stopped_run_ends_as_one_that_was_not[full]"),),
@@ -424,16 +424,16 @@ DURABILITY = (
     ),
     Mutant(
         "half a checkpoint left",
-        f"{TRAINER}/checkpoints.py",
+        f"{RUN}/checkpoints.py",
         "            shutil.rmtree(partial, ignore_errors=True)\n            raise\n        best = ",
         "            raise\n        best = ",
-        ("tests/trainer/test_saving.py::test_whatever_stops_a_save_leaves_no_part_of_it",),
+        ("tests/run/test_saving.py::test_whatever_stops_a_save_leaves_no_part_of_it",),
     ),
     Mutant(
         "half an update may be saved",
-        f"{TRAINER}/train_loop.py",
-        "                self.is_whole = False  # until",
-        "                self.is_whole = True  # until",
+        f"{RUN}/train_loop.py",
+        "        self.is_whole = False\n\n    def end_step",
+        "        self.is_whole = True\n\n    def end_step",
         (resumed("test_a_defect_in_the_middle_of_an_update_saves_nothing"),),
     ),
     Mutant(
@@ -476,14 +476,14 @@ DURABILITY = (
         f"{RUN}/interrupt.py",
         "        if self._is_held and self._pending is None and self._num_came() < 2:",
         "        if False:",
-        ("tests/trainer/test_saving.py::test_ctrl_c_saves_whole_steps_and_is_raised_again",),
+        ("tests/run/test_saving.py::test_ctrl_c_saves_whole_steps_and_is_raised_again",),
     ),
     Mutant(
         "a run folder is not locked",
-        f"{TRAINER}/training.py",
-        "            stack.enter_context(folder_lock.held(trainer.args.output_dir))",
+        f"{RUN}/training.py",
+        "            stack.enter_context(folder_lock.held(folder))",
         "            pass",
-        ("tests/trainer/test_saving.py::test_a_folder_is_one_runs_while_it_trains_and_free_afterwards",),
+        ("tests/run/test_saving.py::test_a_folder_is_one_runs_while_it_trains_and_free_afterwards",),
     ),
     Mutant(
         "a forked child keeps its parent's lock",
@@ -515,9 +515,9 @@ SECRETS = (
     ),
     Mutant(
         "a push takes what lies in the run folder",
-        f"{TRAINER}/hub.py",
-        "    made = saving.save_anew(trainer)",
-        "    made = saving.save_anew(trainer) | staging.names_in(Path(args.output_dir))",
+        f"{HF}/hub.py",
+        "    made = saving.save_anew(",
+        "    made = staging.names_in(Path(args.output_dir)) | saving.save_anew(",
         ("tests/report/test_staging.py::TestTrainer::test_a_push_takes_what_this_run_has_written",),
     ),
     Mutant(

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from sartor.errors import ConfigurationError
-from sartor.optim import transaction
+from sartor.optim import host_states, transaction
 from sartor.optim.host_states import HostStates, settle_on_device
-from sartor.optim.implementation import set_implementation
+from sartor.optim.registry import set_implementation
 from sartor.optim.transaction import Update
 from tests.optim.stepped import assert_equal, values
 
@@ -113,15 +113,13 @@ def test_memory_that_ends_within_a_piece_leaves_it_as_it_was(
 
         return call
 
-    if fails_at == "step":
-        monkeypatch.setattr(streamed, "step", failing(streamed.step))
-    else:
-        name = {"fetch": "_copied", "put away": "_home"}[fails_at]
-        target = "sartor.optim.host_states._copied" if fails_at == "fetch" else HostStates
-        if fails_at == "fetch":
-            monkeypatch.setattr(target, failing(__import__("sartor.optim.host_states", fromlist=[name])._copied))
-        else:
-            monkeypatch.setattr(host, name, failing(host._home))
+    owners: dict[str, tuple[Any, str]] = {
+        "fetch": (host_states, "copied"),
+        "step": (streamed, "step"),
+        "put away": (host, "_home"),
+    }
+    owner, name = owners[fails_at]
+    monkeypatch.setattr(owner, name, failing(getattr(owner, name)))
     if fails_at == "fetch" and num_before == 0:
         update.step()  # there is nothing to fetch yet
     else:
@@ -157,9 +155,12 @@ def test_states_are_loaded_where_they_live() -> None:
     assert_equal(optimizer, again)
 
 
-def test_states_that_are_elsewhere_are_settled() -> None:
+def test_states_that_are_elsewhere_are_settled(monkeypatch: pytest.MonkeyPatch) -> None:
     made = OPTIMIZERS["Adagrad"](parameters())
-    HostStates(made, "meta").settle()
+    with monkeypatch.context() as patch:
+        patch.setattr(host_states, "HOST", "meta")  # another place than the parameters'
+        patch.setattr(host_states, "is_on_host", lambda tensor: tensor.device.type == "meta")
+        HostStates(made).settle()
     assert {state["sum"].device.type for parameter, state in made.state.items() if parameter.dim()} == {"meta"}
     optimizer = OPTIMIZERS["Adagrad"](parameters())
     expected = copy.deepcopy(values(optimizer))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sartor.errors import ConfigurationError, HubError, RunFolderError, SartorWarning
+from sartor.errors import HubError, RunFolderError, SartorWarning
 from sartor.report import hub as pushing
 from sartor.report.transfer import LINE
 from tests.hub_server import TOKEN, USER, HubServer
@@ -392,12 +392,6 @@ class TestPushesDuringTraining:
         assert TOKEN not in ours[0]
         assert pushes.is_done()
 
-    def test_an_unknown_strategy_is_refused_by_name(self, hub: HubServer, run_folder: Path) -> None:
-        with pytest.raises(ConfigurationError, match="hub_strategy='sometimes'"):
-            pushing.BackgroundPushes().push_checkpoint(
-                run_folder, run_folder, REPOSITORY, strategy="sometimes", commit_message="m", token=TOKEN
-            )
-
 
 def block_background_jobs() -> threading.Event:
     """Hold the pushes in the background until the event is set."""
@@ -439,7 +433,7 @@ def test_a_data_set_from_the_hub_carries_its_name_as_it_is_spelt_through_map_and
 
 
 def test_the_card_of_a_training_shows_its_figures_and_they_come_along(hub: HubServer, tmp_path: Path) -> None:
-    from tests.trainer import tiny
+    from tests.hf import tiny
 
     trainer = tiny.trainer(tmp_path / "run", max_steps=2, hub_token=TOKEN, hub_model_id=REPOSITORY)
     trainer.train()
@@ -456,7 +450,7 @@ def test_the_card_of_a_training_shows_its_figures_and_they_come_along(hub: HubSe
 
 
 def test_figures_that_were_not_drawn_are_not_shown(tmp_path: Path) -> None:
-    from tests.trainer import tiny
+    from tests.hf import tiny
 
     trainer = tiny.trainer(tmp_path, max_steps=1)
     trainer.train()

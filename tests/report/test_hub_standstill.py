@@ -22,9 +22,9 @@ from sartor.errors import HubError, SartorWarning
 from sartor.report import hub as pushing
 from sartor.report.transfer import LINE
 from tests import hub_server
+from tests.hf import tiny
 from tests.hub_server import TOKEN, USER, HubServer
 from tests.report.models import make_checkpoint, make_run
-from tests.trainer import tiny
 
 REPOSITORY = f"{USER}/model"
 PROMPT_S = 15.0
@@ -212,7 +212,7 @@ SCRIPT = """
 import sys
 sys.path.insert(0, {root!r})
 from transformers import TrainerCallback
-from tests.trainer import tiny
+from tests.hf import tiny
 
 class Tells(TrainerCallback):
     def on_step_end(self, args, state, control, **given):

@@ -152,7 +152,7 @@ def test_a_folder_with_a_model_and_an_adapter_is_not_pushed_by_guess(hub: HubSer
 
 class TestTrainer:
     def run(self, folder: Path, **options: Any) -> Any:
-        from tests.trainer import tiny
+        from tests.hf import tiny
 
         options = {"max_steps": 1, "hub_token": TOKEN, "hub_model_id": REPOSITORY, **options}
         trainer = tiny.trainer(folder, **options)
@@ -185,7 +185,7 @@ class TestTrainer:
     def test_without_a_training_there_are_no_metrics_and_figures_of_its_own(
         self, hub: HubServer, tmp_path: Path
     ) -> None:
-        from tests.trainer import tiny
+        from tests.hf import tiny
 
         folder = tmp_path / "run"
         plant_others(folder)
@@ -210,7 +210,7 @@ class TestTrainer:
 
     def test_a_save_of_the_users_own_is_pushed_as_it_is(self, hub: HubServer, tmp_path: Path) -> None:
         from sartor import SFTTrainer
-        from tests.trainer import tiny
+        from tests.hf import tiny
 
         class Own(SFTTrainer):
             def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

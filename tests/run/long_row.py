@@ -38,7 +38,7 @@ def main(folder: str, library: str, room_mb: int) -> None:
     """Train, and say how it ended."""
     import datasets
 
-    from tests.trainer import tiny
+    from tests.hf import tiny
 
     passes = Path(folder) / "passes"
     passes.write_bytes(b"")

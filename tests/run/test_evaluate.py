@@ -17,8 +17,8 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from sartor import SFTTrainer
 from sartor.errors import ConfigurationError
-from sartor.trainer import sampling
-from tests.trainer import tiny
+from sartor.run import sampling
+from tests.hf import tiny
 
 
 def logged(trainer: Any, key: str) -> list[tuple[int, float]]:
@@ -192,7 +192,7 @@ def test_no_evaluation_of_a_run_takes_more_memory_than_its_steps(
     cut: dict[str, Any], batch_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Counted by torch's allocator, whatever the evaluation's batches are, and however small training's are."""
-    monkeypatch.setattr("sartor.trainer.planning.TINY_BYTES", 0)  # else too small to be foreseen
+    monkeypatch.setattr("sartor.run.planning.TINY_BYTES", 0)  # else too small to be foreseen
     rows = [{"input_ids": [(3 * place + row) % 80 + 5 for place in range(40)]} for row in range(40)]
     steps = _Counts()
     trainer = tiny.trainer(

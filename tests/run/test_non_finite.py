@@ -14,7 +14,7 @@ from sartor.data.reading import sources
 from sartor.engine.step import Engine
 from sartor.errors import NonFiniteError
 from sartor.run.spikes import LEAST, Spikes
-from tests.trainer import tiny
+from tests.hf import tiny
 
 
 def poisoned(monkeypatch: pytest.MonkeyPatch, *, first_token: int, gradient: bool) -> None:

@@ -21,10 +21,10 @@ from sartor.records import Example
 from sartor.run.evaluate import evaluate
 from sartor.run.loop import OptimizerBatch
 from sartor.run.recover import AGAIN_EVERY, NoGuard, Recovery
+from sartor.run.sampling import NO_ANSWER
 from sartor.run.stepper import EngineStepper, Updater
-from sartor.trainer.sampling import NO_ANSWER
+from tests.hf import tiny
 from tests.run.test_stepper import batch_of, engine_of
-from tests.trainer import tiny
 
 FINER = 1e-6
 """Largest difference of a weight after a run whose cut became finer; measured: 2e-8 to 6e-8."""

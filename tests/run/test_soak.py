@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from sartor.memory import limits
-from tests.trainer import tiny
-from tests.trainer.recording import Recorder
+from sartor.memory import heap
+from tests.hf import tiny
+from tests.hf.recording import Recorder
 
 GROWTH_BYTES = {False: 1 << 20, True: 6 << 20}
 """Between step 500 and step 2,000, in float32 and in bfloat16.
@@ -29,9 +29,9 @@ def test_2000_steps_grow_neither_memory_nor_open_files(bf16: bool, tmp_path: Pat
     class Watch(Recorder):
         def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
             if state.global_step % 500 == 0:
-                limits.give_back()
-                heap = limits.heap_account()
-                used = 0 if heap is None else heap.used_bytes
+                heap.give_back()
+                account = heap.account()
+                used = 0 if account is None else account.used_bytes
                 seen.append((state.global_step, used, len(os.listdir("/proc/self/fd"))))
 
     trainer = tiny.trainer(

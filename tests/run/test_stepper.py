@@ -15,7 +15,7 @@ from sartor.records import EngineSettings, Example
 from sartor.run.evaluate import evaluate
 from sartor.run.loop import OptimizerBatch
 from sartor.run.stepper import EngineStepper, Updater, not_finite, rows_by_number
-from tests.trainer import tiny
+from tests.hf import tiny
 
 
 def engine_of(model: Any, *, tokens: int = 2048, compute_dtype: str = "float32", **settings: Any) -> Engine:
@@ -101,7 +101,7 @@ def test_a_step_clips_updates_schedules_and_clears() -> None:
     assert result.grad_norm > 0.1
     assert float(clipped) == pytest.approx(0.1, rel=1e-4)
     assert stepper.schedule() == 0.5  # the rate that was used
-    assert updater._optimizer.param_groups[0]["lr"] == 0.25
+    assert updater.optimizer.param_groups[0]["lr"] == 0.25
     assert all(parameter.grad is None for parameter in engine.model.parameters())
     assert any((before[name] != p).any() for name, p in engine.model.named_parameters())
     assert updater.steps.done == 1
@@ -120,7 +120,7 @@ def test_a_float16_step_that_overflows_is_skipped_and_the_scale_lowered() -> Non
         assert stepper.schedule() == 0.1
     assert updater.loss_scale == scale / 2
     assert result.grad_norm == float("inf")
-    assert updater._optimizer.param_groups[0]["lr"] == 0.1  # the schedule waits
+    assert updater.optimizer.param_groups[0]["lr"] == 0.1  # the schedule waits
     for name, parameter in engine.model.named_parameters():
         assert torch.equal(parameter, before[name])
 

@@ -9,8 +9,8 @@ from transformers import TrainerCallback
 
 import sartor
 from sartor.run.steps import StepCounter
+from tests.hf import tiny
 from tests.run.test_out_of_memory import failing
-from tests.trainer import tiny
 
 SOURCE = Path(sartor.__file__).parent
 
@@ -45,7 +45,7 @@ def test_trainers_step_is_set_from_the_counter_in_one_place_and_counted_nowhere(
                 for target in targets
                 if isinstance(target, ast.Attribute) and target.attr in ("global_step", "num_updates", "step_number")
             ]
-    assert written == [("trainer/train_loop.py", "self.trainer.state.global_step = self.steps.done")]
+    assert written == [("hf/trainer_loop.py", "self.trainer.state.global_step = self.steps.done")]
 
 
 def test_at_every_event_of_a_run_trainer_and_counter_agree(tmp_path: Path) -> None:

@@ -18,11 +18,6 @@ def serve() -> None:
     """Answer until standard input ends."""
     import torch
 
-    import sartor.chat.sample
-    import sartor.data.encoding.encode
-    import sartor.report.hub
-    import sartor.trainer  # noqa: F401
-
     torch.set_num_threads(1)
     for line in sys.stdin:
         request = json.loads(line)

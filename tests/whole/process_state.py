@@ -127,7 +127,7 @@ def main(folder: Path) -> None:
     from transformers import TrainerCallback
 
     from sartor.cli.main import main as sartor
-    from tests.trainer import tiny
+    from tests.hf import tiny
 
     class AtStepTwo(TrainerCallback):
         """Lets the second step end in a way of its own."""

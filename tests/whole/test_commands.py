@@ -18,7 +18,7 @@ import pytest
 
 from sartor.errors import RunFolderError
 from sartor.run.folder_lock import LOCK_NAME
-from tests.trainer import tiny
+from tests.hf import tiny
 from tests.whole.conftest import ANSWERS, QUESTIONS, Commands, environment
 
 MAPPING = ("--map", "user={ask}", "--map", "assistant={say}")

@@ -12,7 +12,7 @@ import torch
 from transformers import TrainerCallback
 
 from sartor import SFTTrainer
-from tests.trainer import tiny
+from tests.hf import tiny
 from tests.whole.test_resume import StopsAt, dropping, same_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")

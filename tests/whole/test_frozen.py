@@ -11,8 +11,8 @@ from peft import LoraConfig
 
 from sartor import SFTTrainer
 from sartor.errors import ConfigurationError
-from sartor.trainer.fingerprints import tensor_digest
-from tests.trainer import tiny
+from sartor.run.fingerprints import tensor_digest
+from tests.hf import tiny
 from tests.whole.test_resume import StopsAt, heard, same_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from sartor.errors import NonFiniteError
-from tests.trainer.tiny import make_model, make_tokenizer, trainer, weights
+from tests.hf.tiny import make_model, make_tokenizer, trainer, weights
 
 VOCABULARY = 88
 BATCH, ACCUMULATION, EPOCHS, SEED = 2, 2, 2, 42

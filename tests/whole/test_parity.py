@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from benchmarks.parity import Comparison, trace
 
-from tests.trainer.tiny import make_model, make_tokenizer, texts
+from tests.hf.tiny import make_model, make_tokenizer, texts
 
 CHAT = [
     {"messages": [{"role": "user", "content": f"why w{n}"}, {"role": "assistant", "content": row["text"]}]}

@@ -27,10 +27,10 @@ from sartor.errors import ConfigurationError, DataError, DiskFullError, ModelErr
 from sartor.memory import limits
 from sartor.report.metrics import MetricsFile
 from sartor.run import checkpoint, snapshot, state, tensor_file
-from sartor.trainer import resuming
-from sartor.trainer.model_files import ModelFiles
+from sartor.run import resume as resuming
+from sartor.run.model_files import ModelFiles
 from tests import kill, kill_calls
-from tests.trainer import tiny
+from tests.hf import tiny
 
 EVERY = {"save_strategy": "steps", "save_steps": 2, "logging_steps": 3}
 
@@ -298,7 +298,7 @@ def test_the_plan_of_the_checkpoint_holds_whatever_memory_is_free(
     whole.train()
     stop(tmp_path / "one", 5, **EVERY, max_steps=6, micro_batch_tokens=9)
     monkeypatch.setattr(limits, "available_bytes", lambda which: 1)
-    monkeypatch.setattr("sartor.trainer.setup.available_bytes", lambda which: 1, raising=False)
+    monkeypatch.setattr("sartor.run.setup.available_bytes", lambda which: 1, raising=False)
     torch.set_num_threads(2)
     other = tiny.trainer(tmp_path / "other", model=dropping(), **EVERY, max_steps=6)
     told = heard(other)
@@ -734,7 +734,7 @@ def test_an_update_waits_for_what_is_written_from_the_live_tensors(
     action = getattr(place, name)
     monkeypatch.setattr(place, name, lambda *given: (time.sleep(0.003), action(*given))[1])
     if memory == "none":
-        monkeypatch.setattr("sartor.trainer.checkpoints.available_bytes", lambda which: 10)
+        monkeypatch.setattr("sartor.run.checkpoints.available_bytes", lambda which: 10)
     trainer = tiny.trainer(tmp_path / "one", model=dropping(), **EVERY, max_steps=6)
     told = heard(trainer)
     trainer.train()

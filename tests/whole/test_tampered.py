@@ -19,7 +19,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from sartor import SFTTrainer
 from sartor.errors import RunFolderError, SartorError
 from sartor.run import checkpoint
-from tests.trainer import tiny
+from tests.hf import tiny
 from tests.whole.test_resume import records
 
 pytestmark = [

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import torch
 from sartor import compat
 from sartor.device import KINDS, default_kind, fast_dtypes, is_supported, kind_of, num_devices
 from sartor.errors import ModelError
+from sartor.wording import listed
 
 DTYPES = {
     "float32": torch.float32,
@@ -35,24 +36,12 @@ _TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model"
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
-    """What `load_model` found."""
-
-    model: Any
-    tokenizer: Any
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class _Access:
     """How files of a Hub repository are reached; has no effect on folders."""
 
     revision: str | None
     token: str | None
     trust_remote_code: bool
-
-    def keywords(self) -> dict[str, Any]:
-        return {"revision": self.revision, "token": self.token, "trust_remote_code": self.trust_remote_code}
 
 
 def load_model(
@@ -64,8 +53,8 @@ def load_model(
     token: str | None = None,
     trust_remote_code: bool = False,
     base: str | Path | None = None,
-) -> Loaded:
-    """Load a causal language model, or a base model with a LoRA adapter on it.
+) -> tuple[Any, Any, list[str]]:
+    """Load a causal language model, or a base model with a LoRA adapter on it: (model, tokenizer, notes).
 
     `dtype` None: the model's own, but float32 where the device does not compute that well.  `base` replaces the base
     model that an adapter's configuration names.  Raises ModelError.
@@ -93,7 +82,7 @@ def load_model(
     if wanted is None:
         model, note = _fit_dtype(model, where)
         notes += note
-    return Loaded(model.to(where).eval(), tokenizer, tuple(notes))
+    return model.to(where).eval(), tokenizer, notes
 
 
 # --- device and dtype ------------------------------------------------------------------------------------------------
@@ -197,10 +186,8 @@ def _looks_like_path(source: str) -> bool:
 def _what_lies_there(folder: Path) -> str:
     """For a folder that holds no model: what it holds, and where models are nearby."""
     names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in folder.iterdir())
-    listed = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
-    message = (
-        f"{folder} holds no model: it has no config.json and no {_ADAPTER_FILE}, but {listed or 'nothing at all'}."
-    )
+    what = listed(names, 12) or "nothing at all"
+    message = f"{folder} holds no model: it has no config.json and no {_ADAPTER_FILE}, but {what}."
     near = [str(child) for child in sorted(folder.iterdir()) if child.is_dir() and _holds_model(child)]
     near += [str(folder.parent)] if _holds_model(folder.parent) else []
     return message + (f" A model lies in {', '.join(near[:5])}." if near else "")
@@ -258,7 +245,7 @@ def _load_tokenizer(source: str, access: _Access) -> Any:
     from transformers import AutoTokenizer
 
     with _loading(source):
-        return AutoTokenizer.from_pretrained(source, **access.keywords())
+        return AutoTokenizer.from_pretrained(source, **asdict(access))
 
 
 def _load_whole(source: str, dtype: torch.dtype | None, access: _Access) -> Any:
@@ -267,7 +254,7 @@ def _load_whole(source: str, dtype: torch.dtype | None, access: _Access) -> Any:
 
     with _loading(source):
         model, info = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype or "auto", output_loading_info=True, **access.keywords()
+            source, dtype=dtype or "auto", output_loading_info=True, **asdict(access)
         )
     missing = sorted(info["missing_keys"])
     if missing:

@@ -12,14 +12,11 @@ from typing import Any
 
 from sartor.errors import ConfigurationError
 
-DEFAULT_TEMPERATURE = 0.7
-DEFAULT_TOP_P = 0.9
 DEFAULT_MAX_NEW_TOKENS = 512
-
-# What transformers' `generate` fills in for a field that neither the caller nor the model's generation_config names.
-_TRANSFORMERS_TEMPERATURE = 1.0
-_TRANSFORMERS_TOP_P = 1.0
-_TRANSFORMERS_TOP_K = 50
+DEFAULTS: Mapping[str, float] = {"temperature": 0.7, "top_p": 0.9, "top_k": 0}
+"""Where neither the user nor the model's generation_config says anything."""
+_TRANSFORMERS: Mapping[str, float] = {"temperature": 1.0, "top_p": 1.0, "top_k": 50}
+"""What transformers' `generate` fills in for a field that neither the caller nor the model's file names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,20 +89,9 @@ def settle(options: SamplingOptions, own: Mapping[str, Any]) -> Sampling:
     sampling with its values, where what it leaves out is what transformers' `generate` takes.  It says nothing ->
     Sartor's defaults: temperature 0.7, top_p 0.9, all tokens.
     """
-    model_says = {name: own[name] for name in ("temperature", "top_p", "top_k") if own.get(name) is not None}
-    asked = {
-        name: value
-        for name, value in (("temperature", options.temperature), ("top_p", options.top_p), ("top_k", options.top_k))
-        if value is not None
-    }
-    if own.get("do_sample") or model_says:
-        defaults = {
-            "temperature": _TRANSFORMERS_TEMPERATURE,
-            "top_p": _TRANSFORMERS_TOP_P,
-            "top_k": _TRANSFORMERS_TOP_K,
-        }
-    else:
-        defaults = {"temperature": DEFAULT_TEMPERATURE, "top_p": DEFAULT_TOP_P, "top_k": 0}
+    model_says = {name: own[name] for name in DEFAULTS if own.get(name) is not None}
+    asked = {name: value for name in DEFAULTS if (value := getattr(options, name)) is not None}
+    defaults = _TRANSFORMERS if own.get("do_sample") or model_says else DEFAULTS
     values = {**defaults, **model_says, **asked}
     if options.greedy or options.temperature == 0:
         do_sample = False
@@ -114,12 +100,7 @@ def settle(options: SamplingOptions, own: Mapping[str, Any]) -> Sampling:
     else:
         do_sample = own.get("do_sample") is not False
     if not do_sample or values["temperature"] == 0:
-        do_sample = False
-        values = {
-            "temperature": _TRANSFORMERS_TEMPERATURE,
-            "top_p": _TRANSFORMERS_TOP_P,
-            "top_k": _TRANSFORMERS_TOP_K,
-        }
+        do_sample, values = False, {**_TRANSFORMERS}
     return Sampling(
         do_sample=do_sample,
         temperature=float(values["temperature"]),

@@ -15,7 +15,7 @@ import secrets
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ def load(
     `device` None: the first GPU, else the CPU.  `dtype` None: the model's own, but float32 where the device has no
     instructions for it.  `base` replaces the base model that an adapter names.  Raises ModelError.
     """
-    loaded = load_model(
+    model, tokenizer, notes = load_model(
         path_or_id,
         device=device,
         dtype=dtype,
@@ -82,7 +82,7 @@ def load(
         trust_remote_code=trust_remote_code,
         base=base,
     )
-    return Speaker(loaded.model, loaded.tokenizer, notes=loaded.notes)
+    return Speaker(model, tokenizer, notes=notes)
 
 
 class Speaker:
@@ -166,19 +166,28 @@ class Speaker:
         return "".join(self.stream(messages, options))
 
     def answers(self, conversations: Sequence[Sequence[Message]], options: SamplingOptions | None = None) -> list[str]:
+        """The texts of `answer_ids`."""
+        hidden = hidden_tokens(self.tokenizer).union(self.end_ids)
+        return [decode(self.tokenizer, ids, hidden) for ids in self.answer_ids(conversations, options)]
+
+    def answer_ids(
+        self, conversations: Sequence[Sequence[Message]], options: SamplingOptions | None = None
+    ) -> list[list[int]]:
         """Answer many conversations, in their order; greedy where `options` is None.
 
         Conversations of about the same length go through the model together, padded on the left.  Greedy answers are
         those that `answer` gives, up to rounding; sampled ones are drawn batch by batch.
+
+        Returns:
+            The tokens of each answer, up to and with its first end token where it has one.
         """
         options = options or SamplingOptions(greedy=True)
         prompts = [self.read(messages, options) for messages in conversations]
-        texts = [""] * len(prompts)
-        hidden = hidden_tokens(self.tokenizer)
+        answers: list[list[int]] = [[]] * len(prompts)
         for rows in self._batches(prompts):
             for row, ids in zip(rows, self._generate_batch([prompts[row] for row in rows], options), strict=True):
-                texts[row] = decode(self.tokenizer, ids, hidden)
-        return texts
+                answers[row] = ids
+        return answers
 
     def generate(self, input_ids_BL: torch.Tensor, num_new: int, options: SamplingOptions, **watchers: Any) -> Any:
         """The model's own `generate`, with every mode and random state left as it was found.
@@ -211,15 +220,10 @@ class Speaker:
         return tuple(encoded["input_ids"])
 
     def _generation_config(self, options: SamplingOptions, num_new: int) -> Any:
-        sampling = self.sampling(options)
         config = copy.deepcopy(self.model.generation_config)
+        for name, value in asdict(replace(self.sampling(options), max_new_tokens=num_new)).items():
+            setattr(config, name, value)
         config.max_length = None
-        config.max_new_tokens = num_new
-        config.do_sample = sampling.do_sample
-        config.temperature = sampling.temperature
-        config.top_p = sampling.top_p
-        config.top_k = sampling.top_k
-        config.repetition_penalty = sampling.repetition_penalty
         config.eos_token_id = list(self.end_ids) or None
         config.pad_token_id = self.pad_id
         config.num_beams = 1
@@ -251,7 +255,7 @@ class Speaker:
         return compat.carries_state(self.model)
 
     def _generate_batch(self, prompts: Sequence[Prompt], options: SamplingOptions) -> list[list[int]]:
-        """New tokens of each row, without the end token and what follows."""
+        """New tokens of each row, without what follows the first end token."""
         longest = max(len(prompt.input_ids) for prompt in prompts)
         input_ids_BL = torch.full((len(prompts), longest), self.pad_id)
         attention_mask_BL = torch.zeros_like(input_ids_BL)
@@ -264,7 +268,7 @@ class Speaker:
         )
         ends = set(self.end_ids)
         rows = output_BL[:, longest:].tolist()
-        return [ids[: next((at for at, i in enumerate(ids) if i in ends), len(ids))] for ids in rows]
+        return [ids[: next((at for at, i in enumerate(ids, 1) if i in ends), len(ids))] for ids in rows]
 
 
 class Reply(Iterator[str]):

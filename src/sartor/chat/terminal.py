@@ -59,14 +59,6 @@ class Screen:
         self._out.write(text.translate(_CONTROL) if self._is_terminal else text)
         self._out.flush()
 
-    def end_line(self) -> None:
-        """End the answer's last line."""
-        self.piece("\n")
-
-    def heading(self, name: str) -> None:
-        """Say who answers, where several do."""
-        self.piece(f"{name}:\n")
-
     def note(self, text: str) -> None:
         """Say something about the conversation."""
         self._notes.write(f"\033[2m[{text}]\033[0m\n" if self._is_dim else f"[{text}]\n")
@@ -105,7 +97,7 @@ class Conversation:
         """Let every participant answer.  Returns False where Ctrl-C stopped one; the rest then stay silent."""
         for participant in self._participants:
             if len(self._participants) > 1:
-                self._screen.heading(participant.name)
+                self._screen.piece(f"{participant.name}:\n")
             if not self._answer_one(participant, text):
                 return False
         return True
@@ -149,7 +141,7 @@ class Conversation:
                     self._screen.piece(piece)
         except KeyboardInterrupt:
             reply.close()
-        self._screen.end_line()
+        self._screen.piece("\n")
         self._say_ending(speaker, prompt, reply)
         kept = [message for message in prompt.messages if message["role"] != "system"]
         participant.history[:] = [*kept, {"role": "assistant", "content": "".join(pieces)}]

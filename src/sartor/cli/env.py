@@ -5,10 +5,10 @@ import os
 import platform
 from collections.abc import Sequence
 
-import sartor
 from sartor import device
 from sartor.errors import ConfigurationError
 from sartor.masking import masked
+from sartor.version import __version__
 
 _PACKAGES = (
     "torch",
@@ -62,7 +62,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _software() -> list[tuple[str, str]]:
-    lines = [("sartor", sartor.__version__), ("python", platform.python_version())]
+    lines = [("sartor", __version__), ("python", platform.python_version())]
     for name in _PACKAGES:
         try:
             lines.append((name, importlib.metadata.version(name)))

@@ -12,13 +12,19 @@ import json
 import re
 import shutil
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 _TRUE = ("true", "yes", "on", "1")
 _FALSE = ("false", "no", "off", "0")
 _NONE = ("none", "null")
+_READERS: dict[str, tuple[Callable[[str], Any], str]] = {
+    "int": (int, "is no whole number"),
+    "float": (float, "is no number"),
+    "str": (str, ""),
+}
+"""How a text becomes a value of a kind, and what is said where it cannot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,29 +182,22 @@ def _convert(flag: Flag, given: Given) -> Any:
             f"{name} {text!r} is unknown: "
             + (f"did you mean {near[0]}?" if near else f"it is one of {', '.join(flag.choices)}")
         )
-    return _READERS[flag.kind](text, name) != given.negated if flag.kind == "bool" else _READERS[flag.kind](text, name)
+    value = _read(flag.kind, text, name)
+    return value != given.negated if flag.kind == "bool" else value
 
 
-def _read_bool(text: str, name: str) -> bool:
-    if text.lower() in _TRUE:
-        return True
-    if text.lower() in _FALSE:
-        return False
-    raise ValueError(f"{name} {text!r} is neither true nor false")
-
-
-def _read_int(text: str, name: str) -> int:
+def _read(kind: str, text: str, name: str) -> Any:
+    if kind == "bool":
+        if text.lower() not in (*_TRUE, *_FALSE):
+            raise ValueError(f"{name} {text!r} is neither true nor false")
+        return text.lower() in _TRUE
+    if kind == "dict":
+        return _read_dict(text, name)
+    reader, complaint = _READERS[kind]
     try:
-        return int(text)
+        return reader(text)
     except ValueError:
-        raise ValueError(f"{name} {text!r} is no whole number") from None
-
-
-def _read_float(text: str, name: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"{name} {text!r} is no number") from None
+        raise ValueError(f"{name} {text!r} {complaint}") from None
 
 
 def _read_dict(text: str, name: str) -> dict[str, Any]:
@@ -209,13 +208,6 @@ def _read_dict(text: str, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{name} {text!r} is no JSON object: write it as '{{\"key\": value}}'")
     return value
-
-
-def _read_str(text: str, name: str) -> str:
-    return text
-
-
-_READERS = {"bool": _read_bool, "int": _read_int, "float": _read_float, "dict": _read_dict, "str": _read_str}
 
 
 def _following(argv: Sequence[str]) -> list[str]:

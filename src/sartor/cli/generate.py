@@ -1,32 +1,17 @@
 """Writes the flags of `sartor train` that are fields of `SFTConfig`: `python -m sartor.cli.generate >
-src/sartor/cli/field_flags.py`.
-
-The table is static because reading it off the class would load transformers, which takes seconds.
+src/sartor/cli/field_flags.json`.
 """
 
 import dataclasses
-import types
+import json
 import typing
 from typing import Any
 
 from sartor.cli.flags import Flag
-from sartor.config.checks import CHOICES
+from sartor.config.checks import CHOICES, kinds_of
 from sartor.config.sft_config import DEFAULTS, ENUMERATIONS, SFTConfig
 from sartor.config.table import OPTIONS, Status
 from sartor.config.texts import GROUPS
-
-_HEAD = '''"""The flags of `sartor train` that are fields of `SFTConfig`.
-
-Written by `python -m sartor.cli.generate`, and held up to date by a test: do not edit.
-"""
-
-# ruff: noqa: E501
-# fmt: off
-
-from sartor.cli.flags import Flag
-
-FIELD_FLAGS = (
-'''
 
 _REPEATED = ("map", "sample_prompts")
 """Lists whose flag may be given several times."""
@@ -73,13 +58,11 @@ def _choices(name: str) -> tuple[str, ...]:
 
 def _kind(name: str, hint: Any) -> tuple[str, bool]:
     """(kind, whether None is a value) from a field's annotation."""
-    union = typing.get_origin(hint) in (types.UnionType, typing.Union)
-    parts = typing.get_args(hint) if union else (hint,)
-    optional = types.NoneType in parts
+    kinds, optional = kinds_of(hint)
     if name in _LISTS:
         # `--report_to none` is a name that transformers knows, not None.
         return "list", optional and name != "report_to"
-    kinds = [typing.get_origin(part) or part for part in parts if part is not types.NoneType]
+    kinds = [typing.get_origin(kind) or kind for kind in kinds]
     if dict in kinds:
         return "dict", optional
     plain = [_KINDS[kind] for kind in kinds if kind in _KINDS]
@@ -88,19 +71,18 @@ def _kind(name: str, hint: Any) -> tuple[str, bool]:
     return kind, optional
 
 
-def module() -> str:
-    """The text of field_flags.py."""
-    lines = []
-    for flag in field_flags():
-        positional = ", ".join(repr(value) for value in (flag.name, flag.kind, flag.default, flag.help, flag.group))
-        further = [
-            f"{entry.name}={getattr(flag, entry.name)!r}"
-            for entry in dataclasses.fields(Flag)[5:]
+def table() -> str:
+    """The text of field_flags.json: a flag on each line, with what is not at its default."""
+    rows = (
+        {
+            entry.name: getattr(flag, entry.name)
+            for entry in dataclasses.fields(flag)
             if getattr(flag, entry.name) != entry.default
-        ]
-        lines.append(f"    Flag({', '.join([positional, *further])}),\n")
-    return _HEAD + "".join(lines) + ")\n"
+        }
+        for flag in field_flags()
+    )
+    return "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n"
 
 
 if __name__ == "__main__":
-    print(module(), end="")
+    print(table(), end="")

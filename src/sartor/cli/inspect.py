@@ -3,16 +3,15 @@
 Prints, and writes the files that were asked for.  Exit code 1: a training run would stop because of the data.
 """
 
-import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sartor.cli.inspect_flags import read
 from sartor.cli.inspect_flags import usage as usage
-from sartor.cli.request import Request, configuration, tokenizer_of
+from sartor.cli.request import Request, configuration, rows_of, tokenizer_of
 from sartor.errors import DataError, RunFolderError
 from sartor.run.output import readers_may_leave
 
@@ -74,29 +73,22 @@ def _files(request: Request) -> dict[str, Path]:
 
 def inspections_of(request: Request) -> "list[Inspection]":
     """Everything that is to be shown, the training rows first."""
-    from sartor.cli.train import read_rows
     from sartor.config import resolve
 
     # Where the rows would be trained makes no difference here, and is not to be complained about.
     args = configuration(request, {"output_dir": "inspection", "use_cpu": True, "bf16": False})
     settings = resolve(args)
     given = _given(request, args, settings.data)
-    own = request.own
-    config, revision = own.get("dataset_config"), own.get("dataset_revision")
-    kept = settings.data.data_cache
-    rows = read_rows(request.data, "train", own.get("split"), config, revision, kept)
+    rows = rows_of(request, "train", settings.data.data_cache)
     train = _examined(rows, given, "train")
     inspections = [inspection for _, inspection in train]
     if len(train) > 1:
         inspections += _mixed(rows, inspections, given)
-    if own.get("eval_data") is not None or own.get("eval_split") is not None:
-        source = own.get("eval_data")
-        if source is None:
-            rows = read_rows(request.data, "eval", own.get("eval_split"), config, revision, kept)
-        else:
-            rows = read_rows((source,), "eval", own.get("eval_split"), data_cache=kept)
-        given = replace(given, settings=settings.eval_data, source=source or ", ".join(request.data))
-        inspections += [inspection for _, inspection in _examined(rows, given, "eval", [one for one, _ in train])]
+    eval_rows = rows_of(request, "eval", settings.data.data_cache)
+    if eval_rows is not None:
+        source = request.own.get("eval_data") or given.source
+        given = replace(given, settings=settings.eval_data, source=source)
+        inspections += [inspection for _, inspection in _examined(eval_rows, given, "eval", [one for one, _ in train])]
     return inspections
 
 
@@ -106,20 +98,22 @@ def _examined(
     """What is found in each source.
 
     Args:
-        rows: what `read_rows` gave: one source, or several.
+        rows: what `rows_of` gave: one source, or several.
         trained: the rows that are trained on, where these are to evaluate on.
     """
     from sartor.data.inspection.examine import Examination
     from sartor.data.reading.sources import Source
 
     alone = isinstance(rows, Source)
-    sources = [(rows.dataset, rows)] if isinstance(rows, Source) else [(part.source, part) for part in rows]
+    sources = [rows] if isinstance(rows, Source) else rows
     found: list[tuple[Examination, Inspection]] = []
-    for dataset, source in sources:
+    for source in sources:
         own = given if alone else replace(given, source=source.label)
-        with _unusable():
-            examination = Examination(dataset, own, name if alone else f"{name} ({source.label})", source.notes)
+        try:
+            examination = Examination(source.dataset, own, name if alone else f"{name} ({source.label})", source.notes)
             inspection = examination.run(trained, [one for one, _ in found] if name == "train" else [])
+        except DataError as error:  # rows at fault are not a wrong command: another exit code
+            raise Unusable(str(error)) from error
         found.append((examination, inspection))
     return found
 
@@ -127,8 +121,8 @@ def _examined(
 def _mixed(parts: Any, inspections: "Sequence[Inspection]", given: "Given") -> "list[Inspection]":
     """The mixture of the sources, prepared as it will be trained on; nothing where that would stop a training run."""
     from sartor.data.encoding import encode
+    from sartor.data.encoding.mixture import prepare_mixture
     from sartor.data.inspection.record import Inspection, Lengths
-    from sartor.data.reading.mixture import prepare_mixture
     from sartor.records import DataSettings, PreparedData
 
     def prepare(dataset: Any, settings: DataSettings, name: str) -> PreparedData:
@@ -157,20 +151,12 @@ def _repeats(note: str, inspections: "Sequence[Inspection]", sources: Sequence[s
     )
 
 
-@contextlib.contextmanager
-def _unusable() -> Iterator[None]:
-    """Rows at fault are not a wrong command: another exit code."""
-    try:
-        yield
-    except DataError as error:
-        raise Unusable(str(error)) from error
-
-
 def _given(request: Request, args: "SFTConfig", settings: "DataSettings") -> "Given":
     """Tokenizer and what else the model decides, as for a training run; its weights are not loaded."""
     from sartor.batching.packing import pack
     from sartor.data.inspection.examine import Given
-    from sartor.trainer.context import context_of
+    from sartor.hf.construction import model_init_kwargs
+    from sartor.run.loading import context_of
 
     tokenizer, end_tokens = tokenizer_of(request.model, args)
     shown = {
@@ -185,7 +171,7 @@ def _given(request: Request, args: "SFTConfig", settings: "DataSettings") -> "Gi
         model=request.model,
         pack=pack,
         end_tokens=end_tokens,
-        context=context_of(request.model, args),
+        context=context_of(request.model, model_init_kwargs(args)),
         num_samples=PAGE_ROWS if num_rows is None else num_rows,
         options=tuple(shown.items()),
     )

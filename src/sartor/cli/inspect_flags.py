@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from sartor.cli.field_flags import FIELD_FLAGS
 from sartor.cli.flags import Flag, help_text
 from sartor.cli.own_flags import OWN_FLAGS
-from sartor.cli.request import Request, read_options
+from sartor.cli.request import Request, read_options, request_of
 from sartor.errors import ConfigurationError
 
 SHOWN = "what to show"
@@ -71,15 +71,7 @@ def read(argv: Sequence[str]) -> Request:
         problems.append(f"--rows {values['rows']} is no number of rows: give 0 or more")
     if problems:
         raise ConfigurationError(problems)
-    used_fields = {flag.name for flag in _FIELDS}
-    used_own = {flag.name for flag in (*_OWN, *INSPECT_FLAGS)}
-    return Request(
-        values["model"],
-        tuple(values["data"]),
-        {name: value for name, value in values.items() if name in used_fields},
-        {name: value for name, value in values.items() if name in used_own},
-        tuple(name for name in values if name not in used_fields | used_own),
-    )
+    return request_of(values, (*_OWN, *INSPECT_FLAGS), _FIELDS)
 
 
 def usage() -> str:

@@ -8,10 +8,10 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-import sartor
 from sartor.cli.quiet import variables
 from sartor.errors import SartorError
 from sartor.masking import masked_errors, masked_logs
+from sartor.version import __version__
 
 COMMANDS = {
     "train": "fine-tune a language model on conversations",
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(usage())
         return 0
     if arguments[0] in ("--version", "-V"):
-        print(f"sartor {sartor.__version__}")
+        print(f"sartor {__version__}")
         return 0
     command = arguments[0]
     if command not in COMMANDS:

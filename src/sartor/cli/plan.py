@@ -17,7 +17,7 @@ from sartor.errors import ModelError, SartorError
 from sartor.run.output import readers_may_leave
 
 if TYPE_CHECKING:
-    from sartor.config import SFTConfig
+    from sartor.config import Settings, SFTConfig
     from sartor.memory.estimates import Shape
     from sartor.memory.rates import Card, Rates
     from sartor.records import Plan
@@ -45,7 +45,7 @@ def _plan(request: Request) -> int:
     settings = resolve(args)
     shape, source = plan_data.shape(request, args, settings)
     try:
-        decision, plan, num_layers, weights = _decide(request, args, settings.engine, shape, card, stated)
+        decision, plan, num_layers, weights = _decide(request, args, settings, shape, card, stated)
     except SartorError:
         raise
     except Exception as error:  # what an architecture does on tensors without memory
@@ -71,7 +71,7 @@ def _plan(request: Request) -> int:
 
 
 def _decide(
-    request: Request, args: "SFTConfig", engine: Any, shape: "Shape", card: "Card | None", stated: int | None
+    request: Request, args: "SFTConfig", settings: "Settings", shape: "Shape", card: "Card | None", stated: int | None
 ) -> tuple[Any, "Plan", int, int]:
     """(the decision, the plan it started from, layers, weights)."""
     import torch
@@ -79,6 +79,7 @@ def _decide(
     from sartor.cli.train import peft_config
     from sartor.engine.precision import require_bf16
     from sartor.engine.traits import read_traits
+    from sartor.hf.settings import run_settings
     from sartor.memory.decide import Decider
     from sartor.memory.estimates import PROCESS_BYTES, Memory, MemoryEstimates
     from sartor.memory.plan import with_optimizer
@@ -86,9 +87,10 @@ def _decide(
     from sartor.memory.simulate import Training, meta_model_of
     from sartor.memory.speed import sizes_of
     from sartor.optim.registry import options_of
-    from sartor.trainer.device_batch import parts
-    from sartor.trainer.planning import execution_options_of, search_space_of, with_unasked
+    from sartor.run.device_batch import parts
+    from sartor.run.planning import execution_options_of, search_space_of, with_unasked
 
+    engine = settings.engine
     device = torch.device((CUDA if card is not None else default_kind()).name)
     config = _configuration(request.model, args)
     compute, compute_reason = _compute_dtype(args, card, device)
@@ -122,7 +124,7 @@ def _decide(
     if decision.num_steps is None and args.max_steps > 0:
         decision = replace(decision, num_steps=args.max_steps)
     tokens = decision.chosen.setting.micro_batch_tokens
-    size, steps, _ = parts(args, shape.longest_tokens, tokens)
+    size, steps, _ = parts(run_settings(args, settings), shape.longest_tokens, tokens)
     decision = replace(decision, device_batch=(size, steps))
     layout = f"layout assumed: {base.layout.value}; a run tries it first"
     return replace(decision, notes=(*decision.notes, layout)), base, traits.num_layers, sizes.all_weights
@@ -136,12 +138,13 @@ def _configuration(name: str, args: "SFTConfig") -> Any:
     """
     from transformers import AutoConfig
 
-    from sartor.trainer import construction
+    from sartor.hf import construction
+    from sartor.run import loading
 
-    if construction.is_adapter_folder(name):
+    if loading.is_adapter_folder(name):
         raise ModelError(f"{name!r} holds an adapter: plan for the model it belongs to, with --use_peft")
-    construction.check_model(name, args)
     keywords = construction.model_init_kwargs(args)
+    loading.check_model(name, keywords)
     config = AutoConfig.from_pretrained(
         name, revision=keywords.get("revision"), trust_remote_code=args.trust_remote_code
     )

@@ -5,7 +5,7 @@ In: the request and its configuration.  Out: the data as far as memory and time 
 
 from typing import TYPE_CHECKING, Any
 
-from sartor.cli.request import Request, tokenizer_of
+from sartor.cli.request import Request, rows_of, tokenizer_of
 from sartor.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -37,13 +37,11 @@ def shape(request: Request, args: "SFTConfig", settings: "Settings") -> "tuple[S
 
 
 def _of_rows(request: Request, args: "SFTConfig", settings: "Settings") -> "tuple[Shape, str]":
-    from sartor.cli.train import read_rows
-    from sartor.trainer.examples import Examples
-    from sartor.trainer.planning import shape_of_examples
+    from sartor.hf.settings import run_settings
+    from sartor.run.examples import Examples
+    from sartor.run.planning import shape_of_examples
 
-    own = request.own
-    config, revision = own.get("dataset_config"), own.get("dataset_revision")
-    rows = read_rows(request.data, "train", own.get("split"), config, revision, settings.data.data_cache)
+    rows = rows_of(request, "train", settings.data.data_cache)
     preparation = _preparation(request.model, args, settings)
     examples = Examples(preparation.prepare(rows, "train"))
     if not len(examples):
@@ -51,12 +49,12 @@ def _of_rows(request: Request, args: "SFTConfig", settings: "Settings") -> "tupl
     longest = max(1, examples.longest_document())
     words = f"{len(examples):,} {'blocks' if args.packing else 'rows'}, the longest document {longest:,} tokens"
     summary = preparation.summaries["train"]
-    return shape_of_examples(examples.lengths, longest, summary, args, args.per_device_train_batch_size), words
+    return shape_of_examples(examples.lengths, longest, summary, run_settings(args, settings)), words
 
 
 def _preparation(model: str, args: "SFTConfig", settings: "Settings") -> Any:
     """What a training of this model prepares its rows with."""
-    from sartor.trainer.preparation import Preparation, skips_preparation
+    from sartor.run.preparation import Preparation, skips_preparation
 
     tokenizer, end_tokens = tokenizer_of(model, args)
     skips = skips_preparation(args.dataset_kwargs)

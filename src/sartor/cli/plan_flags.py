@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from sartor.cli.field_flags import FIELD_FLAGS
 from sartor.cli.flags import Flag, help_text
 from sartor.cli.own_flags import LORA, OWN_FLAGS
-from sartor.cli.request import Request, read_options
+from sartor.cli.request import Request, read_options, request_of
 from sartor.errors import ConfigurationError
 from sartor.records import PLAN_CHOICES
 
@@ -65,13 +65,7 @@ def read(argv: Sequence[str]) -> Request:
         problems.append("--gpu and --memory both say what there is: give one of them")
     if problems:
         raise ConfigurationError(problems)
-    own_names = {flag.name for flag in (*PLAN_FLAGS, *OWN_FLAGS)}
-    return Request(
-        values["model"],
-        tuple(values.get("data") or ()),
-        {name: value for name, value in values.items() if name not in own_names},
-        {name: value for name, value in values.items() if name in own_names},
-    )
+    return request_of(values, (*PLAN_FLAGS, *OWN_FLAGS), FIELD_FLAGS)
 
 
 def usage() -> str:

@@ -24,13 +24,12 @@ beside measured, and a bar per setting. Nothing is trained: the run's largest mi
 
   sartor profile --model HuggingFaceTB/SmolLM2-135M --data chats.jsonl --max_length 1024
 
-Writes memory.png, settings.png (both as .svg too), lengths.png and memory.json into --output_dir (profile_output).
-"""
+Writes memory.png, settings.png (both as .svg too), lengths.png and memory.json into --output_dir (profile_output)."""
 
 
 def usage() -> str:
     """What `sartor profile --help` prints."""
-    return f"{_HEAD}\n{train_flags.usage().partition('Switches: ')[2].partition(chr(10))[2].lstrip(chr(10))}"
+    return train_flags.usage(_HEAD)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -62,8 +61,8 @@ def _profile(request: Request, folder: Path) -> None:
 
     with short_warnings(), no_progress_bars():
         args, train_rows, _ = check(request, folder)
-        from sartor.trainer import SFTTrainer
-        from sartor.trainer.profiling import write_figures
+        from sartor.hf import SFTTrainer
+        from sartor.hf.figures import write_figures
 
         args.rehearse = True
         trainer = SFTTrainer(

@@ -53,6 +53,59 @@ def read_options(
     return values, options, problems + unreadable
 
 
+def request_of(values: Mapping[str, Any], own: Sequence[Flag], fields: Sequence[Flag]) -> Request:
+    """The values of options, sorted into what a command does with them.
+
+    Args:
+        own: flags of the command's own that have a part in it.
+        fields: those of SFTConfig that have.
+    """
+    own_names, field_names = ({flag.name for flag in flags} for flags in (own, fields))
+    return Request(
+        values["model"],
+        tuple(values.get("data") or ()),
+        {name: value for name, value in values.items() if name in field_names},
+        {name: value for name, value in values.items() if name in own_names},
+        tuple(name for name in values if name not in own_names | field_names),
+    )
+
+
+def rows_of(request: Request, name: str, data_cache: str | None) -> Any:
+    """What `SFTTrainer` takes as a data set: the rows of one source, or of several with their weights.
+
+    Args:
+        name: "train", or "eval" for the rows to evaluate on: all of each source, whatever the weights.
+        data_cache: the option of this name.
+
+    Returns:
+        None where no rows to evaluate on were asked for.
+
+    Raises:
+        SartorError: what is wrong with any of the sources.
+    """
+    own, texts = request.own, request.data
+    split, config, revision = own.get("split"), own.get("dataset_config"), own.get("dataset_revision")
+    if name == "eval":
+        split = own.get("eval_split")
+        if own.get("eval_data") is not None:
+            texts, config, revision = (own["eval_data"],), None, None
+        elif split is None:
+            return None
+
+    from sartor.data.encoding import mixture
+    from sartor.data.reading import sources
+
+    pairs = [mixture.parse_source(text) for text in texts]
+    if len(pairs) == 1:
+        # The weight of a lone source says nothing, but may be left over from several.
+        return sources.read(
+            pairs[0][0], split=split, config=config, revision=revision, name=name, data_cache=data_cache
+        )
+    if name == "eval":
+        pairs = [(source, None) for source, _ in pairs]
+    return mixture.read_parts(pairs, split=split, config=config, revision=revision, name=name, data_cache=data_cache)
+
+
 def configuration(request: Request, fixed: Mapping[str, Any]) -> "SFTConfig":
     """The configuration of a command that trains nothing: what was asked for, but for what the command fixes."""
     from sartor.config import SFTConfig
@@ -66,10 +119,12 @@ def configuration(request: Request, fixed: Mapping[str, Any]) -> "SFTConfig":
 
 def tokenizer_of(model: str, args: "SFTConfig") -> tuple[Any, tuple[str, ...]]:
     """The tokenizer as a training would use it, and the texts at which the model's generation stops."""
-    from sartor.trainer import construction
+    from sartor.hf import construction
+    from sartor.run import loading
 
-    tokenizer = construction.load_tokenizer(model, args)
-    end_tokens = construction.end_tokens(model, tokenizer, args)
+    keywords = construction.model_init_kwargs(args)
+    tokenizer = loading.load_tokenizer(model, keywords)
+    end_tokens = loading.end_tokens(model, tokenizer, keywords)
     if args.chat_template_path is not None:
         construction.apply_template(tokenizer, str(args.chat_template_path))
     construction.set_eos(tokenizer, args.eos_token)

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from sartor.cli.own_flags import LORA, OWN_FLAGS
 from sartor.cli.quiet import no_progress_bars
-from sartor.cli.request import Request
+from sartor.cli.request import Request, rows_of
 from sartor.cli.train_flags import read
 from sartor.cli.train_flags import usage as usage
-from sartor.cli.typed import typed
 from sartor.errors import ConfigurationError, RunFolderError, SartorError, SartorWarning
 from sartor.run.folder_lock import refuse_running
 from sartor.run.interrupt import Terminated, sigterm_raises
 from sartor.run.output import lines_may_be_lost
+from sartor.wording import typed
 
 if TYPE_CHECKING:
     from sartor.config import SFTConfig
@@ -156,10 +156,10 @@ def short_warnings() -> Iterator[None]:
 
 def _train(request: Request, folder: Path, resume: str | bool) -> int:
     args, train_rows, eval_rows = check(request, folder)
+    from sartor.hf import SFTTrainer
     from sartor.report.hub import push_again
     from sartor.report.progress import TrainingProgress
-    from sartor.trainer import SFTTrainer
-    from sartor.trainer.sampling import TABLE_NAME
+    from sartor.run.sampling import TABLE_NAME
 
     progress = TrainingProgress(live=False if args.disable_tqdm else None)
     trainer = SFTTrainer(
@@ -170,11 +170,8 @@ def _train(request: Request, folder: Path, resume: str | bool) -> int:
         peft_config=peft_config(request.own),
         callbacks=[progress],
     )
-    _remove_other_progress(trainer)
-    try:
+    with progress.alone_in(trainer):
         trainer.train(resume_from_checkpoint=resume)
-    finally:
-        progress.close()
     trainer.save_model(_internal_call=True)  # it is pushed when all else is there
     trainer.save_state()
     _write_figures(trainer)
@@ -197,8 +194,8 @@ def _write_figures(trainer: Any) -> None:
 
     A disk that is full by now has the model on it, and that is what counts.
     """
+    from sartor.hf.figures import write_figures
     from sartor.report.run_page import write_run_page
-    from sartor.trainer.profiling import write_figures
 
     try:
         write_figures(trainer)
@@ -214,7 +211,8 @@ def check(request: Request, folder: Path) -> "tuple[SFTConfig, Any, Any]":
         SartorError: the one there is, or a ConfigurationError with all.
     """
     from sartor.config import SFTConfig
-    from sartor.trainer import construction
+    from sartor.hf import construction
+    from sartor.run import loading
 
     errors: list[SartorError] = []
 
@@ -228,16 +226,10 @@ def check(request: Request, folder: Path) -> "tuple[SFTConfig, Any, Any]":
     args = attempt(lambda: SFTConfig(**{**request.fields, "output_dir": str(folder)}))
     # The model can be looked for even where another option is wrong.
     stand_in = args or SFTConfig(output_dir=str(folder), bf16=False)
-    attempt(lambda: construction.check_model(request.model, stand_in))
-    own = request.own
-    config, revision = own.get("dataset_config"), own.get("dataset_revision")
-    kept = {"data_cache": request.fields.get("data_cache")}
-    train_rows = attempt(lambda: read_rows(request.data, "train", own.get("split"), config, revision, **kept))
-    eval_rows = None
-    if own.get("eval_data") is not None:
-        eval_rows = attempt(lambda: read_rows((own["eval_data"],), "eval", own.get("eval_split"), **kept))
-    elif own.get("eval_split") is not None:
-        eval_rows = attempt(lambda: read_rows(request.data, "eval", own["eval_split"], config, revision, **kept))
+    attempt(lambda: loading.check_model(request.model, construction.model_init_kwargs(stand_in)))
+    data_cache = request.fields.get("data_cache")
+    train_rows = attempt(lambda: rows_of(request, "train", data_cache))
+    eval_rows = attempt(lambda: rows_of(request, "eval", data_cache))
     if len(errors) == 1:
         raise errors[0]
     if errors:
@@ -249,34 +241,6 @@ def check(request: Request, folder: Path) -> "tuple[SFTConfig, Any, Any]":
             ]
         )
     return args, train_rows, eval_rows
-
-
-def read_rows(
-    texts: Sequence[str],
-    name: str,
-    split: str | None,
-    config: str | None = None,
-    revision: str | None = None,
-    data_cache: str | None = None,
-) -> Any:
-    """What `SFTTrainer` takes as a data set: the rows of one source, or of several with their weights.
-
-    Evaluation takes all rows of each source, whatever the weights.
-
-    Raises:
-        SartorError: what is wrong with any of them.
-    """
-    from sartor.data.reading import mixture, sources
-
-    pairs = [mixture.parse_source(text) for text in texts]
-    if len(pairs) == 1:
-        # The weight of a lone source says nothing, but may be left over from several.
-        return sources.read(
-            pairs[0][0], split=split, config=config, revision=revision, name=name, data_cache=data_cache
-        )
-    if name == "eval":
-        pairs = [(source, None) for source, _ in pairs]
-    return mixture.read_parts(pairs, split=split, config=config, revision=revision, name=name, data_cache=data_cache)
 
 
 def peft_config(own: Mapping[str, Any]) -> Any:
@@ -299,14 +263,6 @@ def peft_config(own: Mapping[str, Any]) -> Any:
         use_rslora=value["use_rslora"],
         use_dora=value["use_dora"],
     )
-
-
-def _remove_other_progress(trainer: Any) -> None:
-    """Take out the bar, or the printed dicts, that transformers adds to every trainer: ours shows the same."""
-    from transformers.trainer_callback import PrinterCallback, ProgressCallback
-
-    trainer.remove_callback(ProgressCallback)
-    trainer.remove_callback(PrinterCallback)
 
 
 def _says_something(trace: Path) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 from sartor.cli.field_flags import FIELD_FLAGS
 from sartor.cli.flags import Flag, Given, help_text
 from sartor.cli.own_flags import LORA, OWN_FLAGS
-from sartor.cli.request import Request, read_options
+from sartor.cli.request import Request, read_options, request_of
 from sartor.errors import ConfigurationError
 
 FLAGS: tuple[Flag, ...] = (*OWN_FLAGS, *FIELD_FLAGS)
@@ -32,21 +32,18 @@ def read(argv: Sequence[str]) -> Request:
     """
     values, options, problems = read_options("train", argv, FLAGS)
     problems += [*_own_problems(values, options), *_evaluation_problems(values)]
-    own_names = {flag.name for flag in OWN_FLAGS}
-    fields = {name: value for name, value in values.items() if name not in own_names}
-    own = {name: value for name, value in values.items() if name in own_names}
-    if fields.get("resume_from_checkpoint") is not None:
-        own["resume"] = fields.pop("resume_from_checkpoint")
-    model_init_kwargs = _model_init_kwargs(fields.pop("model_init_kwargs", None), own, problems)
+    if values.get("resume_from_checkpoint") is not None:
+        values["resume"] = values.pop("resume_from_checkpoint")
+    model_init_kwargs = _model_init_kwargs(values.pop("model_init_kwargs", None), values, problems)
     if problems:
         raise ConfigurationError(problems)
     if model_init_kwargs:
-        fields["model_init_kwargs"] = model_init_kwargs
-    return Request(own["model"], tuple(own["data"]), fields, own)
+        values["model_init_kwargs"] = model_init_kwargs
+    return request_of(values, OWN_FLAGS, FIELD_FLAGS)
 
 
-def usage() -> str:
-    """What `sartor train --help` prints."""
+def usage(head: str = _USAGE) -> str:
+    """What `sartor train --help` prints, or another command with the same options under its own head."""
     refused = sorted(flag.name for flag in FLAGS if flag.refused)
     idle = sorted(flag.name for flag in FIELD_FLAGS if not flag.group and not flag.refused)
     footer = (
@@ -54,7 +51,7 @@ def usage() -> str:
         f"Accepted for trl's and transformers' sake, without effect: {', '.join(idle)}.\n\n"
         "docs/options.md has the reasons."
     )
-    return help_text(_USAGE, _by_group(), footer)
+    return help_text(head, _by_group(), footer)
 
 
 def _by_group() -> list[Flag]:
@@ -95,12 +92,12 @@ def _evaluation_problems(values: Mapping[str, Any]) -> list[str]:
 
 
 def _model_init_kwargs(
-    given: Mapping[str, Any] | None, own: Mapping[str, Any], problems: list[str]
+    given: Mapping[str, Any] | None, values: Mapping[str, Any], problems: list[str]
 ) -> dict[str, Any] | None:
     """`model_init_kwargs` together with the flags that stand for some of its keys."""
     merged = dict(given or {})
     for flag, key in _MODEL_KEYS.items():
-        value = own.get(flag)
+        value = values.get(flag)
         if value is None:
             continue
         if merged.setdefault(key, value) != value:

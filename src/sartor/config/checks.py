@@ -183,10 +183,9 @@ def unusable_optimizer(args: Any) -> dict[str, str]:
 def contradictions(args: Any) -> dict[str, str]:
     """Options that are fine alone and do not fit together."""
     problems: dict[str, str] = {}
-    if args.fp16 and args.bf16:
-        problems["fp16"] = "fp16=True and bf16=True are both given: choose one"
-    if args.fp16_full_eval and args.bf16_full_eval:
-        problems["fp16_full_eval"] = "fp16_full_eval=True and bf16_full_eval=True are both given: choose one"
+    for half, brain in (("fp16", "bf16"), ("fp16_full_eval", "bf16_full_eval")):
+        if getattr(args, half) and getattr(args, brain):
+            problems[half] = f"{half}=True and {brain}=True are both given: choose one"
     if args.strict_precision and not (args.fp16 or args.bf16):
         problems["strict_precision"] = (
             "strict_precision=True needs bf16=True or fp16=True: it says that they must be used"
@@ -335,14 +334,19 @@ def _mapping(value: Any) -> dict[str, Any]:
     return dict(value or {})
 
 
-def _plain_kinds(hint: Any) -> tuple[list[type], bool]:
-    """([bool] or [int] or [float] or [], whether None is allowed): other types are not checked here."""
+def kinds_of(hint: Any) -> tuple[list[Any], bool]:
+    """(the types that an annotation permits, whether None is one more): of `int | None`, `([int], True)`."""
     union = typing.get_origin(hint) in (types.UnionType, typing.Union)
     parts = typing.get_args(hint) if union else (hint,)
-    kinds = [part for part in parts if part is not types.NoneType]
+    return [part for part in parts if part is not types.NoneType], types.NoneType in parts
+
+
+def _plain_kinds(hint: Any) -> tuple[list[type], bool]:
+    """([bool] or [int] or [float] or [], whether None is allowed): other types are not checked here."""
+    kinds, optional = kinds_of(hint)
     if len(kinds) != 1 or kinds[0] not in (bool, int, float):
         return [], True
-    return kinds, types.NoneType in parts
+    return kinds, optional
 
 
 def _is_a(value: Any, kind: type) -> bool:

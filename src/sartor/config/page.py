@@ -5,7 +5,7 @@ from typing import Any
 
 from sartor.config.own_options import OWN_FIELDS
 from sartor.config.sft_config import DEFAULTS, SFTConfig
-from sartor.config.table import DIFFERENCES, OPTIONS, Status
+from sartor.config.table import OPTIONS, Status
 from sartor.config.texts import GROUPS
 
 _HEAD = """# Options
@@ -15,7 +15,7 @@ _HEAD = """# Options
 `SFTConfig` has every field of trl's `SFTConfig`, and so every field of transformers' `TrainingArguments`, and {own} of
 its own. On the command line they are flags of the same names, with dashes or underscores: `--learning-rate 1e-4`. Every
 field is honoured, or refused with the reason and what to use instead, or named in one line as having no effect. None
-is silently ignored.
+is silently ignored. [differences](differences.md) says what differs from trl on purpose.
 """
 
 
@@ -39,8 +39,6 @@ def page() -> str:
     lines += [f"| `{name}` | {_cell(OPTIONS[name].remark)} |" for name in _named(Status.REFUSED)]
     lines += ["", "## No effect", "", "| option | default | why |", "|---|---|---|"]
     lines += [f"| `{name}` | {_default(name)} | {_cell(OPTIONS[name].remark)} |" for name in _named(Status.NO_EFFECT)]
-    lines += ["", "## Differences from trl on purpose", "", "| Sartor | trl | reason |", "|---|---|---|"]
-    lines += [f"| {ours} | {theirs.removeprefix('trl: ')} | {reason} |" for ours, theirs, reason in DIFFERENCES]
     return "\n".join(lines) + "\n"
 
 

@@ -43,54 +43,24 @@ def resolve(args: SFTConfig) -> Settings:
     notes = checks.without_effect(args, DEFAULTS)
     for note in notes:
         warnings.warn(note, SartorWarning, stacklevel=2)
-    data = _data_settings(args)
-    eval_packing = args.packing if args.eval_packing is None else bool(args.eval_packing)
-    return Settings(data, replace(data, packing=eval_packing), _engine_settings(args), notes)
-
-
-def _data_settings(args: SFTConfig) -> DataSettings:
-    return DataSettings(
-        dataset_text_field=args.dataset_text_field,
-        max_length=args.max_length,
-        truncation_mode=args.truncation_mode,
-        completion_only_loss=args.completion_only_loss,
-        assistant_only_loss=args.assistant_only_loss,
-        packing=args.packing,
-        packing_strategy=args.packing_strategy,
-        shuffle_dataset=args.shuffle_dataset,
+    data = DataSettings(
+        **_same_names(args, DataSettings),
         num_proc=args.dataset_num_proc,
-        data_cache=args.data_cache,
-        seed=args.seed,
         mapping=checks.parse_mapping(args.map),
-        bad_rows=args.bad_rows,
-        mix_until=args.mix_until,
-        unroll=args.unroll,
-        append_eot=args.append_eot,
-        target_start=args.target_start,
-        no_targets=args.no_targets,
     )
-
-
-def _engine_settings(args: SFTConfig) -> EngineSettings:
-    return EngineSettings(
-        loss_type=args.loss_type,
+    engine = EngineSettings(
+        **{**_same_names(args, EngineSettings), "bf16": bool(args.bf16)},
         label_smoothing=args.label_smoothing_factor,
-        neftune_noise_alpha=args.neftune_noise_alpha,
-        max_grad_norm=args.max_grad_norm,
-        seed=args.seed,
-        gradient_checkpointing=args.gradient_checkpointing,
-        micro_batch_tokens=args.micro_batch_tokens,
-        loss_chunk_rows=args.loss_chunk_rows,
-        recomputed_operations=args.recomputed_operations,
-        optimizer_implementation=args.optimizer_implementation,
-        optimizer_states=args.optimizer_states,
-        bf16=bool(args.bf16),
-        fp16=args.fp16,
-        strict_precision=args.strict_precision,
-        stochastic_rounding=args.stochastic_rounding,
         compile_backend=args.torch_compile_backend if args.torch_compile else None,
         compile_mode=args.torch_compile_mode,
     )
+    eval_packing = args.packing if args.eval_packing is None else bool(args.eval_packing)
+    return Settings(data, replace(data, packing=eval_packing), engine, notes)
+
+
+def _same_names(args: SFTConfig, record: type[DataSettings | EngineSettings]) -> dict[str, Any]:
+    """The fields of a settings record that are options under the same name."""
+    return {entry.name: getattr(args, entry.name) for entry in fields(record) if entry.name in DEFAULTS}
 
 
 def resolved_configuration(args: SFTConfig) -> dict[str, Any]:

@@ -10,30 +10,21 @@ import os
 import typing
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 from transformers import TrainingArguments
-from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy, SchedulerType
-from transformers.training_args import OptimizerNames
+from transformers.trainer_utils import IntervalStrategy
 
 from sartor.config import checks
 from sartor.config.environment import environment_problems, is_true, precision_problem
 from sartor.config.names import OldNames
-from sartor.config.own_options import OwnOptions
+from sartor.config.own_options import OwnOptions, option
 from sartor.device import is_supported
 from sartor.errors import ConfigurationError, RenamedWarning
 from sartor.masking import is_secret, masked, masked_text
 
-ENUMERATIONS: dict[str, type[Enum]] = {
-    "optim": OptimizerNames,
-    "lr_scheduler_type": SchedulerType,
-    "eval_strategy": IntervalStrategy,
-    "logging_strategy": IntervalStrategy,
-    "save_strategy": SaveStrategy,
-    "hub_strategy": HubStrategy,
-}
 _PRECISION = ("bf16", "fp16", "bf16_full_eval", "fp16_full_eval")
 _OLD_VALUES = {"loss_type": {"chunked_nll": "nll"}, "packing_strategy": {"bfd-requeue": "bfd_split"}}
 
@@ -63,127 +54,89 @@ class SFTConfig(OwnOptions, TrainingArguments, metaclass=OldNames):
         activation_checkpointing: bool | None = None
 
     # --- fields of TrainingArguments with another default, type or old name ---
-    learning_rate: float = field(default=2e-5, metadata={"help": "Peak learning rate."})
-    logging_steps: float = field(default=10, metadata={"help": "Steps between two logs; below 1 a share of all steps."})
-    bf16: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Permit bfloat16 mixed precision; what is used depends on the device. If not set: True unless "
-            "fp16 is.",
-            "nargs": "?",
-            "const": True,
-        },
+    learning_rate: float = option(2e-5, "Peak learning rate.")
+    logging_steps: float = option(10, "Steps between two logs; below 1 a share of all steps.")
+    bf16: bool | None = option(
+        None,
+        "Permit bfloat16 mixed precision; what is used depends on the device. If not set: True unless fp16 is.",
+        nargs="?",
+        const=True,
     )
-    gradient_checkpointing: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Recompute activations in the backward pass: less memory, more time. If not set, the plan chooses.",
-            "nargs": "?",
-            "const": True,
-        },
+    gradient_checkpointing: bool | None = option(
+        None,
+        "Recompute activations in the backward pass: less memory, more time. If not set, the plan chooses.",
+        nargs="?",
+        const=True,
     )
-    lr_scheduler_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Further arguments of the schedule, such as '{\"num_cycles\": 1}'."}
+    lr_scheduler_kwargs: dict[str, Any] | str | None = option(
+        None, "Further arguments of the schedule, such as '{\"num_cycles\": 1}'."
     )
-    warmup_steps: float = field(
-        default=0,
-        metadata={"help": "Steps of linear warmup; below 1 a share of all steps.", "aliases": ["--warmup_ratio"]},
+    warmup_steps: float = option(0, "Steps of linear warmup; below 1 a share of all steps.", aliases=["--warmup_ratio"])
+    eval_strategy: IntervalStrategy | str = option(
+        "no", "When to evaluate: no, steps or epoch.", aliases=["--evaluation_strategy"]
     )
-    eval_strategy: IntervalStrategy | str = field(
-        default="no",
-        metadata={"help": "When to evaluate: no, steps or epoch.", "aliases": ["--evaluation_strategy"]},
-    )
-    use_cpu: bool = field(
-        default=False, metadata={"help": "Train on the CPU even where there is a GPU.", "aliases": ["--no_cuda"]}
-    )
+    use_cpu: bool = option(False, "Train on the CPU even where there is a GPU.", aliases=["--no_cuda"])
 
     # --- the model ---
-    model_init_kwargs: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={
-            "help": "Arguments of `from_pretrained` where the model is given by name: dtype, attn_implementation, ..."
-        },
+    model_init_kwargs: dict[str, Any] | str | None = option(
+        None, "Arguments of `from_pretrained` where the model is given by name: dtype, attn_implementation, ..."
     )
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "Run code that comes with a model or tokenizer. Only for sources you trust."}
+    trust_remote_code: bool = option(
+        False, "Run code that comes with a model or tokenizer. Only for sources you trust."
     )
-    router_aux_loss_coef: float | None = field(
-        default=None,
-        metadata={
-            "help": "Weight of the load-balancing loss of mixture-of-experts models. If not set, the model's own."
-        },
+    router_aux_loss_coef: float | None = option(
+        None, "Weight of the load-balancing loss of mixture-of-experts models. If not set, the model's own."
     )
-    chat_template_path: str | None = field(
-        default=None,
-        metadata={"help": "Where to take the chat template from: a Jinja file, or a tokenizer's folder or name."},
+    chat_template_path: str | None = option(
+        None, "Where to take the chat template from: a Jinja file, or a tokenizer's folder or name."
     )
 
     # --- the data ---
-    dataset_text_field: str = field(default="text", metadata={"help": "Column that holds plain text."})
-    dataset_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "The only key is skip_prepare_dataset: rows already have input_ids."}
+    dataset_text_field: str = option("text", "Column that holds plain text.")
+    dataset_kwargs: dict[str, Any] | str | None = option(
+        None, "The only key is skip_prepare_dataset: rows already have input_ids."
     )
-    dataset_num_proc: int | None = field(default=None, metadata={"help": "Processes that prepare the data."})
-    eos_token: str | None = field(
-        default=None, metadata={"help": "Token that ends a turn. If not set, the tokenizer's own."}
+    dataset_num_proc: int | None = option(None, "Processes that prepare the data.")
+    eos_token: str | None = option(None, "Token that ends a turn. If not set, the tokenizer's own.")
+    max_length: int | None = option(
+        1024,
+        "Most tokens of an example, longer ones are cut; length of a block when packing. None: never cut.",
+        aliases=["--max_seq_length"],
     )
-    max_length: int | None = field(
-        default=1024,
-        metadata={
-            "help": "Most tokens of an example, longer ones are cut; length of a block when packing. None: never cut.",
-            "aliases": ["--max_seq_length"],
-        },
+    truncation_mode: str = option(
+        "keep_start", "Which end of a long example to keep.", choices=["keep_end", "keep_start"]
     )
-    truncation_mode: str = field(
-        default="keep_start",
-        metadata={"help": "Which end of a long example to keep.", "choices": ["keep_end", "keep_start"]},
+    shuffle_dataset: bool = option(False, "Shuffle the rows once, before they are packed.")
+    packing: bool = option(False, "Put several examples into blocks of max_length; none sees another.")
+    packing_strategy: str = option(
+        "bfd",
+        "bfd: best fit, cuts what is too long; bfd_split: splits it; wrapped: fills every block to the brim.",
+        choices=["bfd", "bfd_split", "wrapped"],
     )
-    shuffle_dataset: bool = field(default=False, metadata={"help": "Shuffle the rows once, before they are packed."})
-    packing: bool = field(
-        default=False, metadata={"help": "Put several examples into blocks of max_length; none sees another."}
-    )
-    packing_strategy: str = field(
-        default="bfd",
-        metadata={
-            "help": "bfd: best fit, cuts what is too long; bfd_split: splits it; wrapped: fills every block to the "
-            "brim.",
-            "choices": ["bfd", "bfd_split", "wrapped"],
-        },
-    )
-    padding_free: bool = field(default=False, metadata={"help": "Always the case; accepted for trl's sake."})
-    pad_to_multiple_of: int | str | None = field(
-        default="auto", metadata={"help": "No effect: there is no padding. Accepted for trl's sake."}
-    )
-    eval_packing: bool | None = field(
-        default=None,
-        metadata={"help": "Pack the evaluation set too. If not set, as packing.", "nargs": "?", "const": True},
+    padding_free: bool = option(False, "Always the case; accepted for trl's sake.")
+    pad_to_multiple_of: int | str | None = option("auto", "No effect: there is no padding. Accepted for trl's sake.")
+    eval_packing: bool | None = option(
+        None, "Pack the evaluation set too. If not set, as packing.", nargs="?", const=True
     )
 
     # --- the loss ---
-    completion_only_loss: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Train the completion alone. If not set: True for prompt and completion, else everything.",
-            "nargs": "?",
-            "const": True,
-        },
+    completion_only_loss: bool | None = option(
+        None,
+        "Train the completion alone. If not set: True for prompt and completion, else everything.",
+        nargs="?",
+        const=True,
     )
-    assistant_only_loss: bool = field(
-        default=False, metadata={"help": "Train the assistant's turns alone: marked by the template, or proven."}
-    )
-    loss_type: str = field(
-        default="nll",
-        metadata={
-            "help": "nll, or dft (Dynamic Fine-Tuning, https://huggingface.co/papers/2508.05629).",
-            "choices": ["nll", "dft", "chunked_nll"],
-        },
+    assistant_only_loss: bool = option(False, "Train the assistant's turns alone: marked by the template, or proven.")
+    loss_type: str = option(
+        "nll",
+        "nll, or dft (Dynamic Fine-Tuning, https://huggingface.co/papers/2508.05629).",
+        choices=["nll", "dft", "chunked_nll"],
     )
 
     # --- the execution ---
-    activation_offloading: bool = field(default=False, metadata={"help": "Not supported yet."})
-    pad_token: str | None = field(
-        default=None,
-        metadata={"help": "Token to pad with. If not set, the tokenizer's own, or the one that ends a turn."},
+    activation_offloading: bool = option(False, "Not supported yet.")
+    pad_token: str | None = option(
+        None, "Token to pad with. If not set, the tokenizer's own, or the one that ends a turn."
     )
 
     # No fields: other libraries list those.
@@ -365,6 +318,14 @@ DEFAULTS: Mapping[str, Any] = {
 """Field name to default, before anything is derived from it."""
 
 _HINTS = typing.get_type_hints(SFTConfig)
+
+ENUMERATIONS: Mapping[str, type[Enum]] = {
+    name: kind
+    for name in DEFAULTS
+    for kind in checks.kinds_of(_HINTS[name])[0]
+    if isinstance(kind, type) and issubclass(kind, Enum)
+}
+"""Field name to the enumeration that has its values."""
 
 
 def field_problems(args: SFTConfig) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """What becomes of every option: one row per field of `SFTConfig`, which has every field of trl's and of transformers'.
 
-This is data alone.  `checks.py` refuses and announces from it, `options_page.py` writes docs/options.md from it, and a
-test holds it equal, both ways, to the fields of the installed versions of trl and transformers.
+This is data alone.  `checks.py` refuses and announces from it, `page.py` writes docs/options.md from it, and a test
+holds it equal, both ways, to the fields of the installed versions of trl and transformers.
 """
 
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from enum import StrEnum
 from types import MappingProxyType
 
 from sartor.config.own_options import OWN_FIELDS
+from sartor.config.texts import GROUPS
 from sartor.optim.registry import SOME_MODULES_ONLY
 
 
@@ -32,29 +33,7 @@ class Option:
     refused."""
 
 
-_HONOURED_AS_IN_TRL = (
-    # length, batches, optimizer and schedule
-    "output_dir per_device_train_batch_size num_train_epochs max_steps learning_rate lr_scheduler_type "
-    "lr_scheduler_kwargs warmup_steps optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon "
-    "gradient_accumulation_steps max_grad_norm tf32 neftune_noise_alpha full_determinism torch_empty_cache_steps seed "
-    "data_seed use_cpu "
-    # logging
-    "logging_strategy logging_steps logging_first_step include_num_input_tokens_seen log_level "
-    "disable_tqdm report_to run_name project trackio_space_id trackio_bucket_id trackio_static_space_id "
-    "skip_memory_metrics "
-    # evaluation
-    "eval_strategy eval_steps eval_delay per_device_eval_batch_size prediction_loss_only eval_on_start "
-    "eval_do_concat_batches eval_accumulation_steps include_for_metrics batch_eval_metrics "
-    # saving and the Hub
-    "save_strategy save_steps save_total_limit save_only_model push_to_hub hub_token hub_private_repo hub_model_id "
-    "hub_strategy hub_always_push hub_revision load_best_model_at_end metric_for_best_model greater_is_better "
-    # data and loss
-    "dataloader_drop_last remove_unused_columns model_init_kwargs trust_remote_code chat_template_path "
-    "dataset_text_field dataset_num_proc eos_token max_length truncation_mode shuffle_dataset packing "
-    "packing_strategy eval_packing completion_only_loss assistant_only_loss pad_token"
-)
-
-_HONOURED_WITH_REMARK = {
+_REMARKS = {
     "optim": "Optimizers that torch and transformers build alone, and those of bitsandbytes, torchao and "
     "torch-optimi where the package is installed. Refused: GaLore and APOLLO (they need `optim_target_modules`), LOMO "
     "(it steps inside the backward pass), schedule-free ones (their weights differ between training and evaluation).",
@@ -139,60 +118,8 @@ _NO_EFFECT = {
 }
 
 OPTIONS: MappingProxyType[str, Option] = MappingProxyType(
-    {name: Option(Status.HONOURED) for name in _HONOURED_AS_IN_TRL.split()}
-    | {name: Option(Status.HONOURED, remark) for name, remark in _HONOURED_WITH_REMARK.items()}
+    {name: Option(Status.HONOURED, _REMARKS.get(name, "")) for group in GROUPS.values() for name in group}
     | {name: Option(Status.REFUSED, remark) for name, remark in _REFUSED.items()}
     | {name: Option(Status.NO_EFFECT, remark) for name, remark in _NO_EFFECT.items()}
 )
 """Field name to its row."""
-
-DIFFERENCES: tuple[tuple[str, str, str], ...] = (
-    (
-        "`gradient_checkpointing` is None",
-        "trl: True",
-        "whether recomputing pays depends on the memory there is: the plan decides, and says so; True and False are "
-        "obeyed",
-    ),
-    (
-        "`entropy`, `mean_token_accuracy` and `eval_loss` are weighted by tokens",
-        "trl: means over batches, whose value depends on the batch size",
-        "a figure should describe the data, not the way it was cut",
-    ),
-    (
-        "The loss is the sum over target tokens divided by the number of target tokens in the optimizer batch",
-        "trl: the same on one device",
-        "it holds for every cut into micro-batches, so memory settings never change the mathematics",
-    ),
-    (
-        "Parameters being trained are kept in fp32, whatever dtype the model arrived in",
-        "trl: trained in the dtype of the weights",
-        "at usual learning rates most updates of bf16 weights round to nothing; the saved model has the dtype it "
-        "arrived in",
-    ),
-    (
-        "`bf16` and `fp16` permit; the device decides",
-        "trl: bf16 on a CPU is an error, or slow",
-        "a CPU without bf16 instructions is 15 to 500 times slower in bf16 than in fp32",
-    ),
-    (
-        "NEFTune's noise is scaled by the length of each document, and keyed by seed, step and example",
-        "trl: scaled by the padded length",
-        "padding, or the documents that share a row, must not change the noise",
-    ),
-    (
-        "No pickle is written: no `training_args.bin`, `optimizer.pt`, `rng_state.pth`",
-        "trl: pickle, with `hub_token` in clear text in the first",
-        "a pickle runs code when it is loaded; the resolved configuration is JSON without the token",
-    ),
-    (
-        "Options that change nothing are named in one line; options that are not supported are an error",
-        "trl: some are ignored silently",
-        "nobody should find out after the run that an option did nothing",
-    ),
-    (
-        "Names that older versions used are accepted by the constructors, with a warning",
-        "transformers 5: an error",
-        "scripts of the last years run as they are",
-    ),
-)
-"""(what Sartor does, what trl does, why): every difference on purpose."""

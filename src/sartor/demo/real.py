@@ -18,10 +18,10 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sartor.cli.typed import typed
-from sartor.demo.folder import choose_folder
+from sartor.demo.folder import choose_folder, lack_of_room
 from sartor.demo.real_weights import RealWeights, obtain
 from sartor.errors import RunFolderError
+from sartor.wording import typed
 
 if TYPE_CHECKING:
     from sartor.chat.sample import Speaker
@@ -88,7 +88,9 @@ def run(output_dir: Path | None = None, seed: int = 42, *, weights: RealWeights 
         ModelError: The weights cannot be fetched.
         RunFolderError: `output_dir` holds something already, or its disk is too small.
     """
-    folder = _output_folder(output_dir)
+    folder, note = choose_folder(output_dir, DEFAULT_FOLDER)
+    if note:
+        _say(note)
     weights = weights or obtain(_say)
     _check_room(folder, weights.path)
     train, held_out = bundled("train"), bundled("held_out")
@@ -114,24 +116,11 @@ def run(output_dir: Path | None = None, seed: int = 42, *, weights: RealWeights 
 # --- before the run --------------------------------------------------------------------------------------------------
 
 
-def _output_folder(wanted: Path | None) -> Path:
-    """A folder that holds nothing yet; says where another than usual is taken."""
-    folder, note = choose_folder(wanted, DEFAULT_FOLDER)
-    if note:
-        _say(note)
-    return folder
-
-
 def _check_room(folder: Path, model: Path) -> None:
     """Raises RunFolderError where the trained model, as large as the one that came, would not fit."""
     needed_bytes = sum(path.stat().st_size for path in model.iterdir()) + 10_000_000
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free_bytes = shutil.disk_usage(existing).free
-    if free_bytes < needed_bytes:
-        raise RunFolderError(
-            f"the disk of {folder} has {free_bytes / 1e6:.0f} MB free, and the trained model needs "
-            f"{needed_bytes / 1e6:.0f} MB: make room, or give another --output_dir."
-        )
+    if too_little := lack_of_room(folder, needed_bytes, "the trained model needs"):
+        raise RunFolderError(f"{too_little}: make room, or give another --output_dir.")
 
 
 # --- asking ----------------------------------------------------------------------------------------------------------
@@ -140,7 +129,7 @@ def _check_room(folder: Path, model: Path) -> None:
 def _ask(model: Path) -> list[str]:
     """Greedy answers to the three questions; one that was cut at the limit says so."""
     from sartor.chat.sample import load
-    from sartor.data.encoding.template import adopt_chatml
+    from sartor.data.templates.rendering import adopt_chatml
 
     speaker = load(model)
     note = adopt_chatml(speaker.tokenizer)
@@ -169,10 +158,10 @@ def _train(
 ) -> Trained:
     """Fine-tune all weights, and leave the model in `folder`."""
     from datasets import Dataset
-    from transformers import AutoTokenizer, PrinterCallback
+    from transformers import AutoTokenizer
 
     from sartor import SFTConfig, SFTTrainer
-    from sartor.data.encoding.template import adopt_chatml
+    from sartor.data.templates.rendering import adopt_chatml
     from sartor.report.progress import TrainingProgress
 
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -197,16 +186,13 @@ def _train(
         processing_class=tokenizer,
         callbacks=[progress],
     )
-    trainer.remove_callback(PrinterCallback)  # it comes with disable_tqdm, and prints what TrainingProgress shows
-    loss_before = float(trainer.evaluate()["eval_loss"])
-    started = time.perf_counter()
-    try:
+    with progress.alone_in(trainer):
+        loss_before = float(trainer.evaluate()["eval_loss"])
+        started = time.perf_counter()
         trainer.train()
-    finally:
-        progress.close()
-    seconds = time.perf_counter() - started
-    num_tokens = next(int(log["num_tokens"]) for log in reversed(trainer.state.log_history) if "num_tokens" in log)
-    loss_after = float(trainer.evaluate()["eval_loss"])
+        seconds = time.perf_counter() - started
+        num_tokens = next(int(log["num_tokens"]) for log in reversed(trainer.state.log_history) if "num_tokens" in log)
+        loss_after = float(trainer.evaluate()["eval_loss"])
     trainer.save_model()
     return Trained(loss_before, loss_after, num_tokens, seconds)
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sartor.demo.folder import lack_of_room
 from sartor.errors import ModelError
 from sartor.report.files import share_weights
 from sartor.wording import first_line
@@ -277,10 +278,8 @@ def _put_in_place(finished: Path, folder: Path) -> None:
 
 def _check_disk(folder: Path, needed_bytes: int) -> None:
     """Raises ModelError where the disk that `folder` is, or will be, on has too little room."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free_bytes = shutil.disk_usage(existing).free
-    if free_bytes < needed_bytes:
+    if too_little := lack_of_room(folder, needed_bytes, "the weights need"):
         raise ModelError(
-            f"the disk of {folder} has {free_bytes / 1e6:.0f} MB free, and the weights need {needed_bytes / 1e6:.0f} "
-            "MB: make room, or choose another disk with SARTOR_CACHE (for the package) or HF_HOME (for the Hub)."
+            f"{too_little}: make room, or choose another disk with SARTOR_CACHE (for the package) or HF_HOME (for the "
+            "Hub)."
         )

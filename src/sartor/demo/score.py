@@ -13,9 +13,7 @@ A base model that rambles through its textbook mentions the value now and then; 
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
 from enum import StrEnum
 
 from sartor.demo.world import Fact
@@ -38,27 +36,6 @@ class Verdict(StrEnum):
     MISSING = "does not name the value"
 
 
-@dataclass(frozen=True, slots=True)
-class Score:
-    """How a set of answers did."""
-
-    verdicts: tuple[Verdict, ...]
-
-    @property
-    def num_right(self) -> int:
-        """Answers that are right."""
-        return sum(verdict is Verdict.RIGHT for verdict in self.verdicts)
-
-    @property
-    def share(self) -> float:
-        """Right answers ÷ all answers; 0 where there are none."""
-        return self.num_right / len(self.verdicts) if self.verdicts else 0.0
-
-    def counts(self) -> dict[str, int]:
-        """How often each verdict was given, most frequent first."""
-        return {verdict.value: count for verdict, count in Counter(self.verdicts).most_common()}
-
-
 def judge(fact: Fact, written: str) -> Verdict:
     """Judge what a model wrote when asked for `fact`, special tokens included.
 
@@ -77,9 +54,9 @@ def judge(fact: Fact, written: str) -> Verdict:
     return Verdict.RIGHT if _names(first_sentence, fact.value) else Verdict.MISSING
 
 
-def judge_all(facts: Iterable[Fact], written: Iterable[str]) -> Score:
-    """Judge answers in the order of their facts.  Raises ValueError where their numbers differ."""
-    return Score(tuple(judge(fact, text) for fact, text in zip(facts, written, strict=True)))
+def share_right(verdicts: Sequence[Verdict]) -> float:
+    """Right answers ÷ all answers, of which there is at least one."""
+    return sum(verdict is Verdict.RIGHT for verdict in verdicts) / len(verdicts)
 
 
 def mentions(fact: Fact, written: str) -> bool:

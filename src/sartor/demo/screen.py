@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sartor.cli.typed import typed
-from sartor.demo.score import MEASURE, Score, Verdict, mentions
+from rich.table import Table
+from rich.text import Text
+
+from sartor.demo.score import MEASURE, Verdict, mentions, share_right
 from sartor.demo.world import Fact
+from sartor.wording import typed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -74,18 +77,20 @@ class Screen:
 
     def data(self, dataset: Any, tokenizer: Any) -> None:
         """How long the conversations are, and what of one of them is trained."""
-        from sartor.data.inspect import coloured, example_of, length_histogram, lengths_of, plain
+        from sartor.data.inspection.prepared import example_of, length_histogram, lengths_of
+        from sartor.data.inspection.sample import tokens_of
+        from sartor.data.inspection.terminal import coloured, plain
 
         self._title("2. The conversations")
         self._say("Tokens of each, the chat template's included:")
         self._plain(length_histogram(lengths_of(dataset), min(self.console.width, 100)))
-        example = example_of(dataset, 0)
+        tokens = tokens_of(example_of(dataset, 0), tokenizer)
         if self.console.is_terminal and not self.console.no_color:
             self._say("What the model is trained to write is bright; what it only reads is dim:")
-            self.console.print(coloured(example, tokenizer))
+            self.console.print(coloured(tokens))
         else:
             self._say("What the model is trained to write stands between ⟦ and ⟧; the rest it only reads:")
-            self._plain(plain(example, tokenizer))
+            self._plain(plain(tokens))
 
     def training(self, args: Any) -> None:
         """What is about to run."""
@@ -111,7 +116,7 @@ class Screen:
             f"Naming each property's most frequent value would be right in {percent(most_frequent_share(facts))}."
         )
         rambling = sum(mentions(one.fact, one.text) for one in before) / len(before)
-        shares = [percent(score_of(answered).share) for answered in (before, after, unseen)]
+        shares = [percent(share_right([one.verdict for one in answered])) for answered in (before, after, unseen)]
         self._plain(f"held-out questions right: before {shares[0]}, after {shares[1]}")
         self._plain(f"in wordings that no conversation uses: after {shares[2]}")
         self._plain(f"what the base wrote mentions the right value somewhere: {percent(rambling)}")
@@ -148,28 +153,19 @@ class Screen:
             self._plain(f"  {command:<{width}}  {purpose}")
 
     def _title(self, text: str) -> None:
-        from rich.text import Text
-
         self.console.print()
         self.console.print(Text(text, style="bold"))
 
     def _say(self, text: str) -> None:
         """A paragraph, wrapped to the console."""
-        from rich.text import Text
-
         self.console.print(Text(text))
 
     def _plain(self, text: str) -> None:
         """A line that scripts may look for: never wrapped."""
-        from rich.text import Text
-
         self.console.print(Text(text), soft_wrap=True)
 
     def _exchange(self, question: str, answers: dict[str, str]) -> None:
         """A question and what was written, line ends and special tokens visible."""
-        from rich.table import Table
-        from rich.text import Text
-
         table = Table.grid(padding=(0, 2))
         table.add_column(justify="right", style="dim", no_wrap=True)
         table.add_column(overflow="fold")
@@ -178,11 +174,6 @@ class Screen:
             shown = text.strip().replace("\n", " ⏎ ")
             table.add_row(name, Text(shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]} …"))
         self.console.print(table)
-
-
-def score_of(answered: Iterable[Answered]) -> Score:
-    """The verdicts alone."""
-    return Score(tuple(one.verdict for one in answered))
 
 
 def percent(share: float) -> str:

@@ -64,7 +64,7 @@ def run(*, seed: int, folder: Path, console: Console, note: str = "") -> None:
     screen.introduction(bundled, len(rows), note)  # before the imports, which take seconds
 
     from datasets import Dataset
-    from transformers import AutoTokenizer, PrinterCallback
+    from transformers import AutoTokenizer
 
     from sartor import SFTTrainer
     from sartor.chat.sample import Speaker, load
@@ -82,14 +82,11 @@ def run(*, seed: int, folder: Path, console: Console, note: str = "") -> None:
         processing_class=AutoTokenizer.from_pretrained(assets() / BASE_FOLDER),
         callbacks=[progress],
     )
-    trainer.remove_callback(PrinterCallback)  # it comes with disable_tqdm, and prints what `progress` shows
     screen.data(trainer.train_dataset, trainer.processing_class)
     screen.training(trainer.args)
     started = time.monotonic()
-    try:
+    with progress.alone_in(trainer):
         trainer.train()
-    finally:
-        progress.close()
     seconds = time.monotonic() - started
     trainer.save_model(str(folder))
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from importlib import resources
 from itertools import product
+from typing import Any
 
 KINDS = ("moon", "beast", "mineral", "plant")
 NAME_WORDS = 8
@@ -127,6 +128,10 @@ def capitalised(sentence: str) -> str:
     return sentence[:1].upper() + sentence[1:]
 
 
+def _frozen(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
+
+
 def read_lore(kind: str) -> Kind:
     """Read `assets/lore/<kind>.toml`.
 
@@ -135,17 +140,8 @@ def read_lore(kind: str) -> Kind:
     """
     text = resources.files("sartor.demo").joinpath("assets", "lore", f"{kind}.toml").read_text(encoding="utf-8")
     lore = tomllib.loads(text)
-    attributes = tuple(
-        Attribute(
-            key=entry["key"],
-            verb=entry["verb"],
-            quip=entry["quip"],
-            values=tuple(entry["values"]),
-            phrasings=tuple(entry["phrasings"]),
-            wordings=tuple(entry["wordings"]),
-        )
-        for entry in lore["attributes"]
-    )
+    rows: list[dict[str, Any]] = lore["attributes"]
+    attributes = tuple(Attribute(**_frozen(row)) for row in rows)
     if len(lore["first"]) != NAME_WORDS or len(lore["second"]) != NAME_WORDS:
         raise ValueError(f"{kind}.toml: needs {NAME_WORDS} first and {NAME_WORDS} second words for names")
     for attribute in attributes:

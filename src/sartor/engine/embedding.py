@@ -18,7 +18,7 @@ from sartor.device import kind_of
 
 
 @contextmanager
-def rows_added_directly(embedding: nn.Module, device: torch.device) -> Iterator[bool]:
+def rows_added_directly(embedding: nn.Module, device: torch.device | str) -> Iterator[bool]:
     """Within the block, gradients of `embedding.weight` arrive row by row; yields whether that could be arranged.
 
     Only for a plain `nn.Embedding` on a CPU: a subclass may do more than look up (Gemma scales), an adapter wraps it.

@@ -44,11 +44,11 @@ class Engine:
             Objective.of(settings),
             traits.logit_scale,
             traits.logit_softcap,
-            fits_cache=kind_of(self.device).is_host,
+            fits_cache=kind_of(plan.device).is_host,
         )
         self.balance_coefficient = 0.0
         """Weight of a mixture of experts' load-balancing loss; set by the trainer."""
-        self.on_phase: Callable[[str], None] = _unheard
+        self.on_phase: Callable[[str], None] = lambda phase: None
         """Told what begins: "forward", "loss", "backward"; whoever measures memory listens."""
         self._micro: MicroBatch | None = None
         self._noise_step: int | None = None
@@ -67,22 +67,16 @@ class Engine:
         with ExitStack() as undo:
             undo.enter_context(attention.registered(between_programs=self.plan.compile_backend is not None))
             self._compiled = compiled.compiled_calls(inner, self.plan)
-            undo.callback(self._give_back_programs)
+            undo.callback(setattr, self, "_compiled", ())
             undo.enter_context(recomputation(inner, self.plan))
-            undo.enter_context(rows_added_directly(inner.get_input_embeddings(), self.device))
+            undo.enter_context(rows_added_directly(inner.get_input_embeddings(), self.plan.device))
             if self.settings.neftune_noise_alpha:
                 handle = inner.get_input_embeddings().register_forward_hook(self._noise_hook)
                 undo.callback(handle.remove)
-            if kind_of(self.device).is_host:
+            if kind_of(self.plan.device).is_host:
                 self._logits = LogitsBuffer()
-                undo.callback(self._give_back_logits)
+                undo.callback(setattr, self, "_logits", None)
             yield
-
-    def _give_back_logits(self) -> None:
-        self._logits = None
-
-    def _give_back_programs(self) -> None:
-        self._compiled = ()
 
     @property
     def can_recompute(self) -> bool:
@@ -263,10 +257,6 @@ class Engine:
             seed=self.settings.seed,
             step=self._noise_step,
         )
-
-
-def _unheard(phase: str) -> None:
-    """What happens where nobody listens to phases."""
 
 
 def _check_rotary(traits: ModelTraits, longest_tokens: int) -> None:

@@ -1,4 +1,4 @@
-"""What consumes memory: the same step with one setting changed at a time, foreseen.
+"""What consumes memory: the same step with one setting changed at a time, simulated.
 
 In: a configuration, a plan, a micro-batch and what is trained.  Out: a prediction for each setting that a reader may
 turn.  What it keeps true: everything but the named setting is as in the step that it is compared with; nothing is run.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from sartor.memory.failure import reason_of
@@ -18,7 +19,35 @@ from sartor.records import Plan
 RANK = 16
 """Of the adapter that is compared with full training; peft's and trl's customary one."""
 
-_Variant = tuple[str, Plan, Work, Training]
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """What is simulated."""
+
+    plan: Plan
+    work: Work
+    training: Training
+
+    def but(self, **changes: Any) -> _Step:
+        """The same step with other values of some fields, each of the record that has it."""
+        records = {}
+        for name in self.__slots__:
+            record = getattr(self, name)
+            own = {field.name for field in dataclasses.fields(record)}
+            records[name] = dataclasses.replace(record, **{key: changes[key] for key in own & changes.keys()})
+        return _Step(**records)
+
+    def scaled(self, change: Callable[[list[int]], list[int]]) -> _Step:
+        """With other documents, and the same share of targets."""
+        lengths = change(list(self.work.document_lengths))
+        targets = self.work.num_targets * sum(lengths) // sum(self.work.document_lengths)
+        return self.but(document_lengths=tuple(lengths), num_targets=targets)
+
+    def rounded(self, rounds: bool) -> _Step:
+        """With bfloat16 weights, or with float32 masters."""
+        settings = dataclasses.replace(self.training.settings, stochastic_rounding=rounds)
+        dtype = "bfloat16" if rounds else "float32"
+        return self.but(stochastic_rounding=rounds, parameter_dtype=dtype, settings=settings)
 
 
 def what_consumes(config: Any, plan: Plan, work: Work, training: Training) -> list[dict[str, Any]]:
@@ -33,74 +62,43 @@ def what_consumes(config: Any, plan: Plan, work: Work, training: Training) -> li
         training: what is trained.
     """
     found = []
-    for label, *variant in _variants(plan, work, training):
+    for label, step in _variants(_Step(plan, work, training)):
         entry: dict[str, Any] = {"label": label}
         try:
-            entry |= _numbers(simulate(config, *variant))  # type: ignore[arg-type]
+            entry |= _numbers(simulate(config, step.plan, step.work, step.training))
         except Exception as error:  # an architecture may refuse bfloat16, or an adapter: the others are still of use
             entry["reason"] = reason_of(error)
         found.append(entry)
     return found
 
 
-def _variants(plan: Plan, work: Work, training: Training) -> Iterator[_Variant]:
-    yield "as it is", plan, work, training
+def _variants(step: _Step) -> Iterator[tuple[str, _Step]]:
+    plan, work, training = step.plan, step.work, step.training
+    yield "as it is", step
     other = not plan.gradient_checkpointing
-    yield (
-        f"gradient_checkpointing={other}",
-        dataclasses.replace(plan, gradient_checkpointing=other, recomputed_layers=None, recomputes_cheap=False),
-        work,
-        training,
-    )
+    changed = step.but(gradient_checkpointing=other, recomputed_layers=None, recomputes_cheap=False)
+    yield f"gradient_checkpointing={other}", changed
     if not plan.recomputes_cheap:
-        cheap = dataclasses.replace(plan, gradient_checkpointing=True, recomputed_layers=0, recomputes_cheap=True)
-        yield "cheap operations recomputed", cheap, work, training
-    yield (
-        "documents half as long",
-        plan,
-        _scaled(work, lambda lengths: [max(2, length // 2) for length in lengths]),
-        training,
-    )
+        cheap = step.but(gradient_checkpointing=True, recomputed_layers=0, recomputes_cheap=True)
+        yield "cheap operations recomputed", cheap
+    yield "documents half as long", step.scaled(lambda lengths: [max(2, length // 2) for length in lengths])
     if len(work.document_lengths) > 1:
         half = len(work.document_lengths) // 2
-        yield "half as many documents at once", plan, _scaled(work, lambda lengths: lengths[:half]), training
-    yield "twice as many documents at once", plan, _scaled(work, lambda lengths: lengths * 2), training
+        yield "half as many documents at once", step.scaled(lambda lengths: lengths[:half])
+    yield "twice as many documents at once", step.scaled(lambda lengths: lengths * 2)
     if not plan.stochastic_rounding:  # which is in bfloat16 and no other
         compute = "float32" if plan.compute_dtype == "bfloat16" else "bfloat16"
-        yield f"computed in {compute}", dataclasses.replace(plan, compute_dtype=compute), work, training
-    if training.lora is None:
-        yield f"LoRA, rank {RANK}", plan, work, dataclasses.replace(training, lora=_adapter())
-    if training.lora is None and plan.stochastic_rounding:
-        yield "float32 masters", *_rounded(plan, work, training, rounds=False)
-    elif training.lora is None:
-        yield (
-            "8-bit optimizer states",
-            plan,
-            work,
-            dataclasses.replace(training, make_optimizer=None, optimizer="adamw_bnb_8bit"),
-        )
-        if plan.compute_dtype == "bfloat16":
-            yield "bf16 weights with stochastic rounding", *_rounded(plan, work, training, rounds=True)
-    else:
-        yield "all weights trained", plan, work, dataclasses.replace(training, lora=None)
-
-
-def _rounded(plan: Plan, work: Work, training: Training, *, rounds: bool) -> tuple[Plan, Work, Training]:
-    """With bfloat16 weights, or with float32 masters."""
-    settings = dataclasses.replace(training.settings, stochastic_rounding=rounds)
-    dtype = "bfloat16" if rounds else "float32"
-    return (
-        dataclasses.replace(plan, stochastic_rounding=rounds, parameter_dtype=dtype),
-        work,
-        dataclasses.replace(training, settings=settings),
-    )
-
-
-def _scaled(work: Work, change: Callable[[list[int]], list[int]]) -> Work:
-    """Other documents, with the same share of targets."""
-    lengths = change(list(work.document_lengths))
-    targets = work.num_targets * sum(lengths) // sum(work.document_lengths)
-    return dataclasses.replace(work, document_lengths=tuple(lengths), num_targets=targets)
+        yield f"computed in {compute}", step.but(compute_dtype=compute)
+    if training.lora is not None:
+        yield "all weights trained", step.but(lora=None)
+        return
+    yield f"LoRA, rank {RANK}", step.but(lora=_adapter())
+    if plan.stochastic_rounding:
+        yield "float32 masters", step.rounded(False)
+        return
+    yield "8-bit optimizer states", step.but(make_optimizer=None, optimizer="adamw_bnb_8bit")
+    if plan.compute_dtype == "bfloat16":
+        yield "bf16 weights with stochastic rounding", step.rounded(True)
 
 
 def _adapter() -> Any:

@@ -11,7 +11,7 @@ from functools import partial
 
 from sartor.device import kind_of
 from sartor.memory.estimates import MemoryEstimates, scaled_peak
-from sartor.memory.prediction import Prediction
+from sartor.memory.prediction import Prediction, Training
 from sartor.memory.rates import Rates
 from sartor.memory.search import SMALLEST_CHUNK_ROWS, ExecutionOptions, SearchSpace, Setting, search
 from sartor.memory.speed import Sizes, step_seconds
@@ -77,6 +77,27 @@ class Decision:
         return None if self.num_steps is None else self.num_steps * self.chosen.seconds
 
 
+def state_bytes_of(training: Training, sizes: Sizes) -> int:
+    """Of an optimizer's states, all together; 0 for optimizers whose states have one place only."""
+    each = registry.state_bytes(training.optimizer, training.optimizer_options) or 0
+    return each * sizes.trained_weights
+
+
+def seconds_of(estimates: MemoryEstimates, sizes: Sizes, rates: Rates, setting: Setting) -> float:
+    """Of a step of a training under a setting, estimated.
+
+    Args:
+        estimates: of the training.
+        sizes: of its model.
+        rates: of the device.
+        setting: that is asked about.
+    """
+    plan = estimates.plan_of(setting, sizes.num_layers)
+    return step_seconds(
+        sizes, estimates.shape.batch, rates, plan, state_bytes=state_bytes_of(estimates.training, sizes)
+    )
+
+
 class Decider:
     """Chooses and compares settings of one training."""
 
@@ -85,37 +106,14 @@ class Decider:
         self._free = free
         self._sizes = sizes
         self._rates = rates
-        plan = estimates.plan
-        self._is_host = kind_of(plan.device).is_host
-        self._is_half = plan.compute_dtype in ("bfloat16", "float16")
 
     def seconds(self, setting: Setting) -> float:
         """Of a step under a setting."""
-        shape = self._estimates.shape
-        return step_seconds(
-            self._sizes,
-            shape.batch,
-            self._rates,
-            micro_batch_tokens=max(setting.micro_batch_tokens, 1),
-            recomputed_layers=setting.recomputed_layers,
-            loss_chunk_rows=setting.loss_chunk_rows,
-            is_cuda=not self._is_host,
-            is_half=self._is_half,
-            recomputes_cheap=setting.execution.recomputes_cheap,
-            streamed_bytes=self._state_bytes() if setting.execution.states == "host" else 0,
-            num_update_passes=UPDATE_PASSES[setting.execution.implementation],
-            rounds=self._estimates.plan.stochastic_rounding,
-        )
-
-    def _state_bytes(self) -> int:
-        """Of the optimizer's states, all together; 0 for optimizers whose states have one place only."""
-        training = self._estimates.training
-        each = registry.state_bytes(training.optimizer, training.optimizer_options) or 0
-        return each * self._sizes.trained_weights
+        return seconds_of(self._estimates, self._sizes, self._rates, setting)
 
     def saved(self, execution: ExecutionOptions) -> int:
-        """What the optimizer's part of a way spares, at most: its states, and temporaries of a piece of the update."""
-        spared = self._state_bytes() if execution.states == "host" else 0
+        """What the optimizer's options spare, at most: its states, and temporaries of a piece of the update."""
+        spared = self._host_bytes(execution)
         if execution.implementation == "for-loop":  # foreach has two temporaries as large as a piece
             spared += min(4 * self._sizes.trained_weights, 2 * PIECE_BYTES)
         return spared
@@ -125,6 +123,10 @@ class Decider:
         estimates = self._estimates
         is_rough = estimates.num_simulated > 0
         return estimates.needed_bytes(estimates.prediction(setting, self._sizes.num_layers, is_rough=is_rough))
+
+    def _host_bytes(self, execution: ExecutionOptions) -> int:
+        """What the host's memory takes of the optimizer's states."""
+        return state_bytes_of(self._estimates.training, self._sizes) if execution.states == "host" else 0
 
     def _searched(self, free: SearchSpace) -> tuple[Setting, bool]:
         available = self._estimates.memory.available_bytes
@@ -171,7 +173,7 @@ class Decider:
             self._rates,
             neighbours=self.neighbours(setting) if compares and fits else (),
             num_steps=estimates.shape.num_steps,
-            host_bytes=self._state_bytes() if setting.execution.states == "host" else 0,
+            host_bytes=self._host_bytes(setting.execution),
             num_simulated=estimates.num_simulated,
             notes=prediction.notes,
         )
@@ -226,15 +228,13 @@ class Decider:
             and other != execution.implementation
             and (other != "fused" or device in registry.named(name).fused_on)
         ]
-        if not self._is_host:
-            other = "host" if execution.states == "device" else "device"
-            changed.append((f"optimizer states on the {other}", replace(execution, states=other)))
-        return [self.option(label, replace(chosen, execution=other_way)) for label, other_way in changed]
+        if not kind_of(estimates.plan.device).is_host:
+            place = "host" if execution.states == "device" else "device"
+            changed.append((f"optimizer states on the {place}", replace(execution, states=place)))
+        return [self.option(label, replace(chosen, execution=other)) for label, other in changed]
 
 
 CHEAP = "cheap operations recomputed"
-UPDATE_PASSES: dict[str | None, int] = {None: 1, "fused": 1, "foreach": 4, "for-loop": 5}
-"""How often an update goes over its numbers.  Estimated from the number of its operations; for-loop launches more."""
 
 
 def recomputation(layers: int, num_layers: int, *, recomputes_cheap: bool = False) -> str:

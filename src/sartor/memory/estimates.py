@@ -11,11 +11,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sartor.memory.limits import GROWTH_BYTES, RESERVE_BYTES
-from sartor.memory.prediction import Component, Prediction
+from sartor.memory.prediction import PASS, Component, Prediction
 from sartor.memory.search import Setting
 from sartor.memory.simulate import Known, Training, Work, simulate_model
 from sartor.memory.speed import Batch
-from sartor.memory.tracker import PASS
 from sartor.records import Layout, Plan
 
 if TYPE_CHECKING:
@@ -72,7 +71,7 @@ class Memory:
     held_bytes: int = 0
     """Of the model, allocated already."""
     reserve_bytes: int = PROCESS_BYTES
-    """Kept free beside what is foreseen."""
+    """Kept free beside what is predicted."""
     host_bytes: int | None = None
     """Of a GPU's host, free for optimizer states; None: not known."""
 
@@ -113,7 +112,7 @@ class MemoryEstimates:
         )
 
     def prediction(self, setting: Setting, num_layers: int, *, is_rough: bool = False) -> Prediction:
-        """What this setting was foreseen to need.
+        """What this setting is predicted to need.
 
         Args:
             setting: that is asked about.

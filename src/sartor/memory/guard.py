@@ -2,7 +2,7 @@
 
 In: the tokens of the micro-batch that comes next.  Out: nothing, or a MemoryError that recovery takes as any other.
 
-Where the plan was simulated, a micro-batch needs what was foreseen, in proportion to its tokens, times what the heap
+Where the plan was simulated, a micro-batch needs what was predicted, in proportion to its tokens, times what the heap
 takes for a byte; and where more came and went than that, so much more per token from then on.  What there is, and what
 stays free, is `limits`' for plan and guard alike, so that the guard does not refuse what the plan chose.
 
@@ -24,9 +24,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sartor.errors import ForeseenMemoryError
-from sartor.memory import limits
+from sartor.memory import heap, limits
+from sartor.memory.heap import Heap, Surplus
 from sartor.memory.limits import RESERVE_BYTES, RESIDENT_PER_LIVE
-from sartor.memory.surplus import Surplus
 
 TELLING_SHARE = 4
 """A micro-batch says something of one that is up to so many times longer."""
@@ -42,7 +42,7 @@ class Needs:
     """(whether it trains): a rule of thumb for one token's activations."""
     is_quadratic: Callable[[], bool]
     """Whether attention holds scores of all pairs of tokens."""
-    foreseen_bytes: Callable[[int, bool], int | None] = lambda num_tokens, trains: None
+    predicted_bytes: Callable[[int, bool], int | None] = lambda num_tokens, trains: None
     """(tokens, whether it trains): all but gradients, by simulation; None where there is none."""
     missing_bytes: Callable[[], int] = lambda: 0
     """Of gradients that are not there yet."""
@@ -53,14 +53,14 @@ class _Before:
     """What stood in memory before a micro-batch."""
 
     anonymous_bytes: int
-    heap: limits.Heap | None
+    heap: Heap | None
     fixed_bytes: int
-    foreseen_bytes: float | None
+    predicted_bytes: float | None
     """By simulation, in bytes of the heap."""
 
 
 class MemoryGuard:
-    """Foresees that memory ends, for a process on a CPU; see `run.recover.Guard`."""
+    """Predicts that memory ends, for a process on a CPU; see `run.recover.Guard`."""
 
     def __init__(self, needs: Needs) -> None:
         self._needs = needs
@@ -69,7 +69,7 @@ class MemoryGuard:
         """Measured, by whether it trains."""
         self._longest: dict[bool, int] = {}
         self._excess_bytes = 0.0
-        """By which a token needed more than was foreseen."""
+        """By which a token needed more than was predicted."""
         self._before: _Before | None = None
         self._surplus = Surplus()
         self._refused = self._dared = (0, 0)
@@ -101,27 +101,27 @@ class MemoryGuard:
             raise ForeseenMemoryError(f"{num_tokens:,} tokens at once {_need(needed, room)}")
         self._before = _Before(
             limits.anonymous_bytes(),
-            limits.heap_account(),
+            heap.account(),
             self._needs.fixed_bytes(num_tokens, trains),
-            self._foreseen(num_tokens, trains),
+            self._predicted(num_tokens, trains),
         )
 
     def after(self, num_tokens: int, *, trains: bool) -> None:
         """See `run.recover.Guard`."""
         before, self._before = self._before, None
-        heap = limits.heap_account()
+        account = heap.account()
         anonymous = limits.anonymous_bytes()
-        if heap is not None:
-            self._surplus.watch(anonymous - heap.used_bytes - self._other_bytes)
-        if before is None or before.heap is None or heap is None:
+        if account is not None:
+            self._surplus.watch(anonymous - account.used_bytes - self._other_bytes)
+        if before is None or before.heap is None or account is None:
             return
         grown = anonymous - before.anonymous_bytes
         if grown <= 0:
             return  # it found what it needed in what the heap kept: nothing is learnt
-        stays = max(0, heap.used_bytes - before.heap.used_bytes)
-        if before.foreseen_bytes is not None:
+        stays = max(0, account.used_bytes - before.heap.used_bytes)
+        if before.predicted_bytes is not None:
             # What stays is no part of it; nor is what came once, beside tensors, as far as the plan has kept it free.
-            excess = grown - stays - before.foreseen_bytes - limits.GROWTH_BYTES
+            excess = grown - stays - before.predicted_bytes - limits.GROWTH_BYTES
             self._excess_bytes = max(self._excess_bytes, excess / num_tokens)
             return
         idle = max(0, before.anonymous_bytes - self._other_bytes - before.heap.used_bytes)
@@ -142,9 +142,9 @@ class MemoryGuard:
 
     def expected_bytes(self, num_tokens: int, *, trains: bool) -> int:
         """What a micro-batch is expected to need beside what is there before it."""
-        foreseen = self._foreseen(num_tokens, trains)
-        if foreseen is not None:
-            return int(RESIDENT_PER_LIVE * self._needs.missing_bytes() + foreseen + self._excess_bytes * num_tokens)
+        predicted = self._predicted(num_tokens, trains)
+        if predicted is not None:
+            return int(RESIDENT_PER_LIVE * self._needs.missing_bytes() + predicted + self._excess_bytes * num_tokens)
         longest = self._longest.get(trains, 0)
         if longest * TELLING_SHARE < num_tokens:
             per_token = float(self._needs.token_bytes(trains))
@@ -154,16 +154,16 @@ class MemoryGuard:
                 per_token *= num_tokens / longest
         return self._needs.fixed_bytes(num_tokens, trains) + int(per_token * num_tokens)
 
-    def _foreseen(self, num_tokens: int, trains: bool) -> float | None:
+    def _predicted(self, num_tokens: int, trains: bool) -> float | None:
         """By simulation, in bytes of the heap."""
-        foreseen = self._needs.foreseen_bytes(num_tokens, trains)
-        return None if foreseen is None else foreseen * RESIDENT_PER_LIVE
+        predicted = self._needs.predicted_bytes(num_tokens, trains)
+        return None if predicted is None else predicted * RESIDENT_PER_LIVE
 
     def _room_if_too_small(self, needed: int) -> limits.Room | None:
         """A limit under which this does not fit, also after the heap has given back what it can."""
         if self._too_small(needed) is None:
             return None
-        limits.give_back()
+        heap.give_back()
         return self._too_small(needed)
 
     def _too_small(self, needed: int) -> limits.Room | None:

@@ -10,16 +10,16 @@ that the process is in; going over it is a kill without an exception.  *Address*
 
 from __future__ import annotations
 
-import ctypes
-import os
 import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import psutil
 
 from sartor.device import free_bytes
-from sartor.memory import glibc
+from sartor.memory import heap
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +30,7 @@ GROWTH_BYTES = 64 << 20
 """By which a process grows beside tensors once a run has begun: kernels that oneDNN compiles, files, Python's objects.
 Measured: 10 to 80 MB on a CPU, of which some has come before the first micro-batch."""
 RESERVE_BYTES = 48 << 20
-"""Kept free for what is not foreseen, to the end."""
+"""Kept free for what is not predicted, to the end."""
 _NO_LIMIT = 1 << 60
 """Control groups of version 1 without a limit say 2**63 - 4096."""
 
@@ -55,24 +55,16 @@ class Room:
         return self.free_bytes + self.idle_bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Heap:
-    """glibc's account of its heap."""
-
-    used_bytes: int
-    idle_bytes: int
-
-
 def rooms(other_bytes: int = 0) -> list[Room]:
     """What is left, under each kind of limit that there is.
 
     Args:
         other_bytes: resident memory that is neither the heap's nor a file's, see `other_bytes`.
     """
-    heap = heap_account()
-    idle = 0 if heap is None else max(0, anonymous_bytes() - heap.used_bytes - other_bytes)
+    account = heap.account()
+    idle = 0 if account is None else max(0, anonymous_bytes() - account.used_bytes - other_bytes)
     found = [Room(free, idle, name) for free, name in _resident_limits()]
-    idle = 0 if heap is None else heap.idle_bytes
+    idle = 0 if account is None else account.idle_bytes
     found += [Room(free, idle, name) for free, name in _address_limits()]
     return found
 
@@ -93,24 +85,18 @@ def available_bytes(device: torch.device) -> int:
 
 def other_bytes() -> int:
     """Anonymous memory beside glibc's heap: Python's own arenas, stacks.  Ask before anything was trimmed."""
-    heap = heap_account()
-    return 0 if heap is None else max(0, anonymous_bytes() - heap.used_bytes - heap.idle_bytes)
+    account = heap.account()
+    return 0 if account is None else max(0, anonymous_bytes() - account.used_bytes - account.idle_bytes)
 
 
 def anonymous_bytes() -> int:
     """Resident memory of this process that is no file's; 0 where the system does not say."""
-    try:
-        fields = Path("/proc/self/statm").read_text(encoding="ascii").split()
-    except OSError:
-        return 0
-    return (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGE_SIZE")
+    info = psutil.Process().memory_info()
+    return info.rss - info.shared if hasattr(info, "shared") else 0
 
 
 def _resident_limits() -> list[tuple[int, str]]:
-    limits = []
-    available = _machine_available_bytes()
-    if available is not None:
-        limits.append((available, "this machine's memory"))
+    limits = [(int(psutil.virtual_memory().available), "this machine's memory")]
     for folder, limit_name, usage_name in _control_groups():
         try:
             limit = int((folder / limit_name).read_text(encoding="ascii"))
@@ -123,26 +109,9 @@ def _resident_limits() -> list[tuple[int, str]]:
     return limits
 
 
-def _machine_available_bytes() -> int | None:
-    """What the machine can give without swapping."""
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
-    import psutil
-
-    return int(psutil.virtual_memory().available)
-
-
 def swap_bytes() -> int:
-    """Swap space that is free: slow, but no end; 0 where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("SwapFree:"))
+    """Swap space that is free: slow, but no end."""
+    return int(psutil.swap_memory().free)
 
 
 @lru_cache(maxsize=1)
@@ -185,51 +154,13 @@ def _address_limits() -> list[tuple[int, str]]:
         return []
     import resource
 
-    fields = Path("/proc/self/statm").read_text(encoding="ascii").split()
-    page = os.sysconf("SC_PAGE_SIZE")
+    info: Any = psutil.Process().memory_info()
     found = []
     for limit, used, name in (
-        (resource.RLIMIT_AS, int(fields[0]) * page, "the limit on virtual memory (ulimit -v)"),
-        (resource.RLIMIT_DATA, int(fields[5]) * page, "the limit on data (ulimit -d)"),
+        (resource.RLIMIT_AS, info.vms, "the limit on virtual memory (ulimit -v)"),
+        (resource.RLIMIT_DATA, info.data, "the limit on data (ulimit -d)"),
     ):
         soft = resource.getrlimit(limit)[0]
         if soft != resource.RLIM_INFINITY:
             found.append((max(0, soft - used), name))
     return found
-
-
-class _MallInfo(ctypes.Structure):
-    """malloc.h, struct mallinfo2."""
-
-    _fields_ = tuple(
-        (name, ctypes.c_size_t)
-        for name in [
-            "arena",
-            "ordblks",
-            "smblks",
-            "hblks",
-            "hblkhd",
-            "usmblks",
-            "fsmblks",
-            "uordblks",
-            "fordblks",
-            "keepcost",
-        ]
-    )
-
-
-def heap_account() -> Heap | None:
-    """What glibc's heap uses and keeps; None elsewhere, or before glibc 2.33."""
-    library = glibc.library()
-    if library is None or not hasattr(library, "mallinfo2"):
-        return None
-    library.mallinfo2.restype = _MallInfo
-    info = library.mallinfo2()
-    return Heap(int(info.uordblks) + int(info.hblkhd), int(info.fordblks))
-
-
-def give_back() -> None:
-    """Give the heap's unused pages back to the system."""
-    library = glibc.library()
-    if library is not None:
-        library.malloc_trim(0)

@@ -6,6 +6,12 @@ parameter has the dtype that a training would give it (float32 masters for what 
 
 The model is built on the meta device *outside* of fake mode, since transformers and peft both initialise weights in
 ways that fake mode refuses, and its tensors are swapped for fake ones afterwards.
+
+Quantized layers are stood in for by rule: what bitsandbytes' 4-bit layers keep and allocate, without bitsandbytes.
+That is unmeasured, and a prediction that used it says so.  The rules are those of the paper: 4-bit weights are two to a
+byte with a scale per 64 values, the scales themselves in 8 bits with a float32 per 256 of them (Dettmers et al. 2023,
+section 3, https://huggingface.co/papers/2305.14314).  The whole weight is made in the compute dtype for a product,
+forward and backward.
 """
 
 from __future__ import annotations
@@ -19,12 +25,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from sartor import compat
-from sartor.engine.traits import base_model, decoder
+from sartor.device import HOST
+from sartor.engine.traits import decoder
 from sartor.errors import ModelError
-
-_HALF = (torch.bfloat16, torch.float16)
 
 
 def build(config: Any, *, dtype: torch.dtype, lora: Any = None, four_bit: bool = False) -> nn.Module:
@@ -37,13 +43,13 @@ def build(config: Any, *, dtype: torch.dtype, lora: Any = None, four_bit: bool =
         four_bit: weights are quantized by rule (nf4, double quantized).
     """
     from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
 
-    with torch.device("meta"), _without_initialisation():
+    # No random numbers for weights that have no memory: with large models that is most of the building time.
+    with torch.device("meta"), no_init_weights():
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
         model.tie_weights()  # left out with the initialisation
         if four_bit:
-            from sartor.memory.quantized import quantize
-
             quantize(model)
         if lora is not None:
             import peft
@@ -55,31 +61,17 @@ def build(config: Any, *, dtype: torch.dtype, lora: Any = None, four_bit: bool =
     return model
 
 
-@contextmanager
-def _without_initialisation() -> Iterator[None]:
-    """No random numbers for weights that have no memory: with large models that is most of the building time."""
-    from transformers.initialization import no_init_weights
-
-    with no_init_weights():
-        yield
-
-
 def imitate(model: nn.Module) -> nn.Module:
     """A copy of a model on the meta device: shapes, dtypes, ties and what is trained, without a byte of its weights.
 
-    Hooks are left out: they are somebody's who watches the model, and who must not see a pass that is only imagined.
+    Hooks are left out: they are somebody's who watches the model, and who must not see a pass that is only simulated.
     """
     memo: dict[int, Any] = {}
     for module in model.modules():
         memo |= {id(vars(module)[name]): OrderedDict() for name in compat.HOOKS if name in vars(module)}
-        plain = (value for holder in _holders(module) for value in holder.values())
-        for tensor in (*compat.own_parameters(module).values(), *compat.own_buffers(module).values(), *plain):
-            if not isinstance(tensor, torch.Tensor) or id(tensor) in memo:
-                continue
-            with torch.no_grad():
-                empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-            is_parameter = isinstance(tensor, nn.Parameter)
-            memo[id(tensor)] = nn.Parameter(empty, requires_grad=tensor.requires_grad) if is_parameter else empty
+        for _, _, tensor in _tensors_of(module):
+            if id(tensor) not in memo:
+                memo[id(tensor)] = _empty(tensor, "meta")
     try:
         copied: nn.Module = copy.deepcopy(model, memo)
     except Exception as error:  # a module may hold what it likes: a lock, an open file
@@ -97,49 +89,38 @@ def widen(model: nn.Module, compute_dtype: torch.dtype, *, rounds: bool = False)
 def materialise(model: nn.Module) -> None:
     """Swap every parameter and buffer for an empty tensor of the current mode: fake ones inside a FakeTensorMode."""
     swapped: dict[int, Any] = {}
-
-    def empty(tensor: torch.Tensor) -> torch.Tensor:
-        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
-
     for module in model.modules():
-        parameters, buffers = compat.own_parameters(module), compat.own_buffers(module)
-        for name, parameter in list(parameters.items()):
-            if parameter is None:
-                continue
-            if id(parameter) not in swapped:
-                new = nn.Parameter(empty(parameter), requires_grad=parameter.requires_grad)
-                swapped[id(parameter)] = (new, parameter)
-            parameters[name] = swapped[id(parameter)][0]
-        for name, buffer in list(buffers.items()):
-            if buffer is None:
-                continue
-            if id(buffer) not in swapped:
-                swapped[id(buffer)] = (empty(buffer), buffer)
-            buffers[name] = swapped[id(buffer)][0]
-        _swap_plain_tensors(module, swapped, empty)
+        for holder, name, tensor in _tensors_of(module):
+            if id(tensor) not in swapped:
+                swapped[id(tensor)] = (_empty(tensor, HOST), tensor)  # which lives on, so that no other has its id
+            holder[name] = swapped[id(tensor)][0]
 
 
-def _swap_plain_tensors(module: nn.Module, swapped: dict[int, Any], empty: Any) -> None:
-    """Rotary embeddings keep tensors as plain attributes, some of them buffers under a second name."""
-    for holder in _holders(module):
-        for name, value in list(holder.items()):
-            if not isinstance(value, torch.Tensor):
-                continue
-            if id(value) not in swapped:
-                swapped[id(value)] = (empty(value), value)
-            holder[name] = swapped[id(value)][0]
+def _empty(tensor: torch.Tensor, device: str) -> torch.Tensor:
+    """A tensor, or parameter, of the same shape and dtype, whose content is none."""
+    with torch.no_grad():
+        empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+    return nn.Parameter(empty, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
-def _holders(module: nn.Module) -> list[dict[Any, Any]]:
-    """Where a module holds tensors beside parameters and buffers: attributes, and dictionaries of an adapter's names.
+def _tensors_of(module: nn.Module) -> Iterator[tuple[dict[Any, Any], Any, torch.Tensor]]:
+    """Each tensor that a module holds, with the dictionary that it is in and its name there.
 
-    Example: FourierFT and SHiRA keep the places of what they train in `{"default": tensor}`.
+    Beside parameters and buffers those are attributes, some of them buffers under a second name (rotary embeddings),
+    and what dictionaries of an adapter's names hold.  Example: FourierFT and SHiRA keep the places of what they train
+    in `{"default": tensor}`.
     """
     attributes = vars(module)
-    return [
+    holders: list[dict[Any, Any]] = [
+        compat.own_parameters(module),
+        compat.own_buffers(module),
         attributes,
         *(value for name, value in attributes.items() if type(value) is dict and name not in compat.REGISTERED),
     ]
+    for holder in holders:
+        for name, value in list(holder.items()):
+            if isinstance(value, torch.Tensor):
+                yield holder, name, value
 
 
 def layers_of(model: nn.Module, num_layers: int) -> tuple[nn.Module, str, nn.ModuleList] | None:
@@ -201,6 +182,58 @@ def with_layers(model: nn.Module, num_layers: int, places: Sequence[int]) -> Ite
             config.layer_types = types
 
 
-def embedding(model: nn.Module) -> nn.Module:
-    """The module that looks up token ids."""
-    return base_model(model).get_input_embeddings()
+_VALUES_PER_SCALE = 64
+_SCALES_PER_SCALE = 256
+
+
+def quantize(model: nn.Module) -> None:
+    """Replace the linear layers of the decoder; embeddings and head stay as they are.
+
+    Args:
+        model: on the meta device.
+    """
+    for parent in decoder(model).modules():
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Linear:
+                setattr(parent, name, QuantizedLinear(child))
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+
+
+class QuantizedLinear(nn.Linear):
+    """Frozen; a Linear to peft, which puts its adapter around it."""
+
+    def __init__(self, plain: nn.Linear) -> None:
+        super().__init__(plain.in_features, plain.out_features, plain.bias is not None, device="meta")
+        num_values = plain.in_features * plain.out_features
+        packed = torch.empty(-(-num_values // 2), 1, dtype=torch.uint8, device="meta")
+        num_scales = -(-num_values // _VALUES_PER_SCALE)
+        self.register_buffer("scales", torch.empty(num_scales, dtype=torch.uint8, device="meta"))
+        nested = -(-num_scales // _SCALES_PER_SCALE)
+        self.register_buffer("nested_scales", torch.empty(nested, dtype=torch.float32, device="meta"))
+        self.weight = nn.Parameter(packed, requires_grad=False)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """The product; shapes as nn.Linear's, in autocast's dtype where it is on."""
+        device = input.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else input.dtype
+        with torch.autocast(device, enabled=False):
+            return _Product.apply(input.to(dtype), self)
+
+
+class _Product(torch.autograd.Function):
+    """Keeps the packed weight for backward, never the wide one."""
+
+    @staticmethod
+    def forward(ctx: Any, input: torch.Tensor, layer: QuantizedLinear) -> torch.Tensor:
+        ctx.layer = layer
+        return F.linear(input, _wide(layer, input), layer.bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (gradient,) = gradients
+        return gradient @ _wide(ctx.layer, gradient), None
+
+
+def _wide(layer: QuantizedLinear, like: torch.Tensor) -> torch.Tensor:
+    return like.new_empty((layer.out_features, layer.in_features))

@@ -7,7 +7,7 @@ for their states' bytes, which `optim/registry.py` has; a prediction that used o
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,11 +15,9 @@ import torch
 from torch import nn
 
 from sartor.errors import ConfigurationError
+from sartor.memory.prediction import MakeOptimizer
 from sartor.optim import registry
-from sartor.optim.implementation import flags
-
-MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
-"""From parameter groups to an optimizer."""
+from sartor.optim.registry import flags
 
 _BLOCK = 256
 """Values that share a scale in bitsandbytes' 8-bit states (Dettmers et al. 2021, section 2.1,

@@ -1,10 +1,39 @@
-"""What a simulation returns: bytes by component, over the stretches of a step, frozen."""
+"""What a simulation takes and returns, all of it frozen.
+
+In: the shape of a micro-batch, and everything about a training that changes bytes.  Out: bytes by component, over the
+stretches of a step.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
+
+import torch
+
+from sartor.records import EngineSettings
+
+
+class Phase(StrEnum):
+    """What a step is doing."""
+
+    BUILD = "build"
+    BATCH = "batch"
+    REHEARSAL = "rehearsal"
+    FIRST_UPDATE = "first update"
+    FORWARD = "forward"
+    LOSS = "loss"
+    BACKWARD = "backward"
+    CLIP = "clip"
+    UPDATE = "update"
+    ANSWERS = "answers"
+    SAVING = "saving"
+
+
+PASS = frozenset({Phase.FORWARD, Phase.LOSS, Phase.BACKWARD})
+"""What a micro-batch goes through when it is trained."""
 
 
 class Component(StrEnum):
@@ -19,7 +48,7 @@ class Component(StrEnum):
     TEMPORARIES = "temporaries"
     """What lives within one stretch: intermediate results, gradients on their way."""
     SCRATCH = "scratch"
-    """What kernels take for themselves while they run, by the table in `scratch.py`."""
+    """What kernels take for themselves while they run, by the table in `kernel_rules.py`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +74,7 @@ class Stretch:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The memory of one optimizer step (or of another operation), foreseen."""
+    """The memory of one optimizer step (or of another operation), predicted."""
 
     timeline: tuple[Stretch, ...]
     """In the order in which they happen."""
@@ -69,7 +98,7 @@ class Prediction:
 
     @property
     def rehearsal_bytes(self) -> int:
-        """Of the rehearsal, at its worst moment; of the step, where no rehearsal was foreseen."""
+        """Of the rehearsal, at its worst moment; of the step, where no rehearsal was simulated."""
         return max((part.num_bytes for part in self.timeline if part.phase == "rehearsal"), default=self.peak_bytes)
 
     @property
@@ -82,7 +111,53 @@ class Prediction:
         """Bytes per component at the worst moment."""
         return self.peak.components
 
-    @property
-    def scratch_bytes(self) -> int:
-        """Of the peak, what is by the table of operators' scratch."""
-        return self.components.get(Component.SCRATCH, 0)
+
+MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+"""From parameter groups to an optimizer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What goes through the model at once."""
+
+    document_lengths: tuple[int, ...]
+    num_targets: int
+    num_micro_batches: int = 1
+    """Of the optimizer batch: from the second one on, gradients are there before the pass begins."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Questions that are answered together, greedily, while training goes on."""
+
+    num_prompts: int
+    prompt_tokens: int
+    """Of the longest."""
+    new_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What is trained, and how: everything that changes bytes beside the plan."""
+
+    arrival_dtype: str = "float32"
+    """That the model was loaded in; what is trained becomes float32."""
+    optimizer: str = "adamw_torch_fused"
+    optimizer_options: Mapping[str, Any] = field(default_factory=dict)
+    """That change its states; see `registry.options_of`."""
+    make_optimizer: MakeOptimizer | None = None
+    """Takes the place of `optimizer`'s own maker."""
+    rehearses: bool = False
+    """Add the stretches of a rehearsal before the first step."""
+    rehearses_update: bool = True
+    """Whether a rehearsal takes the first update, too."""
+    lora: Any = None
+    """A peft configuration."""
+    four_bit: bool = False
+    """Frozen weights are quantized to 4 bits."""
+    settings: EngineSettings = field(default_factory=EngineSettings)
+    balance_coefficient: float = 0.0
+    saves: bool = False
+    """Add the stretch of saving: what was widened once more, in the dtype that it arrived in."""
+    asked: Asked | None = None
+    """Add the stretches of answering: the questions at once, and the last token with keys and values of all others."""

@@ -6,19 +6,19 @@ Nothing here is done unasked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from sartor.device import kind_of
-from sartor.memory.decide import Decider, Decision, Proposal
-from sartor.memory.estimates import Memory, MemoryEstimates, Shape
+from sartor.memory.decide import Decision, Proposal, seconds_of
+from sartor.memory.estimates import MemoryEstimates, Shape
 from sartor.memory.failure import reason_of
-from sartor.memory.search import SearchSpace, Setting
+from sartor.memory.rates import Rates
+from sartor.memory.search import Setting
 from sartor.memory.simulate import Training, meta_model_of
 from sartor.memory.speed import Batch, Sizes
 from sartor.optim.registry import state_bytes
-from sartor.records import Plan
 
 LORA_RANK = 16
 SHORTEST = 64
@@ -30,41 +30,21 @@ class Case:
     """A training that does not fit."""
 
     config: Any
-    plan: Plan
-    shape: Shape
-    training: Training
+    estimates: MemoryEstimates
     sizes: Sizes
-    memory: Memory
+    rates: Rates
     setting: Setting
     """The leanest."""
     needed_bytes: int
     """Under it."""
-    seconds: Callable[[Sizes, Setting, Shape, Plan], float]
-    """Of a step."""
 
 
 def with_proposals(decision: Decision, config: Any, estimates: MemoryEstimates, sizes: Sizes) -> Decision:
     """The decision; where nothing fits, with what would make it fit."""
     if decision.fits:
         return decision
-
-    def seconds(changed: Sizes, setting: Setting, shape: Shape, plan: Plan) -> float:
-        other = MemoryEstimates(estimates.model, plan, shape, estimates.training, estimates.memory)
-        one = SearchSpace((setting.micro_batch_tokens,), (setting.recomputed_layers,), (setting.loss_chunk_rows,),
-                      (setting.execution,))  # fmt: skip
-        return Decider(other, one, changed, decision.rates).seconds(setting)
-
-    case = Case(
-        config,
-        estimates.plan,
-        estimates.shape,
-        estimates.training,
-        sizes,
-        estimates.memory,
-        decision.chosen.setting,
-        decision.chosen.needed_bytes,
-        seconds,
-    )
+    chosen = decision.chosen
+    case = Case(config, estimates, sizes, decision.rates, chosen.setting, chosen.needed_bytes)
     return replace(decision, proposals=proposals(case))
 
 
@@ -80,26 +60,27 @@ def proposals(case: Case) -> tuple[Proposal, ...]:
 
 def _adapters(case: Case) -> Iterator[Proposal]:
     """LoRA, and on a GPU QLoRA."""
-    if case.training.lora is not None and case.training.four_bit:
+    training = case.estimates.training
+    if training.lora is not None and training.four_bit:
         return
     import peft
 
-    lora = case.training.lora or peft.LoraConfig(r=LORA_RANK, target_modules="all-linear", task_type="CAUSAL_LM")
-    if case.training.lora is None:
+    lora = training.lora or peft.LoraConfig(r=LORA_RANK, target_modules="all-linear", task_type="CAUSAL_LM")
+    if training.lora is None:
         yield from _changed(
             case,
             f"LoRA, rank {LORA_RANK}",
             "--use_peft --lora_target_modules all-linear",
             "an adapter of low rank is trained, and the weights stay",
-            replace(case.training, lora=lora),
+            replace(training, lora=lora),
         )
-    if not kind_of(case.plan.device).is_host:
+    if not kind_of(case.estimates.plan.device).is_host:
         yield from _changed(
             case,
             f"QLoRA, rank {LORA_RANK}",
             "peft_config and quantization_config=BitsAndBytesConfig(load_in_4bit=True) in Python",
             "the same beside weights rounded to 4 bits, which are made wide for each product",
-            replace(case.training, lora=lora, four_bit=True),
+            replace(training, lora=lora, four_bit=True),
         )
 
 
@@ -108,11 +89,11 @@ def _rounding(case: Case) -> Iterator[Proposal]:
 
     States stay on the device where that suffices, else where the leanest setting has them.
     """
-    training = case.training
+    training = case.estimates.training
     rounds = training.settings.stochastic_rounding
     if training.lora is not None or training.four_bit or rounds or training.make_optimizer is not None:
         return
-    if case.plan.compute_dtype != "bfloat16" or state_bytes(training.optimizer) is None:
+    if case.estimates.plan.compute_dtype != "bfloat16" or state_bytes(training.optimizer) is None:
         return
     found: list[Proposal] = []
     for place in dict.fromkeys(("device", case.setting.execution.states)):
@@ -132,40 +113,34 @@ def _rounding(case: Case) -> Iterator[Proposal]:
 
 def _optimizer(case: Case) -> Iterator[Proposal]:
     """Fewer or smaller states in place of AdamW's; of an adapter they are next to nothing."""
-    if case.training.lora is None and state_bytes(case.training.optimizer) == 8:
-        if not kind_of(case.plan.device).is_host:
+    training = case.estimates.training
+    if training.lora is None and state_bytes(training.optimizer) == 8:
+        if not kind_of(case.estimates.plan.device).is_host:
             yield from _changed(
                 case,
                 "8-bit optimizer states",
                 "--optim adamw_8bit (needs bitsandbytes)",
                 "the optimizer's states are rounded to 8 bits in blocks of 256",
-                replace(case.training, optimizer="adamw_8bit"),
+                replace(training, optimizer="adamw_8bit"),
             )
         yield from _changed(
             case,
             "Adafactor",
             "--optim adafactor",
             "another optimizer, with second moments by rows and columns and no first ones",
-            replace(case.training, optimizer="adafactor"),
+            replace(training, optimizer="adafactor"),
         )
 
 
 def _shorter(case: Case) -> Iterator[Proposal]:
     """The greatest power of two that fits; nothing where even the shortest does not."""
-    lengths = _shorter_lengths(case.shape)
+    lengths = _shorter_lengths(case.estimates.shape)
     if not lengths:
         return
-    model = meta_model_of(case.config, case.plan.compute_dtype, case.training)
 
     def proposal(length: int) -> Proposal:
-        shape = _shortened(case.shape, length)
-        setting = replace(case.setting, micro_batch_tokens=length)
-        estimates = MemoryEstimates(model, case.plan, shape, case.training, case.memory)
-        needed = estimates.needed_bytes(estimates.prediction(setting, case.sizes.num_layers, is_rough=True))
-        fits = needed <= case.memory.available_bytes
-        seconds = case.seconds(case.sizes, setting, shape, case.plan)
-        what = f"rows of at most {length:,} tokens"
-        return Proposal(what, f"--max_length {length}", "longer rows are cut", needed, seconds, fits)
+        what = f"rows of at most {length:,} tokens", f"--max_length {length}", "longer rows are cut"
+        return _proposal(_shortened(case, length), *what, is_rough=True)
 
     shortest = proposal(lengths[-1])
     if not shortest.fits:
@@ -175,13 +150,10 @@ def _shorter(case: Case) -> Iterator[Proposal]:
 
 def _together(case: Case) -> Iterator[Proposal]:
     """An adapter and shorter rows, where neither suffices; the greatest power of two at which an adapter fits."""
-    if case.training.four_bit:
+    if case.estimates.training.four_bit:
         return
-    for length in _shorter_lengths(case.shape):
-        shorter = replace(
-            case, shape=_shortened(case.shape, length), setting=replace(case.setting, micro_batch_tokens=length)
-        )
-        for one in _adapters(shorter):
+    for length in _shorter_lengths(case.estimates.shape):
+        for one in _adapters(_shortened(case, length)):
             if one.fits:
                 yield replace(
                     one,
@@ -198,21 +170,25 @@ def _shorter_lengths(shape: Shape) -> list[int]:
     return [length for length in (longest >> power for power in range(1, 20)) if length >= SHORTEST]
 
 
-def _shortened(shape: Shape, length: int) -> Shape:
-    """The data with no row longer than this."""
+def _shortened(case: Case, length: int) -> Case:
+    """With no row longer than this, and one such row at once."""
+    estimates, shape = case.estimates, case.estimates.shape
     share, batch = length / shape.longest_tokens, shape.batch
-    return replace(
+    shorter = replace(
         shape,
         longest_tokens=length,
         largest_batch_tokens=max(length, int(shape.largest_batch_tokens * share)),
         batch=Batch(batch.num_tokens * share, batch.num_targets * share, batch.mean_square_length * share),
     )
+    changed = MemoryEstimates(estimates.model, estimates.plan, shorter, estimates.training, estimates.memory)
+    return replace(case, estimates=changed, setting=replace(case.setting, micro_batch_tokens=length))
 
 
 def _smaller(case: Case) -> Iterator[Proposal]:
     """How large a model of the same kind may be, its bytes in proportion to its weights."""
-    held = case.memory.held_bytes
-    share = (case.memory.available_bytes + held) / max(1, case.needed_bytes + held)
+    memory = case.estimates.memory
+    held = memory.held_bytes
+    share = (memory.available_bytes + held) / max(1, case.needed_bytes + held)
     weights = int(case.sizes.all_weights * share * 0.95)
     if weights < 1_000_000:
         return
@@ -229,7 +205,7 @@ def _smaller(case: Case) -> Iterator[Proposal]:
         "--model NAME",
         "another model; in proportion, not simulated",
         int(case.needed_bytes * share * 0.95),
-        case.seconds(sizes, case.setting, case.shape, case.plan),
+        seconds_of(case.estimates, sizes, case.rates, case.setting),
         True,
     )
 
@@ -238,23 +214,31 @@ def _changed(
     case: Case, name: str, how: str, cost: str, training: Training, *, states: str = "device"
 ) -> Iterator[Proposal]:
     """The same run with another training; nothing where the architecture refuses it."""
+    estimates = case.estimates
     # Few states, or those of another optimizer: on the device, and not by AdamW's implementations.
-    same = training.optimizer == case.training.optimizer
-    execution = replace(
-        case.setting.execution, states=states, implementation=case.setting.execution.implementation if same else None
-    )
-    setting = replace(case.setting, execution=execution)
-    plan = case.plan
+    execution = replace(case.setting.execution, states=states)
+    if training.optimizer != estimates.training.optimizer:
+        execution = replace(execution, implementation=None)
+    plan, memory = estimates.plan, estimates.memory
     if training.settings.stochastic_rounding:
         plan = replace(plan, stochastic_rounding=True, parameter_dtype="bfloat16")
+    # What the model holds now would be free.
+    memory = replace(memory, available_bytes=memory.available_bytes + memory.held_bytes, held_bytes=0)
     try:
-        model = meta_model_of(case.config, case.plan.compute_dtype, training)
-        estimates = MemoryEstimates(model, plan, case.shape, training, replace(case.memory, held_bytes=0))
-        needed = estimates.needed_bytes(estimates.prediction(setting, case.sizes.num_layers))
+        model = meta_model_of(case.config, plan.compute_dtype, training)
+        changed = MemoryEstimates(model, plan, estimates.shape, training, memory)
+        setting = replace(case.setting, execution=execution)
+        proposal = _proposal(replace(case, estimates=changed, setting=setting), name, how, cost)
     except Exception as error:  # peft's and torch's own refusals: this change does not apply
         reason_of(error)
         return
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    sizes = replace(case.sizes, trained_weights=trained)
-    available = case.memory.available_bytes + case.memory.held_bytes  # what the model holds now would be free
-    yield Proposal(name, how, cost, needed, case.seconds(sizes, setting, case.shape, plan), needed <= available)
+    yield proposal
+
+
+def _proposal(case: Case, name: str, how: str, cost: str, *, is_rough: bool = False) -> Proposal:
+    """To train as this case does, simulated."""
+    estimates = case.estimates
+    needed = estimates.needed_bytes(estimates.prediction(case.setting, case.sizes.num_layers, is_rough=is_rough))
+    trained = sum(parameter.numel() for parameter in estimates.model.parameters() if parameter.requires_grad)
+    seconds = seconds_of(estimates, replace(case.sizes, trained_weights=trained), case.rates, case.setting)
+    return Proposal(name, how, cost, needed, seconds, needed <= estimates.memory.available_bytes)

@@ -2,7 +2,7 @@
 
 In: what each setting needs (simulated on demand) and how long it takes (estimated), and the memory there is.  Out: the
 setting to take.  What it keeps true: only what leaves the mathematics alone is chosen; nothing is chosen that is not
-foreseen to fit; and few settings are simulated.
+predicted to fit; and few settings are simulated.
 
 How few: where the preferred setting fits, that one.  Else an estimate, which the caller makes from a few simulations,
 orders the settings, and the one that is taken is simulated itself.
@@ -88,7 +88,7 @@ def search_space(
         largest_tokens: worth trying.
         num_layers: of the model.
         largest_rows: worth trying.
-        ways: that are possible and that the user has left open, the fastest first.
+        executions: that are possible and that the user has left open, the fastest first.
     """
     at_once = {smallest_tokens, max(smallest_tokens, largest_tokens)}
     at_once |= {count for count in _TOKENS if smallest_tokens < count < largest_tokens}

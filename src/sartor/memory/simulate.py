@@ -1,4 +1,4 @@
-"""The memory of one optimizer step, foreseen: the engine's own step on fake tensors under a live set.
+"""The memory of one optimizer step, predicted: the engine's own step on fake tensors under a live set.
 
 In: a configuration, a plan and the shape of a micro-batch.  Out: a `Prediction`.  What it keeps true: what runs is
 `engine.step.Engine`, not a model of it, so that a change of the engine changes the prediction with it.
@@ -19,13 +19,10 @@ from torch import nn
 from sartor.device import kind_of
 from sartor.engine.traits import ModelTraits, base_model, read_traits
 from sartor.errors import ConfigurationError
-from sartor.memory import layer_subsets, meta_model, optimizers, rehearsal_peak, simulated_step
-from sartor.memory.extrapolate import extrapolated
-from sartor.memory.layer_subsets import Kinds
+from sartor.memory import extrapolate, meta_model, optimizers, simulated_step
+from sartor.memory.extrapolate import Kinds
 from sartor.memory.limits import RESIDENT_PER_LIVE
-from sartor.memory.prediction import Component, Prediction, Stretch
-from sartor.memory.tracker import Phase
-from sartor.memory.training import Training, Work
+from sartor.memory.prediction import PASS, Component, Phase, Prediction, Stretch, Training, Work
 from sartor.records import Plan
 
 __all__ = ["Known", "Training", "Work", "meta_model_of", "simulate", "simulate_model"]
@@ -44,7 +41,7 @@ share them."""
 
 
 def simulate(config: Any, plan: Plan, work: Work, training: Training | None = None) -> Prediction:
-    """Foresee the memory of one optimizer step.
+    """Predict the memory of one optimizer step.
 
     Args:
         config: a transformers configuration of a causal language model; no weights are read.
@@ -82,7 +79,7 @@ def simulate_model(
     *,
     is_rough: bool = False,
 ) -> Prediction:
-    """Foresee the memory of one optimizer step of a model without memory; it can be used again for another plan.
+    """Predict the memory of one optimizer step of a model without memory; it can be used again for another plan.
 
     Args:
         model: on the meta device, from `meta_model_of` or `meta_model.imitate`, in the dtypes of a training.
@@ -105,15 +102,13 @@ def simulate_model(
     traits = read_traits(model)
     known = {} if known is None else known
     passes, note = _passes(model, traits, plan, work, training, known, is_rough=is_rough)
-    key = ("updates", *_way(plan), plan.optimizer_implementation, plan.optimizer_states)
+    key = ("updates", *_execution(plan), plan.optimizer_implementation, plan.optimizer_states)
     if key not in known:
         updates = simulated_step.updates(model, traits, plan, work, training)
         stands = {Component.LOGITS: _standing_logits(updates), Component.TEMPORARIES: _micro_batch_bytes(work, plan)}
         known[key] = [_more(part, stands, -1) for part in updates]
     passes, updates = _joined(passes, known[key], _micro_batch_bytes(work, plan))
-    rehearsals = [
-        rehearsal_peak.largest_moment(model, part, passes) for part in updates if part.phase == Phase.REHEARSAL
-    ]
+    rehearsals = [_rehearsal(model, part, passes) for part in updates if part.phase == Phase.REHEARSAL]
     first, *later = [part for part in updates if part.phase != Phase.REHEARSAL]
     between = [part for part in (*passes, *later) if part.phase not in _AFTER_UPDATE]
     after = [part for phase in _AFTER_UPDATE for part in (*passes, *later) if part.phase == phase]
@@ -166,10 +161,10 @@ def _passes(
 ) -> tuple[Sequence[Stretch], str]:
     """The stretches of the passes, and how they were found."""
     kinds = _kinds(model, traits, plan)
-    chosen = layer_subsets.layer_subsets(kinds) if kinds is not None else []
+    chosen = extrapolate.layer_subsets(kinds) if kinds is not None else []
     only_last = is_rough and work.num_micro_batches > 1
     recomputation = (plan.gradient_checkpointing, plan.recomputes_cheap)
-    key = ("passes", *_way(plan), plan.loss_chunk_rows, work, *recomputation, only_last)
+    key = ("passes", *_execution(plan), plan.loss_chunk_rows, work, *recomputation, only_last)
 
     def timeline_of(layers: Kinds, places: Sequence[int], of: Plan) -> list[Stretch]:
         own = (*key, of.recomputed_layers, layers)
@@ -178,12 +173,12 @@ def _passes(
         return known[own]
 
     why = ""
-    if kinds is not None and layer_subsets.are_less_work(chosen, kinds):
+    if kinds is not None and extrapolate.are_less_work(chosen, kinds):
         few = {
-            subset: timeline_of(subset, layer_subsets.places(kinds, subset), _with_layers(plan, subset))
+            subset: timeline_of(subset, extrapolate.places(kinds, subset), _with_layers(plan, subset))
             for subset in (chosen[:-1] if is_rough else chosen)
         }
-        timeline = extrapolated(few, tuple(kinds))
+        timeline = extrapolate.extrapolated(few, tuple(kinds))
         if timeline is not None:
             *sizes, largest = map(len, few)
             listed = f"{', '.join(map(str, sizes))} and {largest} layers"
@@ -200,7 +195,7 @@ def _with_layers(plan: Plan, subset: Kinds) -> Plan:
     return replace(plan, recomputed_layers=sum(_is_recomputed(kind) for kind in subset))
 
 
-def _way(plan: Plan) -> tuple[Any, ...]:
+def _execution(plan: Plan) -> tuple[Any, ...]:
     """What updates depend on beside the optimizer, and passes beside what goes through and what is recomputed."""
     return (
         *(plan.layout, plan.attention, plan.compute_dtype, plan.num_threads, plan.device, plan.stochastic_rounding),
@@ -245,3 +240,25 @@ def _prediction(timeline: Sequence[Stretch], notes: list[str], plan: Plan, train
         resident_bytes=peak + CUDA_CONTEXT_BYTES if is_cuda else int(peak * RESIDENT_PER_LIVE),
         notes=tuple(notes),
     )
+
+
+def _rehearsal(model: nn.Module, update: Stretch, passes: Sequence[Stretch]) -> Stretch:
+    """The largest moment of a rehearsal: of its update, or of the pass after it.
+
+    What is added up is what `run.rehearsal` does: copies of the model's buffers stand there throughout, the optimizer's
+    states are those that its update made, and the buffer of logits comes with the first pass.
+
+    Args:
+        model: without memory.
+        update: with copies of the model's buffers; without states, where no update is taken.
+        passes: of a step that has one before it.
+    """
+    copies_bytes = sum(buffer.nbytes for buffer in model.buffers())
+    states_bytes = update.components.get(Component.OPTIMIZER, 0)
+    moments = [dict(update.components) | {Component.LOGITS: 0}]
+    for part in passes:
+        if part.phase in PASS:
+            temporaries = part.components.get(Component.TEMPORARIES, 0) + copies_bytes
+            changed = {Component.OPTIMIZER: states_bytes, Component.TEMPORARIES: temporaries}
+            moments.append(dict(part.components) | changed)
+    return Stretch(Phase.REHEARSAL, None, max(moments, key=lambda components: sum(components.values())))

@@ -22,13 +22,16 @@ from sartor.device import kind_of
 from sartor.engine.precision import autocast
 from sartor.engine.step import Engine
 from sartor.engine.traits import ModelTraits, base_model, evaluating, is_adapter
-from sartor.memory import answers, cuda_rules, meta_model, optimizers, scratch
-from sartor.memory.marks import marking_layers
-from sartor.memory.prediction import Component, Stretch
-from sartor.memory.simulated_update import simulated_update
-from sartor.memory.tracker import LiveSet, Phase
-from sartor.memory.training import Asked, Training, Work
+from sartor.memory import kernel_rules, meta_model, optimizers
+from sartor.memory.prediction import Asked, Component, Phase, Stretch, Training, Work
+from sartor.memory.tracker import LiveSet, marking_layers
+from sartor.optim import rounded_update
+from sartor.optim.host_states import HostStates
+from sartor.optim.transaction import Update, planned_update
 from sartor.records import MicroBatch, Plan
+
+_ALONE_IN_PIECES = 3
+"""Blocks of a parameter, of which two go in a piece: one that has more shares no piece throughout with any other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +51,9 @@ class SimulatedStep:
 
     def update(self) -> None:
         """The optimizer's step, as the run takes it; states that it makes are known as such."""
-        simulated_update(self.optimizer, self.engine.plan).step()
-        self.live.own(Component.OPTIMIZER, optimizers.states(self.optimizer))
+        with self._without_repetitions():
+            self._update().step()
+        self._own_states()
 
     def rehearse(self) -> None:
         """The first step as a rehearsal takes it, beside copies of the model's buffers; nothing stays."""
@@ -57,11 +61,49 @@ class SimulatedStep:
         copies = [buffer.clone() for buffer in self.engine.model.buffers()]
         is_done = False
         if self.training.rehearses_update and self.engine.compute_dtype != torch.float16:  # its loss scale would move
-            is_done = simulated_update(self.optimizer, self.engine.plan).rehearse()
-        self.live.own(Component.OPTIMIZER, optimizers.states(self.optimizer))
+            with self._without_repetitions():
+                is_done = self._update().rehearse()
+        self._own_states()
         if is_done:
             self.optimizer.state.clear()
         del copies
+
+    def _update(self) -> Update:
+        """The run's own; one that rounds leaves out blocks that repeat."""
+        plan = self.engine.plan
+        if not plan.stochastic_rounding:
+            return planned_update(self.optimizer, plan)
+        host = HostStates(self.optimizer) if plan.optimizer_states == "host" else None
+        return Update(self.optimizer, host, FewBlocks(self.optimizer, 0, host))
+
+    def _own_states(self) -> None:
+        """Arrays that the host keeps are not in a GPU's memory; counts of steps are."""
+        plan, kept = self.engine.plan, optimizers.states(self.optimizer)
+        self.live.own(Component.OPTIMIZER, kept)
+        if plan.optimizer_states == "host" and not kind_of(plan.device).is_host:
+            arrays = (state for state in kept if state.dim() > 0)
+            self.live.own(Component.OPTIMIZER, arrays, is_elsewhere=True)
+
+    @contextmanager
+    def _without_repetitions(self) -> Iterator[None]:
+        """An update that rounds leaves out parameters that it would take as it takes one before and one after them.
+
+        Those are parameters of one shape that fill pieces of the update by themselves.  An update takes no parameter
+        without a gradient; and states are then there as of the one before.
+        """
+        alike: dict[Any, list[nn.Parameter]] = {}
+        for parameter in self.engine.model.parameters() if self.engine.plan.stochastic_rounding else ():
+            if parameter.grad is not None and parameter.numel() > _ALONE_IN_PIECES * rounded_update.BLOCK_VALUES:
+                alike.setdefault((parameter.shape, parameter.dtype), []).append(parameter)
+        left_out = [(parameter, some[0], parameter.grad) for some in alike.values() for parameter in some[1:-1]]
+        for parameter, _, _ in left_out:
+            parameter.grad = None
+        yield
+        states = self.optimizer.state
+        for parameter, like, gradient in left_out:
+            parameter.grad = gradient
+            if not states.get(parameter):
+                states[parameter] = {name: torch.empty_like(value) for name, value in states[like].items()}
 
     def backward(self) -> None:
         """Forward and backward of the micro-batch."""
@@ -119,8 +161,16 @@ class SimulatedStep:
         del rounded
 
 
+class FewBlocks(rounded_update.RoundedUpdate):
+    """A rounded update that takes the first three blocks that are left of a parameter, and the last: all are alike."""
+
+    def _blocks(self, parameter: nn.Parameter, number: int) -> Iterator[Any]:
+        blocks = list(super()._blocks(parameter, number))
+        yield from blocks if len(blocks) <= 3 else (*blocks[:3], blocks[-1])
+
+
 @contextmanager
-def staged(
+def set_up(
     model: nn.Module, traits: ModelTraits, plan: Plan, work: Work, training: Training, places: Sequence[int]
 ) -> Iterator[SimulatedStep]:
     """Everything set up as a run sets it up, for the model with these of its layers."""
@@ -128,7 +178,7 @@ def staged(
 
     kind = kind_of(plan.device)
     is_cuda = not kind.is_host
-    live = LiveSet(scratch.rules(kind, plan.num_threads), answers=answers.largest, rounding_bytes=kind.block_bytes)
+    live = LiveSet(kernel_rules.rules(kind, plan.num_threads), rounding_bytes=kind.block_bytes)
     with ExitStack() as stack:
         stack.enter_context(meta_model.with_layers(model, traits.num_layers, places))
         stack.enter_context(FakeTensorMode())
@@ -138,19 +188,18 @@ def staged(
         engine = Engine(model, traits, replace(plan, compile_backend=None), training.settings)  # of programs, no rules
         engine.balance_coefficient = training.balance_coefficient
         engine.on_phase = lambda name: live.enter(Phase(name))
-        engine.form = replace(engine.form, fits_cache=not is_cuda, pieces=_differing_pieces)
+        engine.form = replace(engine.form, pieces=_differing_pieces)
         make = training.make_optimizer or optimizers.maker(
             training.optimizer,
             is_cuda=is_cuda,
             implementation=plan.optimizer_implementation,
             options=training.optimizer_options,
         )
-        optimizer = make(optimizers.groups_of(model, meta_model.embedding(model)))
+        optimizer = make(optimizers.groups_of(model, base_model(model).get_input_embeddings()))
         simulated_step = SimulatedStep(live, engine, optimizer, _micro_batch(work), training)
         if is_cuda:
-            stack.enter_context(cuda_rules.CudaAutocast())
-        with _device_of(engine, plan):
-            stack.enter_context(engine.running())
+            stack.enter_context(kernel_rules.CudaAutocast())
+        stack.enter_context(engine.running())
         # What an engine keeps from micro-batch to micro-batch is there now.
         with meta_model.with_layers(model, len(places), [0]):
             simulated_step.backward()
@@ -182,7 +231,7 @@ def passes(
         only_last: of several micro-batches, take the one that needs most: gradients stand there all the time.
     """
     num_passes = min(2, work.num_micro_batches)
-    with staged(model, traits, plan, work, training, places) as simulated_step:
+    with set_up(model, traits, plan, work, training, places) as simulated_step:
         live = simulated_step.live
         model.zero_grad(set_to_none=True)  # those of the pass that set the engine up
         simulated_step.optimizer.state.clear()  # some have states from the beginning
@@ -198,7 +247,7 @@ def passes(
 def updates(model: nn.Module, traits: ModelTraits, plan: Plan, work: Work, training: Training) -> list[Stretch]:
     """The first update, where states are made; clipping and update of a later step; where asked for, before them a
     rehearsal's update, and after them answers and saving."""
-    with staged(model, traits, plan, work, training, range(traits.num_layers)) as simulated_step:
+    with set_up(model, traits, plan, work, training, range(traits.num_layers)) as simulated_step:
         live = simulated_step.live
         simulated_step.make_gradients()
         first = live.num_marks()
@@ -224,17 +273,6 @@ def _differing_pieces(num_rows: int, piece_rows: int) -> list[int]:
     """Where the first two pieces and the last one begin: all between allocate as the second does."""
     starts = range(0, num_rows, piece_rows)
     return sorted({*starts[:2], *starts[-1:]})
-
-
-@contextmanager
-def _device_of(engine: Engine, plan: Plan) -> Iterator[None]:
-    """The plan's device while the engine sets itself up: some of what it sets up is for a CPU alone."""
-    before = engine.device
-    engine.device = torch.device(plan.device)
-    try:
-        yield
-    finally:
-        engine.device = before
 
 
 def _micro_batch(work: Work) -> MicroBatch:

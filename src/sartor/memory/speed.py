@@ -14,8 +14,10 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sartor.device import kind_of
 from sartor.engine.traits import ModelTraits
 from sartor.memory.rates import Rates
+from sartor.records import Plan
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,6 +29,8 @@ _CHUNK_BYTES = 12
 """Per weight of the head and chunk of the loss: the weight read, its gradient read and written."""
 _UPDATE_BYTES = 28
 """Per trained weight: parameter and two states read and written, gradient read."""
+_UPDATE_PASSES: dict[str | None, int] = {None: 1, "fused": 1, "foreach": 4, "for-loop": 5}
+"""How often an update goes over its numbers.  Estimated from the number of its operations; for-loop launches more."""
 _ROUNDED_UPDATE_BYTES = 114
 """The same where parameters are rounded stochastically: a wide copy of parameter, gradient and states, random bits, and
 back.  Counted by operations."""
@@ -79,48 +83,33 @@ def sizes_of(traits: ModelTraits, model: nn.Module) -> Sizes:
     )
 
 
-def step_seconds(
-    sizes: Sizes,
-    batch: Batch,
-    rates: Rates,
-    *,
-    micro_batch_tokens: int,
-    recomputed_layers: int,
-    loss_chunk_rows: int,
-    is_cuda: bool,
-    is_half: bool,
-    recomputes_cheap: bool = False,
-    streamed_bytes: int = 0,
-    num_update_passes: int = 1,
-    rounds: bool = False,
-) -> float:
+def step_seconds(sizes: Sizes, batch: Batch, rates: Rates, plan: Plan, *, state_bytes: int = 0) -> float:
     """Seconds of one optimizer step.
 
     Args:
         sizes: of the model.
         batch: that is trained on at a time.
         rates: of the device.
-        micro_batch_tokens: most tokens at once.
-        recomputed_layers: whose forward pass is taken twice.
-        loss_chunk_rows: rows of logits at a time.
-        is_cuda: whose overheads count.
-        is_half: whether products are in 16 bits.
-        recomputes_cheap: cheap operations of the other layers are taken twice.
-        streamed_bytes: of optimizer states that come from the host and go back there, once each.
-        num_update_passes: how often an update goes over its numbers: 1 where it is fused.
-        rounds: parameters are in bfloat16, and rounded stochastically.
+        plan: how the step is executed.
+        state_bytes: of the optimizer's states; where the plan keeps them in the host's memory, they come from there and
+            go back there, once each.
     """
+    is_cuda, is_half = not kind_of(plan.device).is_host, plan.compute_dtype in ("bfloat16", "float16")
+    num_whole = sizes.num_layers if plan.recomputed_layers is None else plan.recomputed_layers
+    num_again = num_whole if plan.gradient_checkpointing else 0
     passes = 4 + 2 * min(1.0, sizes.trained_share)  # forward, gradients of activations; those of weights if trained
-    again = 2 * recomputed_layers / max(1, sizes.num_layers)
+    again = 2 * num_again / max(1, sizes.num_layers)
     attention = sizes.num_layers * sizes.attention_features * batch.mean_square_length  # half of it is masked
     flops = (passes + again) * (sizes.layer_weights * batch.num_tokens + attention * batch.num_tokens)
     flops += passes * sizes.head_weights * batch.num_targets
-    num_micro_batches = max(1, math.ceil(batch.num_tokens / micro_batch_tokens))
-    chunks = num_micro_batches * math.ceil(batch.num_targets / num_micro_batches / loss_chunk_rows)
-    update_bytes = num_update_passes * _UPDATE_BYTES + (_ROUNDED_UPDATE_BYTES - _UPDATE_BYTES if rounds else 0)
+    num_micro_batches = max(1, math.ceil(batch.num_tokens / max(1, plan.micro_batch_tokens)))
+    chunks = num_micro_batches * math.ceil(batch.num_targets / num_micro_batches / plan.loss_chunk_rows)
+    update_bytes = _UPDATE_PASSES[plan.optimizer_implementation] * _UPDATE_BYTES
+    if plan.stochastic_rounding:
+        update_bytes += _ROUNDED_UPDATE_BYTES - _UPDATE_BYTES
     moved: float = chunks * _CHUNK_BYTES * sizes.head_weights + update_bytes * sizes.trained_weights
-    if recomputes_cheap:
-        num_cheap = sizes.num_layers - recomputed_layers
+    if plan.recomputes_cheap:
+        num_cheap = sizes.num_layers - num_again
         size = 2 if is_half else 4
         moved += num_cheap * batch.num_tokens * sizes.attention_features * _CHEAP_VALUES * size
     if is_cuda:
@@ -132,7 +121,7 @@ def step_seconds(
     launches = 0.0
     if is_cuda:
         launches = num_micro_batches * sizes.num_layers * _CUDA_LAYER_S
-        if recomputes_cheap:
+        if plan.recomputes_cheap:
             launches *= 1 + _CHEAP_LAUNCHES
-    streamed = 2 * streamed_bytes / rates.host_bytes_per_second
+    streamed = 2 * state_bytes / rates.host_bytes_per_second if plan.optimizer_states == "host" else 0.0
     return flops / rates.flops_per_second + moved / rates.bytes_per_second + launches + streamed

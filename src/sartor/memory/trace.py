@@ -1,7 +1,7 @@
-"""What a real step used, stretch by stretch, measured without the tracker that foresaw it.
+"""What a real step used, stretch by stretch, measured without the tracker that predicted it.
 
 In: a device, and whoever says which stretch begins.  Out: the most that was in use in each.  What it keeps true: the
-instrument shares nothing with `tracker.LiveSet`, so that foreseen and measured may disagree.
+instrument shares nothing with `tracker.LiveSet`, so that predicted and measured may disagree.
 
 On CUDA it is the caching allocator's own peak.  On a CPU it is what torch's allocator hands out and takes back, as its
 profiler is told: to the byte, at a few percent of the pass's time.  The resident memory of the process would not do: it
@@ -24,8 +24,7 @@ from torch import nn
 
 from sartor import compat
 from sartor.device import allocated_peak, kind_of, reset_peak
-from sartor.memory.prediction import Prediction, Stretch
-from sartor.memory.tracker import Phase
+from sartor.memory.prediction import Phase, Prediction, Stretch
 
 _PROFILER_LOG = "KINETO_LOG_LEVEL"
 _MARK = "sartor stretch"
@@ -53,14 +52,15 @@ class Trace:
         self._device = device
         self._kind = kind_of(device)
         self._held_bytes = held_bytes
-        self._stretches: list[Measured] = []
+        self.stretches: list[Measured] = []
+        """Complete when the block is left."""
         self._profile: torch.autograd.profiler.profile | None = None
         self.reason = _profiler_of_the_user() if self._kind.is_host else ""
         """Why nothing can be measured; then every stretch has 0 bytes."""
         self.phase = Phase.BUILD
 
     def __enter__(self) -> Trace:
-        self._stretches = [Measured(Phase.BUILD, None, self._held_bytes)]
+        self.stretches = [Measured(Phase.BUILD, None, self._held_bytes)]
         if not self._kind.is_host:
             reset_peak(self._device)
         elif not self.reason:
@@ -86,35 +86,30 @@ class Trace:
         if self._profile is None:
             self._read_peak()
         else:
-            with torch.profiler.record_function(f"{_MARK} {len(self._stretches)}"):
+            with torch.profiler.record_function(f"{_MARK} {len(self.stretches)}"):
                 pass
-        self._stretches.append(Measured(phase, layer, 0))
+        self.stretches.append(Measured(phase, layer, 0))
 
     def num_stretches(self) -> int:
         """Begun so far."""
-        return len(self._stretches)
-
-    @property
-    def stretches(self) -> list[Measured]:
-        """All of them, when the block is left."""
-        return self._stretches
+        return len(self.stretches)
 
     def _read_peak(self) -> None:
         if self.reason:
             return
-        self._stretches[-1].num_bytes = allocated_peak(self._device)
+        self.stretches[-1].num_bytes = allocated_peak(self._device)
         reset_peak(self._device)
 
     def _replay(self, events: list[Any]) -> None:
         """The allocator's events and our marks, in their order."""
-        live, current = self._held_bytes, self._stretches[0]
+        live, current = self._held_bytes, self.stretches[0]
         for event in sorted(events, key=lambda event: event.start_ns()):
             name = event.name()
             if name == "[memory]":
                 live += event.nbytes()
                 current.num_bytes = max(current.num_bytes, live)
             elif name.startswith(_MARK):
-                current = self._stretches[int(name.removeprefix(_MARK))]
+                current = self.stretches[int(name.removeprefix(_MARK))]
                 current.num_bytes = live
 
 
@@ -191,9 +186,9 @@ def as_json(
         reason: why there is no prediction.
         unmeasured: why a rehearsal measured nothing.
     """
-    foreseen: dict[str, Any] = {"reason": reason}
+    predicted: dict[str, Any] = {"reason": reason}
     if prediction is not None:
-        foreseen = {
+        predicted = {
             "peak_bytes": prediction.rehearsal_bytes,
             "margin_bytes": prediction.margin_bytes,
             "notes": list(prediction.notes),
@@ -201,7 +196,7 @@ def as_json(
         }
     return {
         **about,
-        "foreseen": foreseen,
+        "foreseen": predicted,
         "measured": {
             "peak_bytes": max((part.num_bytes for part in measured), default=None),
             "timeline": [{"phase": p.phase.value, "layer": p.layer, "bytes": p.num_bytes} for p in measured],

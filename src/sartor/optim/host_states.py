@@ -20,21 +20,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from sartor.device import HOST, await_copies, reads_pinned
+from sartor.device import HOST, await_copies, is_on_host, reads_pinned
 
 
 class HostStates:
     """Where an optimizer's states live between its updates."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, place: str = HOST) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         """Args:
         optimizer: whose states they are.
-        place: where they live; a simulation has a place of its own, whose bytes are not the device's.
         """
         self._optimizer = optimizer
-        self._place = torch.device(place)
         parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
-        self._pins = place == HOST and any(reads_pinned(parameter) for parameter in parameters)
+        self._pins = any(reads_pinned(parameter) for parameter in parameters)
         """Whether a GPU is to read what the host holds."""
         self._homes: dict[nn.Parameter, dict[str, Any] | None] = {}
         """Of parameters whose states are on the device: what the host holds; None: it holds nothing yet."""
@@ -48,7 +46,7 @@ class HostStates:
                 state = states.get(parameter)
                 self._homes[parameter] = dict(state) if state else None
                 if state:
-                    states[parameter] = {name: _copied(value, parameter.device) for name, value in state.items()}
+                    states[parameter] = {name: copied(value, parameter.device) for name, value in state.items()}
         except BaseException:
             self.drop(piece)
             raise
@@ -76,7 +74,7 @@ class HostStates:
 
     def memory_like(self, parameter: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Memory of the host for a state of a parameter's shape."""
-        return torch.empty(parameter.shape, dtype=dtype, device=self._place, pin_memory=self._pins)
+        return torch.empty(parameter.shape, dtype=dtype, device=HOST, pin_memory=self._pins)
 
     def drop(self, piece: Iterable[nn.Parameter]) -> None:
         """What the device holds of these parameters' states is of no use: the host's hold."""
@@ -118,20 +116,15 @@ class HostStates:
         return value.to(small) if isinstance(value, torch.Tensor) and small is not None else value
 
     def _moved(self, value: torch.Tensor) -> torch.Tensor:
-        if value.device == self._place and (not self._pins or value.is_pinned()):
+        if is_on_host(value) and (not self._pins or value.is_pinned()):
             return value
         return self._home(None, value).copy_(value)
 
     def _home(self, known: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
         """Memory of the host for a state; pinned where a GPU is to read it."""
-        if (
-            known is not None
-            and known.device == self._place
-            and known.shape == like.shape
-            and known.dtype == like.dtype
-        ):
+        if known is not None and is_on_host(known) and (known.shape, known.dtype) == (like.shape, like.dtype):
             return known
-        return torch.empty_like(like, device=self._place, pin_memory=self._pins)
+        return torch.empty_like(like, device=HOST, pin_memory=self._pins)
 
 
 def settle_on_device(optimizer: torch.optim.Optimizer) -> None:
@@ -147,12 +140,12 @@ def _is_stored(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.dim() > 0
 
 
-def _copied(value: Any, device: torch.device) -> Any:
-    if not isinstance(value, torch.Tensor):
-        return value
+def copied(value: Any, device: torch.device) -> Any:
+    """A copy of a part of a state: of an array on this device and in order, of a number where it is."""
     if not _is_stored(value):
-        return value.clone()
-    return torch.empty_like(value, device=device, pin_memory=False).copy_(value, non_blocking=True)
+        return value.clone() if isinstance(value, torch.Tensor) else value
+    copy = torch.empty_like(value, device=device, pin_memory=False, memory_format=torch.contiguous_format)
+    return copy.copy_(value, non_blocking=True)
 
 
 def _counts_on_device(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> bool:

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from sartor.engine.rounding import round_stochastically_
-from sartor.optim.host_states import HostStates, settle_on_device
+from sartor.optim.host_states import HostStates, copied, settle_on_device
 from sartor.optim.registry import facts_of
 
 BLOCK_VALUES = 1 << 22
@@ -36,7 +36,7 @@ _ROUNDING_BYTES = 12
 
 
 @dataclass(frozen=True, slots=True)
-class Slice:
+class _Slice:
     """Values `start` to `stop` of one parameter, counted in the order in which they lie in memory."""
 
     parameter: nn.Parameter
@@ -145,8 +145,8 @@ class RoundedUpdate:
             if parameter.grad is not None and parameter not in self._done
         ]
 
-    def _pieces(self, piece_bytes: int) -> Iterator[list[Slice]]:
-        piece: list[Slice] = []
+    def _pieces(self, piece_bytes: int) -> Iterator[list[_Slice]]:
+        piece: list[_Slice] = []
         size = 0
         for parameter, number in self._waiting():
             for part in self._blocks(parameter, number):
@@ -159,7 +159,7 @@ class RoundedUpdate:
         if piece:
             yield piece
 
-    def _blocks(self, parameter: nn.Parameter, number: int) -> Iterator[Slice]:
+    def _blocks(self, parameter: nn.Parameter, number: int) -> Iterator[_Slice]:
         """What is left of a parameter."""
         num_values = parameter.numel()
         begun = self._progress.get(parameter)
@@ -167,13 +167,13 @@ class RoundedUpdate:
         lies_in_order = parameter.is_contiguous() and parameter.grad is not None and parameter.grad.is_contiguous()
         length = BLOCK_VALUES if self._goes_in_blocks and lies_in_order else num_values
         for start in range(first, num_values, max(1, length)):
-            yield Slice(parameter, number, start, min(num_values, start + length))
+            yield _Slice(parameter, number, start, min(num_values, start + length))
 
     @torch.no_grad()
-    def _step(self, piece: list[Slice], number: int) -> None:
+    def _step(self, piece: list[_Slice], number: int) -> None:
         """Step on these slices; a failure leaves them as they were."""
         states = self._optimizer.state
-        pairs: list[tuple[Slice, nn.Parameter]] = []
+        pairs: list[tuple[_Slice, nn.Parameter]] = []
         groups = [(group, group["params"]) for group in self._optimizer.param_groups]
         try:
             stand_ins: dict[nn.Parameter, list[nn.Parameter]] = {}
@@ -198,35 +198,33 @@ class RoundedUpdate:
         if self._host is not None:
             self._host.await_copies()
 
-    def _stand_in(self, part: Slice) -> nn.Parameter:
+    def _stand_in(self, part: _Slice) -> nn.Parameter:
         """The slice in float32, with its gradient, and its state in the optimizer, all of them copies."""
         parameter = part.parameter
         assert parameter.grad is not None
         if parameter not in self._progress:
             state = self._optimizer.state.get(parameter)
             before = dict(state) if state else None
-            homes = {name: value for name, value in (before or {}).items() if is_array(value, parameter)}
+            homes = {name: value for name, value in (before or {}).items() if _is_array(value, parameter)}
             self._progress[parameter] = _Progress(before, homes)
         begun = self._progress[parameter]
         stand_in = nn.Parameter(_wide(part.of(parameter.detach())))
         stand_in.grad = _wide(part.of(parameter.grad))
         if begun.before is not None:
             self._optimizer.state[stand_in] = {
-                name: copied(
-                    part.of(value) if name in begun.homes else value, stand_in.device, moves=name in begun.homes
-                )
+                name: copied(part.of(value) if name in begun.homes else value, stand_in.device)
                 for name, value in begun.before.items()
             }
         return stand_in
 
-    def _round(self, part: Slice, stand_in: nn.Parameter, number: int) -> None:
+    def _round(self, part: _Slice, stand_in: nn.Parameter, number: int) -> None:
         """In place, block by block: what comes out has room in bfloat16."""
         values = stand_in.detach().view(-1)
         for start in range(part.start, part.stop, BLOCK_VALUES):
             block = values[start - part.start : start - part.start + BLOCK_VALUES]
             round_stochastically_(block, (self._seed, number, part.number, start // BLOCK_VALUES))
 
-    def _homes(self, part: Slice, state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    def _homes(self, part: _Slice, state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """Memory for all of the parameter's state, of which this slice's is the first that is made."""
         parameter, known = part.parameter, self._progress[part.parameter].homes
         num_values = part.stop - part.start
@@ -240,7 +238,7 @@ class RoundedUpdate:
             return self._host.memory_like(parameter, dtype)
         return torch.empty_like(parameter, dtype=dtype, requires_grad=False, memory_format=torch.contiguous_format)
 
-    def _put_away(self, part: Slice, stand_in: nn.Parameter, homes: dict[str, torch.Tensor]) -> None:
+    def _put_away(self, part: _Slice, stand_in: nn.Parameter, homes: dict[str, torch.Tensor]) -> None:
         """The slice into its parameter, and its state to where it lives; the last one ends the parameter's step."""
         parameter, state = part.parameter, self._optimizer.state[stand_in]
         part.of(parameter.detach()).copy_(stand_in)
@@ -259,16 +257,6 @@ def _wide(values: torch.Tensor) -> torch.Tensor:
     return values.to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
-def is_array(value: Any, parameter: nn.Parameter) -> bool:
+def _is_array(value: Any, parameter: nn.Parameter) -> bool:
     """Whether a state is of its parameter's shape."""
     return isinstance(value, torch.Tensor) and value.dim() > 0 and value.shape == parameter.shape
-
-
-def copied(value: Any, device: torch.device, *, moves: bool) -> Any:
-    """A copy; of an array on the device of the parameters, of a count where it is."""
-    if not isinstance(value, torch.Tensor):
-        return value
-    if not moves:
-        return value.clone()
-    copied = torch.empty_like(value, device=device, pin_memory=False, memory_format=torch.contiguous_format)
-    return copied.copy_(value, non_blocking=True)

@@ -97,7 +97,7 @@ class Update:
         self._done.clear()
 
     def needed_bytes(self) -> int:
-        """What the next `step` will allocate: states that are not there yet, and copies of a piece."""
+        """What the next `step` will allocate: states that are not there yet, and copies of a piece with its states."""
         waiting = self._waiting()
         each = state_bytes_per_value(self.optimizer)
         if self._rounded is not None:
@@ -107,8 +107,9 @@ class Update:
             return states
         largest = max(parameter.nbytes for parameter in waiting)
         piece = min(max(self._piece_bytes, largest), sum(parameter.nbytes for parameter in waiting))
-        streamed = 0 if self._host is None else each * (piece // 4)
-        return states + piece + streamed
+        if self._host is None and not any(self.optimizer.state.values()):
+            return states + piece
+        return states + piece + each * (piece // 4)
 
     @torch.no_grad()
     def rehearse(self) -> bool:
@@ -262,8 +263,9 @@ class _Copy:
     @torch.no_grad()
     def of(cls, parameter: nn.Parameter, states: Any) -> _Copy:
         state = states.get(parameter)
-        copied = None if state is None else {name: _copied(value) for name, value in state.items()}
-        return cls(parameter, parameter.detach().clone(), copied)
+        if state is not None:
+            state = {name: value.clone() if torch.is_tensor(value) else value for name, value in state.items()}
+        return cls(parameter, parameter.detach().clone(), state)
 
     @torch.no_grad()
     def put_back(self, states: Any) -> None:
@@ -277,7 +279,3 @@ class _Copy:
                 states[self.parameter][name].copy_(value)
             else:
                 states[self.parameter][name] = value
-
-
-def _copied(value: Any) -> Any:
-    return value.clone() if torch.is_tensor(value) else value

@@ -11,11 +11,12 @@ import time
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future
+from dataclasses import KW_ONLY, InitVar, dataclass
 from json import JSONDecodeError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sartor.errors import ConfigurationError, HubError, RunFolderError, SartorError, SartorWarning
+from sartor.errors import HubError, RunFolderError, SartorError, SartorWarning
 from sartor.masking import MASK
 from sartor.report import staging
 from sartor.report.transfer import (
@@ -51,8 +52,6 @@ _ANSWERS = {
 }
 _RECONNECT_S = (1, 2, 4)
 """Before an upload tries again to connect."""
-STRATEGIES = ("end", "every_save", "checkpoint", "all_checkpoints")
-"""transformers' values of `hub_strategy`."""
 
 
 def repository_name(output_dir: Path | str, hub_model_id: str | None = None) -> str:
@@ -138,36 +137,29 @@ def push_again(folder: Path | str, repo_id: str) -> str:
     return f"""python -c "from sartor.report.hub import push_folder; push_folder('{folder}', '{repo_id}')\""""
 
 
+@dataclass(repr=False, eq=False)  # its token must not be shown
 class _Upload:
     """One commit: its files are laid out when it is made, uploaded when it runs, and deleted afterwards."""
 
-    def __init__(
-        self,
-        files: Mapping[str, Path],
-        folder: Path,
-        repo_id: str,
-        commit_message: str | None,
-        *,
-        token: str | None,
-        revision: str | None,
-        timeout_s: float,
-        path_in_repo: str | None = None,
-    ) -> None:
-        self._folder = folder
-        self._repo_id = repo_id
-        self._commit_message = commit_message
-        self._token = token
-        self._revision = revision
-        self._path_in_repo = path_in_repo
-        self._timeout_s = timeout_s
-        _require_online(f"push to {repo_id}", folder)
-        self._stage = staging.stage(files, folder, _secrets(token))
+    files: InitVar[Mapping[str, Path]]
+    folder: Path
+    repo_id: str
+    commit_message: str | None
+    _: KW_ONLY
+    token: str | None
+    revision: str | None
+    timeout_s: float
+    path_in_repo: str | None = None
+
+    def __post_init__(self, files: Mapping[str, Path]) -> None:
+        _require_online(f"push to {self.repo_id}", self.folder)
+        self._stage = staging.stage(files, self.folder, _secrets(self.token))
 
     def run(self, is_given_up: Callable[[], bool] = lambda: False) -> CommitInfo:
-        where = self._repo_id + (f", branch {self._revision}" if self._revision else "")
+        where = self.repo_id + (f", branch {self.revision}" if self.revision else "")
         try:
             return _explained(
-                lambda: self._send(is_given_up), f"push to {where}", self._token, self._folder, repo_id=self._repo_id
+                lambda: self._send(is_given_up), f"push to {where}", self.token, self.folder, repo_id=self.repo_id
             )
         finally:
             self.discard()
@@ -175,14 +167,14 @@ class _Upload:
     def _send(self, is_given_up: Callable[[], bool]) -> CommitInfo:
         for pause_s in (*_RECONNECT_S, None):
             try:
-                with limited(self._timeout_s, is_given_up):
+                with limited(self.timeout_s, is_given_up):
                     return commit_folder(
-                        _api(self._token),
+                        _api(self.token),
                         self._stage,
-                        self._repo_id,
-                        path_in_repo=self._path_in_repo,
-                        message=self._commit_message,
-                        revision=self._revision,
+                        self.repo_id,
+                        path_in_repo=self.path_in_repo,
+                        message=self.commit_message,
+                        revision=self.revision,
                     )
             except UnreachableError:
                 if pause_s is None:
@@ -255,12 +247,12 @@ class BackgroundPushes:
         name; both with its trainer_state.json.
         While an earlier push is still under way it is left out, unless `always_push`.
 
+        Args:
+            strategy: one of these four, as SFTConfig has checked.
+
         Raises:
-            ConfigurationError: no such strategy.
             HubError, RunFolderError: as `push_folder`, for what is found before the upload starts.
         """
-        if strategy not in STRATEGIES:
-            raise ConfigurationError(f"hub_strategy={strategy!r} is none of {', '.join(STRATEGIES)}.")
         checkpoint, output_dir = Path(checkpoint), Path(output_dir)
         if strategy == "end" or not (self.is_done() or always_push):
             return False

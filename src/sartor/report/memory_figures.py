@@ -93,12 +93,13 @@ def _areas(axes: Axes, foreseen: Timeline, unit: float) -> None:
             continue
         above = [low + height for low, height in zip(below, heights, strict=True)]
         widest = max(range(len(heights)), key=lambda place: heights[place])
-        is_direct = heights[widest] >= _DIRECT * top and _run(heights, widest) >= len(heights) // 6
+        high = _as_high(heights, widest)
+        is_direct = heights[widest] >= _DIRECT * top and len(high) >= len(heights) // 6
         axes.stairs(
             above, edges, baseline=below, fill=True, color=colour, linewidth=0, label=None if is_direct else component
         )
         if is_direct:
-            place = _middle(heights, widest)
+            place = high[len(high) // 2]
             axes.text(
                 place + 0.5,
                 below[place] + heights[place] / 2,
@@ -106,34 +107,20 @@ def _areas(axes: Axes, foreseen: Timeline, unit: float) -> None:
                 ha="center",
                 va="center",
                 fontsize=9,
-                color=_ink(component),
+                color="white" if component in ("parameters", "optimizer states") else "black",
             )
         below = above
 
 
-def _ink(component: str) -> str:
-    """Of text on this component's colour."""
-    return "white" if component in ("parameters", "optimizer states") else "black"
-
-
-def _run(heights: Sequence[float], widest: int) -> int:
-    """How many neighbouring stretches are about as high."""
-    return len(_neighbours(heights, widest))
-
-
-def _middle(heights: Sequence[float], widest: int) -> int:
-    found = _neighbours(heights, widest)
-    return found[len(found) // 2]
-
-
-def _neighbours(heights: Sequence[float], widest: int) -> list[int]:
+def _as_high(heights: Sequence[float], widest: int) -> range:
+    """The widest stretch and its neighbours that are about as high."""
     high = [height >= 0.7 * heights[widest] for height in heights]
     start = end = widest
     while start > 0 and high[start - 1]:
         start -= 1
     while end + 1 < len(heights) and high[end + 1]:
         end += 1
-    return list(range(start, end + 1))
+    return range(start, end + 1)
 
 
 def _phases(axes: Axes, timeline: Timeline) -> None:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
-from transformers import TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from sartor.device import peak_bytes
 
@@ -35,6 +36,20 @@ class TrainingProgress(TrainerCallback):
         self._first_step = 0
         self._started = time.perf_counter()
         self._clock = _TokenClock()
+
+    @contextmanager
+    def alone_in(self, trainer: Any) -> Iterator[None]:
+        """Within the block a trainer shows this alone, not the bar or the printed dicts that transformers adds.
+
+        Args:
+            trainer: one that has this among its callbacks; what is taken out of it stays out.
+        """
+        trainer.remove_callback(ProgressCallback)
+        trainer.remove_callback(PrinterCallback)
+        try:
+            yield
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Leave the terminal as it was; safe to call again, and after an error."""

@@ -301,7 +301,7 @@ _CONTENT: dict[str, Check] = {
     "plan": fields(_PLAN, may_lack=tuple(_PLAN)[9:]),
     "fingerprints": mapping_of(text),
     "frozen": mapping_of(text),
-    "settings": fields({"max_steps": number}, is_open=True),
+    "settings": fields({"max_steps": number}, may_lack=("max_steps",), is_open=True),
     "versions": mapping_of(text),
 }
 """What `Checkpoints` saves."""

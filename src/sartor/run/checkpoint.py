@@ -31,7 +31,8 @@ STATE_FOLDER = "run_state"
 _TENSORS_NAME = "state.safetensors"
 _TREE_NAME = "state.json"
 _FORMAT = 4
-_NAME = re.compile(r"checkpoint-(\d+)")
+PREFIX = "checkpoint-"
+_NAME = re.compile(rf"{PREFIX}(\d+)")
 _ASIDE = re.compile(r"_(checkpoint-\d+)\.(partial|replaced|deleted)")
 """Being written; whole, and about to be replaced by what was written; being deleted."""
 

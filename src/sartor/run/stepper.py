@@ -17,6 +17,7 @@ import torch
 from sartor.engine.step import Engine
 from sartor.errors import DataError, NonFiniteError
 from sartor.optim.transaction import planned_update
+from sartor.ranks import ALONE, Ranks
 from sartor.records import LossSums, StepResult
 from sartor.run.cutting import keyed_micro_batches
 from sartor.run.loop import OptimizerBatch
@@ -32,9 +33,15 @@ _OPTIMIZER_ADVICE = (
 class EngineStepper:
     """Steps with our own engine."""
 
-    def __init__(self, engine: Engine, updater: Updater) -> None:
+    def __init__(self, engine: Engine, updater: Updater, ranks: Ranks = ALONE) -> None:
+        """Args:
+        engine: computes.
+        updater: steps.
+        ranks: the processes that have the other shares of each optimizer batch.
+        """
         self._engine = engine
         self._updater = updater
+        self._ranks = ranks
 
     def gradients(self, batch: OptimizerBatch) -> StepResult:
         """See `loop.Stepper`.  Where memory runs out, the batch is begun anew, with less at once.
@@ -44,8 +51,8 @@ class EngineStepper:
             NonFiniteError: its loss is not finite, and the policy is to stop.
             OutOfMemoryError: one document alone does not fit.
         """
-        engine, updater = self._engine, self._updater
-        if batch.num_targets == 0:
+        engine, updater, ranks = self._engine, self._updater, self._ranks
+        if ranks.total(batch.num_targets) == 0:
             raise DataError(
                 f"an optimizer batch has no target at all: {updater.policy.where(batch.keys)}. Nothing in it can be "
                 "trained: drop rows without targets, or make the batch larger."
@@ -54,7 +61,7 @@ class EngineStepper:
         engine.model.train()
         before = generator_states()
         recovery = updater.recovery
-        attempt = _Attempt(engine, updater, batch)
+        attempt = _Attempt(engine, updater, batch, ranks.total(batch.total_weight), int(ranks.total(batch.num_tokens)))
 
         def undo() -> None:
             updater.discard()
@@ -67,11 +74,29 @@ class EngineStepper:
         total = parts[0][1]
         for _, sums in parts[1:]:
             total = total + sums
+        if ranks.count > 1:
+            total = self._over_all_ranks(total)
         result = StepResult(total, None, batch.num_tokens, len(parts), batch.keys)
         if not torch.isfinite(total.loss_sum):
             culprits = [key for keys, sums in parts if not torch.isfinite(sums.loss_sum) for key in keys]
             return updater.refuse(result, "the loss", float(total.loss_sum), culprits or batch.keys)
         return result
+
+    def _over_all_ranks(self, sums: LossSums) -> LossSums:
+        """Gradients and sums of the whole optimizer batch, the same in every process."""
+        for parameter in self._engine.model.parameters():
+            if parameter.requires_grad:
+                own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = self._ranks.sum(own)
+        weights = sums.weight_sum
+        return LossSums(
+            self._ranks.sum(sums.loss_sum),
+            self._ranks.sum(sums.entropy_sum),
+            self._ranks.sum(sums.num_correct),
+            int(self._ranks.total(sums.num_targets)),
+            # weighted everywhere as soon as one share is
+            self._ranks.sum(torch.full_like(sums.loss_sum, sums.num_targets) if weights is None else weights),
+        )
 
     def clip(self, result: StepResult) -> StepResult:
         """See `loop.Stepper`.
@@ -102,12 +127,15 @@ class _Attempt:
         engine: Engine,
         updater: Updater,
         batch: OptimizerBatch,
+        total_weight: float,
+        num_tokens: int,
     ) -> None:
+        """`total_weight`, `num_tokens`: of the whole optimizer batch, over all ranks."""
         self._engine = engine
         self._updater = updater
         self._batch = batch
-        self._total_weight = batch.total_weight
-        self._num_tokens = batch.num_tokens
+        self._total_weight = total_weight
+        self._num_tokens = num_tokens
         self.last_tokens = 0
         """Of the micro-batch that was begun last, its tokens: where the run ended early, the one that did not fit."""
         self.last_documents = 0
@@ -159,10 +187,10 @@ class Updater:
         recovery: Recovery | None = None,
         policy: NonFinitePolicy | None = None,
     ) -> None:
-        self._optimizer = optimizer
+        self.optimizer = optimizer
         self._update: Any = planned_update(optimizer, engine.plan, seed=engine.settings.seed)
         self._update.settle()
-        self._scheduler = scheduler
+        self.scheduler = scheduler
         self._engine = engine
         self._max_grad_norm = max_grad_norm
         self._steps_on_metrics = steps_on_metrics
@@ -197,7 +225,7 @@ class Updater:
 
     def states(self) -> list[torch.Tensor]:
         """That the optimizer has now."""
-        states = self._optimizer.state.values()
+        states = self.optimizer.state.values()
         return [value for state in states for value in state.values() if isinstance(value, torch.Tensor)]
 
     @contextmanager
@@ -289,7 +317,7 @@ class Updater:
         """Advance the schedule, unless the update was skipped or the schedule follows a metric."""
         learning_rate = self._learning_rate()
         if not self._was_skipped and not self._steps_on_metrics:
-            self._scheduler.step()
+            self.scheduler.step()
         self._was_skipped = False
         self.discard()
         return learning_rate
@@ -301,8 +329,8 @@ class Updater:
 
     def _learning_rate(self) -> float:
         if self._steps_on_metrics:
-            return float(self._optimizer.param_groups[0]["lr"])
-        return float(self._scheduler.get_last_lr()[0])
+            return float(self.optimizer.param_groups[0]["lr"])
+        return float(self.scheduler.get_last_lr()[0])
 
 
 def not_finite(step: int, what: str, value: float, rows: str) -> NonFiniteError:

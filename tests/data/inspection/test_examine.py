@@ -7,11 +7,11 @@ from datasets import Dataset, IterableDataset
 
 from sartor.batching.packing import pack
 from sartor.data.encoding.encode import prepare
-from sartor.data.encoding.template import CHATML, adopt_chatml
-from sartor.data.inspect import example_of
 from sartor.data.inspection.examine import Examination, Given
+from sartor.data.inspection.prepared import example_of
 from sartor.data.inspection.record import Severity
 from sartor.data.reading import sources
+from sartor.data.templates.rendering import CHATML, adopt_chatml
 from sartor.records import DataSettings
 from tests.data.conftest import TUTORIAL_TEMPLATE
 from tests.data.inspection.helpers import conversation, found, inspect, places, sentence

@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sartor.data.encoding.cutting import cut
-from sartor.data.encoding.table import TokenRows
 from sartor.data.inspection.lengths import LengthTally
 from sartor.data.inspection.record import Lengths, share
 from sartor.data.reading.places import Places
-from sartor.records import DataSettings, DataSummary, RowFormat
+from sartor.data.tokens.table import TokenRows
+from sartor.records import DataSettings
 
 
 def rows_of(*lengths: int, first_target: int = 0) -> TokenRows:
@@ -39,15 +39,15 @@ def test_every_level_costs_what_cutting_there_costs(
     lengths: list[int], first_target: int, max_length: int, mode: str
 ) -> None:
     rows = rows_of(*lengths, first_target=first_target)
-    nothing = DataSummary("train", RowFormat.TOKENIZED, 0, 0, 0, 0, 0)
     places = Places.of_texts([f"a, row {number}" for number in range(len(rows))])
     for level in counted(rows, max_length, mode).cuts:
-        _, cost, _ = cut(rows, DataSettings(max_length=level.max_length, truncation_mode=mode), nothing, places)
-        assert level.num_rows == cost.num_truncated_rows
-        assert level.num_tokens == cost.num_truncated_tokens
-        assert level.num_targets == cost.num_truncated_targets
+        options = DataSettings(max_length=level.max_length, truncation_mode=mode)
+        _, _, cost = cut(rows, places, options, name="train", is_tokenized=True)
+        assert level.num_rows == cost["num_truncated_rows"]
+        assert level.num_tokens == cost["num_truncated_tokens"]
+        assert level.num_targets == cost["num_truncated_targets"]
         without = int(np.count_nonzero(~rows.has_labels))
-        assert level.num_emptied == cost.num_dropped_rows - without
+        assert level.num_emptied == cost["num_dropped_rows"] - without
 
 
 def test_the_length_asked_for_is_among_the_levels_and_so_is_one_that_cuts_nothing() -> None:

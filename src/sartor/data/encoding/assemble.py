@@ -9,27 +9,26 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sartor.data import entries
 from sartor.data.encoding import cache, store
 from sartor.data.encoding.counts import Counts
+from sartor.data.encoding.encoder import Encoder
 from sartor.data.encoding.keys import Unkeyed, key_of
 from sartor.data.encoding.parts import ROWS_PER_BATCH, Part, encode_here
-from sartor.data.encoding.tokens import Encoder
+from sartor.data.encoding.request import Request
 from sartor.data.encoding.workers import encode_in_processes, work_order
 from sartor.data.entries import folder_of
 from sartor.data.reading.places import Places
-from sartor.data.reading.problems import ProblemLog
-from sartor.data.rows.formats import Reading
-from sartor.records import DataSettings, Packing, PreparedData
+from sartor.records import Packing, PreparedData
 
 if TYPE_CHECKING:
-    import datasets
+    pass
 
 CACHED_FROM_BYTES = 1 << 16
 """Rows of less are prepared faster than they are found."""
@@ -37,20 +36,6 @@ CORES_IN_PROCESS = 4
 """So many cores are kept busy by the tokenizer's threads while one of them runs Python."""
 ROWS_PER_PROCESS = 10_000
 """Fewer are encoded before another process is there."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What is to be prepared, and how."""
-
-    dataset: datasets.Dataset
-    tokenizer: Any
-    reading: Reading
-    settings: DataSettings
-    name: str
-    end_tokens: tuple[str, ...]
-    pack: store.Packer | None
-    say: Callable[[str], None]
 
 
 def prepare_rows(request: Request, encoder: Encoder) -> PreparedData:
@@ -62,9 +47,7 @@ def prepare_rows(request: Request, encoder: Encoder) -> PreparedData:
     used = request.dataset.remove_columns(list(request.reading.unused_columns))
     request = replace(request, dataset=used)
 
-    def make(folder: Path | None) -> cache.Made:
-        # A second attempt, where the disk was full, must not count twice.
-        encoder.tally.clear()
+    def make(folder: Path | None) -> PreparedData:
         return _made(request, encoder, folder)
 
     folder = folder_of(request.settings.data_cache)
@@ -72,42 +55,29 @@ def prepare_rows(request: Request, encoder: Encoder) -> PreparedData:
     if folder is None or used.data.nbytes < CACHED_FROM_BYTES:
         return cache.not_kept(make, request.say, is_large=is_large)
     try:
-        key = _key(request)
+        key = key_of(request)
     except Unkeyed as reason:
         request.say(f"The {request.name} data is not cached: {reason}.")
         return cache.not_kept(make, request.say, is_large=is_large)
     return cache.cached(key, folder, make, request.say, is_large=is_large)
 
 
-def _key(request: Request) -> str:
-    return key_of(
-        request.dataset,
-        request.tokenizer,
-        request.settings,
-        name=request.name,
-        notes=request.reading.notes,
-        end_tokens=request.end_tokens,
-        formatting_func=request.reading.formatting_func,
-        pack=request.pack,
-    )
-
-
-def _made(request: Request, encoder: Encoder, folder: Path | None) -> cache.Made:
+def _made(request: Request, encoder: Encoder, folder: Path | None) -> PreparedData:
     """Encode everything, and write it in its final order: to a file of the folder, or in memory."""
     name, settings = request.name, request.settings
-    problems = ProblemLog()
-    tokens: store.Store = store.MemoryStore() if folder is None else store.FileStore(folder)
+    tokens = store.MemoryStore() if folder is None else store.FileStore(folder)
     num_processes, process_notes = _num_processes(request)
     counts = Counts(name, request.reading)
     kept_places: list[Places] = []
-    with closing(_parts(request, encoder, problems, num_processes)) as parts:
+    with closing(_parts(request, encoder, num_processes)) as parts:
         for part in parts:
-            if not problems or settings.bad_rows == "skip":
-                rows, places = counts.cut(part, settings)
+            counts.note(part)
+            if not counts.problems or settings.bad_rows == "skip":
+                rows, places = counts.cut(part.rows, part.places, settings)
                 tokens.append(rows)
                 kept_places.append(places)
     if settings.bad_rows != "skip" or not counts.num_rows:
-        problems.raise_if_any(f"{name} data", len(request.dataset))
+        counts.problems.raise_if_any(f"{name} data", len(request.dataset))
     counts.check(settings)
     places = Places.concatenate(kept_places)
     rows = tokens.rows()
@@ -119,8 +89,8 @@ def _made(request: Request, encoder: Encoder, folder: Path | None) -> cache.Made
         written = store.write_file(rows, how, folder / cache.DATA)
     del rows
     tokens.remove()
-    summary = counts.summary(encoder, problems, how, written, num_rows=len(request.dataset), notes=process_notes)
-    return cache.Made(summary, _arranged_places(places, how), written.fingerprint, dataset)
+    summary = counts.summary(encoder, how, written, num_rows=len(request.dataset), notes=process_notes)
+    return PreparedData(dataset, summary, _arranged_places(places, how), digest=written.fingerprint)
 
 
 def _arranged_places(places: Places, how: store.Arrangement) -> Places:
@@ -129,13 +99,10 @@ def _arranged_places(places: Places, how: store.Arrangement) -> Places:
     return places.packed(how) if isinstance(how, Packing) else places.take(how)
 
 
-def _parts(request: Request, encoder: Encoder, problems: ProblemLog, num_processes: int) -> Generator[Part]:
+def _parts(request: Request, encoder: Encoder, num_processes: int) -> Generator[Part]:
     if num_processes == 1:
-        return encode_here(request.dataset, encoder, problems, name=request.name)
-    order = work_order(
-        request.dataset, request.tokenizer, request.reading, request.settings, request.end_tokens, request.name
-    )
-    return encode_in_processes(request.dataset, order, num_processes, problems, encoder.tally)
+        return encode_here(request.dataset, encoder, name=request.name)
+    return encode_in_processes(request.dataset, work_order(request), num_processes)
 
 
 def _num_processes(request: Request) -> tuple[int, tuple[str, ...]]:
@@ -155,7 +122,7 @@ def _num_processes(request: Request) -> tuple[int, tuple[str, ...]]:
 
 def _why_not_elsewhere(request: Request) -> str:
     """Why other processes cannot encode these rows; empty where they can."""
-    from sartor.data.encoding.tokenizing import is_stock
+    from sartor.data.tokens.tokenizing import is_stock
 
     if request.reading.formatting_func is not None:
         return "formatting_func exists only in this one"

@@ -6,38 +6,36 @@ it keeps true: every row, token and target that is lost is in the summary, and i
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sartor.data.encoding.cutting import cut
+from sartor.data.encoding.encoder import Encoder
 from sartor.data.encoding.parts import Part
 from sartor.data.encoding.store import Arrangement, Integers, Written, arranged
-from sartor.data.encoding.table import TokenRows
-from sartor.data.encoding.tokens import Encoder
 from sartor.data.reading.places import Places
 from sartor.data.reading.problems import ProblemLog
 from sartor.data.rows.formats import Reading
+from sartor.data.targets.audit import add_counts
+from sartor.data.tokens.table import TokenRows
 from sartor.errors import DataError
-from sartor.records import IGNORE_INDEX, DataSettings, DataSummary, Packing
+from sartor.records import IGNORE_INDEX, DataSettings, DataSummary, Packing, RowFormat
 
 Labels = NDArray[Any]
 """Labels of tokens, or anything else that is -100 where they are."""
-
-LOSSES = ("num_truncated_rows", "num_truncated_tokens", "num_truncated_targets", "num_dropped_rows")
-"""Fields of a summary that say what cutting costs."""
 
 
 class Counts:
     """What is known of all rows of one data set that were encoded so far, and what cutting them cost."""
 
     def __init__(self, name: str, reading: Reading) -> None:
+        self._name = name
         self._reading = reading
-        self._none = DataSummary(name, reading.format, 0, 0, 0, 0, 0)
-        self.lost = self._none
+        self._lost: Counter[str] = Counter()
         self.num_rows = 0
         self.longest_tokens = 0
         self.has_labels = False
@@ -45,25 +43,31 @@ class Counts:
         """Of the rows that are left, before they are arranged."""
         self.kept_labels = 0
         """Of their tokens, those that are labelled: the targets, and first tokens that nothing predicts."""
-        self.source_rows: dict[str, int] = {}
+        self.source_rows: Counter[str] = Counter()
+        self.problems = ProblemLog()
+        """What is wrong with the rows that are left out."""
+        self.tally: Counter[str] = Counter()
 
-    def cut(self, part: Part, settings: DataSettings) -> tuple[TokenRows, Places]:
-        """Cut one part's rows, and count them.
+    def note(self, part: Part) -> None:
+        """Add what was noted and counted while one part was encoded."""
+        self.problems.update(part.problems)
+        add_counts(self.tally, part.tally)
+
+    def cut(self, rows: TokenRows, places: Places, settings: DataSettings) -> tuple[TokenRows, Places]:
+        """Cut some more rows, and count them.
 
         Raises:
             DataError: nothing is left of a row, where `no_targets="error"`.
         """
-        self.num_rows += len(part.rows)
-        self.longest_tokens = max(self.longest_tokens, int(part.rows.lengths.max(initial=0)))
-        self.has_labels = self.has_labels or bool(part.rows.has_labels.any())
-        places = part.places.once_each() if settings.unroll else part.places
-        for source, count in places.counts().items():
-            self.source_rows[source] = self.source_rows.get(source, 0) + count
-        rows, cost, places = cut(part.rows, settings, self._none, part.places)
+        self.num_rows += len(rows)
+        self.longest_tokens = max(self.longest_tokens, int(rows.lengths.max(initial=0)))
+        self.has_labels = self.has_labels or bool(rows.has_labels.any())
+        self.source_rows.update((places.once_each() if settings.unroll else places).counts())
+        is_tokenized = self._reading.format is RowFormat.TOKENIZED
+        rows, places, cost = cut(rows, places, settings, name=self._name, is_tokenized=is_tokenized)
         self.kept.count(rows)
         self.kept_labels += int(np.count_nonzero(rows.labels != IGNORE_INDEX))
-        sums = {name: getattr(self.lost, name) + getattr(cost, name) for name in LOSSES}
-        self.lost = replace(self.lost, **sums)
+        self._lost.update(cost)
         return rows, places
 
     def check(self, settings: DataSettings) -> None:
@@ -72,22 +76,21 @@ class Counts:
         Raises:
             DataError: nothing is.
         """
-        name = self._none.name
         if not self.has_labels:
             raise DataError(
-                f"{name} data: no token of any of the {self.num_rows:,} rows is trained: all labels are -100."
+                f"{self._name} data: no token of any of the {self.num_rows:,} rows is trained: all labels are -100."
             )
         if not self.kept_labels:
             raise DataError(
-                f"{name} data: with max_length={settings.max_length} and truncation_mode={settings.truncation_mode} "
-                f"nothing that is trained is left of any of the {self.num_rows:,} rows; the longest has "
-                f"{self.longest_tokens:,} tokens. Raise max_length, or try the other truncation_mode."
+                f"{self._name} data: with max_length={settings.max_length} and "
+                f"truncation_mode={settings.truncation_mode} nothing that is trained is left of any of the "
+                f"{self.num_rows:,} rows; the longest has {self.longest_tokens:,} tokens. Raise max_length, or try the "
+                "other truncation_mode."
             )
 
     def summary(
         self,
         encoder: Encoder,
-        problems: ProblemLog,
         how: Arrangement,
         written: Written,
         *,
@@ -97,23 +100,21 @@ class Counts:
         """Everything about the data set.
 
         Args:
-            problems: the rows that are left out because they cannot be used.
             how: how examples were arranged.
             written: what the examples hold.
             num_rows: that were read, whatever became of them.
             notes: what else to say.
         """
-        notes = (*notes_of(self._reading, encoder), *notes, *mixing_notes(how))
-        return replace(
-            self.lost,
-            num_rows=num_rows,
-            num_examples=written.num_examples,
-            num_tokens=written.num_tokens,
-            num_targets=written.num_targets,
-            longest_tokens=written.longest_tokens,
-            notes=notes + tuple(f"skipped: {told}" for told in problems.told()),
-            num_skipped_rows=len(problems.bad_places),
-            skipped_kinds=problems.counts,
+        notes = (*self._reading.notes, *encoder.notes(self.tally), *notes, *mixing_notes(how))
+        return DataSummary(
+            self._name,
+            self._reading.format,
+            num_rows,
+            **written.counts(),
+            **self._lost,
+            notes=notes + tuple(f"skipped: {told}" for told in self.problems.told()),
+            num_skipped_rows=len(self.problems.bad_places),
+            skipped_kinds=self.problems.counts,
             source_rows=dict(self.source_rows),
         )
 
@@ -146,8 +147,3 @@ def mixing_notes(how: Arrangement) -> tuple[str, ...]:
         f"packing_strategy='wrapped': {num_mixed:,} of {num_blocks:,} blocks are one running text of several rows, "
         f"whose tokens see the rows before them, and rows are cut in {num_cut:,} places. 'bfd_split' mixes nothing.",
     )
-
-
-def notes_of(reading: Reading, encoder: Encoder) -> tuple[str, ...]:
-    """What is worth saying aloud."""
-    return (*reading.notes, *encoder.notes())

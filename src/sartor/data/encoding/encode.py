@@ -15,24 +15,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from sartor.data.encoding.assemble import Request, prepare_rows
+from sartor.data.encoding.assemble import prepare_rows
+from sartor.data.encoding.encoder import Encoder
 from sartor.data.encoding.limits import check_blocks
-from sartor.data.encoding.store import Packer
-from sartor.data.encoding.template import adopt_chatml
-from sartor.data.encoding.tokens import Encoder
-from sartor.data.rows.detection import recognise
+from sartor.data.encoding.request import Packer, Request, silently
+from sartor.data.rows.detection import FormattingFunction, recognise
 from sartor.data.rows.formats import Reading
+from sartor.data.templates.rendering import adopt_chatml
 from sartor.errors import ConfigurationError, DataError
 from sartor.records import DataSettings, PreparedData, RowFormat
 
 if TYPE_CHECKING:
     import datasets
-
-FormattingFunction = Callable[[dict[str, Any]], str]
-
-
-def silently(message: str) -> None:
-    """Tell nobody."""
 
 
 def prepare(
@@ -50,12 +44,11 @@ def prepare(
 
     Targets are trl's: of prompt + completion the completion only (unless `completion_only_loss=False`), of everything
     else all tokens, with `assistant_only_loss` what the template marks, or what is proven of each answer where it has
-    no marks (see `targets`).  Rows that are not conversations get the
-    end-of-text token. Rows longer than `max_length` are cut, and dropped where no target is left; with `packing` they
-    are packed instead.
+    no marks (see `targets`).  Rows that are not conversations get the end-of-text token.  Rows longer than `max_length`
+    are cut, and dropped where no target is left; with `packing` they are packed instead.
 
     A tokenizer without chat template is given the built-in one where conversations need it (see
-    `template.adopt_chatml`). A stream is prepared lazily: its rows are checked when they are read, and its counts are
+    `rendering.adopt_chatml`). A stream is prepared lazily: its rows are checked when they are read, and its counts are
     0.
 
     Args:
@@ -81,19 +74,19 @@ def prepare(
             "have it return input_ids and labels."
         )
     dataset = dataset.with_format(None)
-    columns, reading = recognise(dataset, settings, name=name, formatting_func=formatting_func)
+    columns, reading = reading_of(dataset, tokenizer, settings, name=name, formatting_func=formatting_func)
     if settings.packing and "seq_lengths" in columns and reading.format is RowFormat.TOKENIZED:
         raise ConfigurationError(f"The {name} data is packed already (it has seq_lengths). Set packing=False.")
-    reading = _with_template(reading, tokenizer)
     check_blocks(settings)
     if reading.format is not RowFormat.TOKENIZED and _fits(tokenizer, settings.num_embeddings):
         settings = replace(settings, num_embeddings=None)  # one cache for all models with this tokenizer
+    request = Request(dataset, tokenizer, reading, settings, name, tuple(end_tokens), pack, say)
     encoder = Encoder(tokenizer, reading, settings, end_tokens)
     if is_stream:
         from sartor.data.encoding.stream import prepare_stream
 
-        return prepare_stream(dataset, columns, encoder, reading, settings, name, pack)
-    return prepare_rows(Request(dataset, tokenizer, reading, settings, name, tuple(end_tokens), pack, say), encoder)
+        return prepare_stream(request, columns, encoder)
+    return prepare_rows(request, encoder)
 
 
 def _fits(tokenizer: Any, num_embeddings: int | None) -> bool:
@@ -114,9 +107,19 @@ def _check_settings(settings: DataSettings, pack: Packer | None) -> None:
             raise TypeError("prepare() needs pack= where settings.packing is set")
 
 
-def _with_template(reading: Reading, tokenizer: Any) -> Reading:
-    """See that there is a chat template where rows need one."""
-    if not reading.is_conversational:
-        return reading
-    note = adopt_chatml(tokenizer)
-    return reading if note is None else replace(reading, notes=(note, *reading.notes))
+def reading_of(
+    dataset: datasets.Dataset | datasets.IterableDataset,
+    tokenizer: Any,
+    settings: DataSettings,
+    *,
+    name: str,
+    formatting_func: FormattingFunction | None = None,
+) -> tuple[list[str], Reading]:
+    """The columns of a data set, and how its rows are read, by a tokenizer with a chat template where they need one.
+
+    Raises:
+        DataError, ConfigurationError: see `recognise` and `adopt_chatml`.
+    """
+    columns, reading = recognise(dataset, settings, name=name, formatting_func=formatting_func)
+    note = adopt_chatml(tokenizer) if reading.is_conversational else None
+    return columns, reading if note is None else replace(reading, notes=(note, *reading.notes))

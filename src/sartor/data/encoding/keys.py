@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import date
 from functools import cache
@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from sartor.data.encoding.tokenizing import BatchTokenizer, is_stock
-from sartor.records import DataSettings
+from sartor.data.encoding.request import Request
+from sartor.data.tokens.tokenizing import BatchTokenizer, is_stock
 
 if TYPE_CHECKING:
     import datasets
@@ -33,29 +33,20 @@ class Unkeyed(Exception):
     """There is no key; says why."""
 
 
-def key_of(
-    dataset: datasets.Dataset,
-    tokenizer: Any,
-    settings: DataSettings,
-    *,
-    name: str,
-    notes: Sequence[str],
-    end_tokens: Sequence[str],
-    formatting_func: Callable[..., Any] | None,
-    pack: Callable[..., Any] | None,
-) -> str:
+def key_of(request: Request) -> str:
     """The key of a data set that is prepared in this way.
 
     Raises:
         Unkeyed: the tokenizer or the function cannot be named by its content.
     """
+    formatting_func, pack = request.reading.formatting_func, request.pack
     ingredients = {
-        "rows": rows_digest(dataset),
-        "tokenizer": tokenizer_state(tokenizer),
-        "settings": {key: value for key, value in asdict(settings).items() if key not in NOT_IN_THE_KEY},
-        "name": name,
-        "notes": list(notes),  # of what was found out before: that the tokenizer had no template, say
-        "end tokens": list(end_tokens),
+        "rows": rows_digest(request.dataset),
+        "tokenizer": tokenizer_state(request.tokenizer),
+        "settings": {key: value for key, value in asdict(request.settings).items() if key not in NOT_IN_THE_KEY},
+        "name": request.name,
+        "notes": request.reading.notes,  # of what was found out before: that the tokenizer had no template, say
+        "end tokens": request.end_tokens,
         "function": None if formatting_func is None else function_digest(formatting_func),
         "versions": {package: version(package) for package in ("transformers", "tokenizers", "jinja2", "datasets")},
         "sartor": [_sources_digest(), None if pack is None else _file_digest(inspect.getsourcefile(pack))],

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sartor.data.encoding.table import TokenRows
 from sartor.data.reading.problems import ProblemLog
+from sartor.data.tokens.table import TokenRows
 from sartor.errors import ConfigurationError
 from sartor.records import DataSettings
 

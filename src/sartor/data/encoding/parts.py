@@ -1,28 +1,30 @@
 """Batches of rows to batches of tokens: in this process or in several, always in the order of the rows.
 
 What comes in: a data set and an encoder.  What goes out: `Part`s, one for each batch of rows.  What it keeps true: the
-same parts in the same order, whatever the number of processes; what is wrong with rows is noted, and what is counted is
-counted, in the order of the rows.
+same parts in the same order, whatever the number of processes; a row that is left out is noted in full and counted, and
+counts of what was done hold for the others only.
 """
 
 from __future__ import annotations
 
 import gc
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sartor.data.encoding.table import TokenRows
-from sartor.data.encoding.tokenizing import Tokenization, run_ahead
-from sartor.data.encoding.tokens import Encoder
-from sartor.data.encoding.usable import encoding_usable
+from sartor.data.encoding.encoder import Encoder
 from sartor.data.reading.places import Places
 from sartor.data.reading.problems import ProblemLog
-from sartor.data.reading.tables import WHERE_COLUMN
+from sartor.data.reading.tables import PROBLEM_COLUMN, batches_of, is_readable
+from sartor.data.tokens.table import TokenRows
+from sartor.data.tokens.tokenizing import Tokenization, run_ahead
 
 if TYPE_CHECKING:
     import datasets
+
+Row = Mapping[str, Any]
 
 ROWS_PER_BATCH = 250
 """Rows that are in memory as Python objects at a time, and that the tokenizer gets in one call: enough to keep its
@@ -35,30 +37,23 @@ class Part:
 
     rows: TokenRows
     places: Places
-    """Of each of the rows: fewer than were read where some are skipped, more where conversations are unrolled."""
+    """Of each of the rows: fewer than were read where some are left out, more where conversations are unrolled."""
+    problems: ProblemLog
+    """What is wrong with the rows that are left out."""
+    tally: Counter[str]
+    """What is counted of the others (see `Encoder`)."""
 
 
-def encode_here(dataset: datasets.Dataset, encoder: Encoder, problems: ProblemLog, *, name: str) -> Generator[Part]:
+def encode_here(dataset: datasets.Dataset, encoder: Encoder, *, name: str) -> Generator[Part]:
     """The parts of a data set, encoded in this process: texts are tokenized on threads, ahead of their turn.
 
     Args:
         dataset: rows with the columns that are used.
-        problems: where what is wrong with rows is noted.  The others are encoded all the same: what a template refuses
-            is only found there, and every kind of bad row is to be told at once.
         name: what the rows are for; messages use it.
     """
-
-    def works() -> Iterator[Tokenization[tuple[Part, ProblemLog]]]:
-        first = 0
-        for batch in dataset.iter(ROWS_PER_BATCH):
-            rows = rows_of(batch)
-            yield encoding_part(encoder, rows, places_of(rows, first, name), ProblemLog())
-            first += len(rows)
-
-    with few_collections(), closing(run_ahead(works(), encoder.tokenize)) as results:
-        for part, found in results:
-            problems.update(found)
-            yield part
+    works = (encoding_part(encoder, rows, places) for rows, places in batches_of(dataset, ROWS_PER_BATCH, name))
+    with few_collections(), closing(run_ahead(works, encoder.tokenize)) as results:
+        yield from results
 
 
 @contextmanager
@@ -79,19 +74,37 @@ def few_collections() -> Iterator[None]:
 
 
 def encoding_part(
-    encoder: Encoder, rows: Sequence[Mapping[str, Any]], places: Sequence[str], problems: ProblemLog
-) -> Tokenization[tuple[Part, ProblemLog]]:
-    """One batch of rows, step by step, with the log that was given."""
-    encoded, kept = yield from encoding_usable(encoder, rows, places, problems, skip=True)
-    return Part(encoded, Places.of_texts(kept)), problems
+    encoder: Encoder, rows: Sequence[Row], places: Sequence[str], problems: ProblemLog | None = None
+) -> Tokenization[Part]:
+    """Tokens of the rows of a batch that can be used, step by step.
+
+    Rows that cannot are left out, and the others are encoded all the same: what a template refuses is only found there,
+    and every kind of bad row is to be told at once.
+
+    Args:
+        problems: the log of this batch; None: a new one.
+    """
+    problems = ProblemLog() if problems is None else problems
+    rows, places = readable(rows, places, problems)
+    while rows:
+        found, tally = type(problems)(), Counter[str]()
+        encoded, kept = yield from encoder.encoding(rows, places, found, tally)
+        problems.update(found)
+        if not found:
+            return Part(encoded, Places.of_texts(kept), problems, tally)
+        good = [number for number, place in enumerate(places) if place not in found.bad_places]
+        rows, places = [rows[number] for number in good], [places[number] for number in good]
+    return Part(TokenRows.from_lists([], []), Places.of_texts([]), problems, Counter())
 
 
-def rows_of(batch: Mapping[str, Sequence[Any]]) -> list[Mapping[str, Any]]:
-    """The rows of a batch of columns."""
-    names = list(batch)
-    return [dict(zip(names, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-
-
-def places_of(rows: Sequence[Mapping[str, Any]], first: int, name: str) -> list[str]:
-    """Where rows stand, for messages: file and line where known, else the number in the data set, from 0."""
-    return [row.get(WHERE_COLUMN) or f"{name} data, row {number}" for number, row in enumerate(rows, first)]
+def readable(rows: Sequence[Row], places: Sequence[str], problems: ProblemLog) -> tuple[Sequence[Row], list[str]]:
+    """The rows that could be read; the others are noted as the reader has found them."""
+    if not rows or PROBLEM_COLUMN not in rows[0]:
+        return rows, list(places)
+    kept: list[Row] = []
+    kept_places: list[str] = []
+    for row, place in zip(rows, places, strict=True):
+        if is_readable(row, place, problems):
+            kept.append({name: value for name, value in row.items() if name != PROBLEM_COLUMN})
+            kept_places.append(place)
+    return kept, kept_places

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from sartor.data.encoding.table import TokenRows
+from sartor.data.encoding.request import Packer
+from sartor.data.tokens.table import TokenRows
 from sartor.records import DataSettings, Packing
 
 if TYPE_CHECKING:
@@ -24,26 +25,13 @@ if TYPE_CHECKING:
     import pyarrow
 
 Integers = NDArray[np.int64]
-Packer = Callable[[Any, int, str], Packing]
-"""Takes lengths, the block's length and the strategy: `sartor.batching.packing.pack`."""
 Arrangement = Packing | Integers | None
 """Blocks, or the order of rows; None: rows as they are."""
 
+MADE = ("num_examples", "num_tokens", "num_targets", "longest_tokens")
+"""Fields of a summary, and of `Written`, that say what the examples hold."""
 EXAMPLES_PER_BATCH = 1000
 """Examples in memory at a time while the table is written; Arrow's lists count tokens in 32 bits, batch by batch."""
-
-
-class Store(Protocol):
-    """Takes rows, and gives them back."""
-
-    def append(self, rows: TokenRows) -> None:
-        """More rows, behind those that are there."""
-
-    def rows(self) -> TokenRows:
-        """All rows."""
-
-    def remove(self) -> None:
-        """Forget the rows; those that were given back are then gone."""
 
 
 class MemoryStore:
@@ -222,6 +210,10 @@ class Written:
     longest_tokens: int = 0
     fingerprint: str = ""
     """Of its content alone."""
+
+    def counts(self) -> dict[str, Any]:
+        """What is counted, under the names that it has in a summary."""
+        return {name: getattr(self, name) for name in MADE}
 
     def count(self, examples: TokenRows) -> None:
         """Count more examples."""

@@ -7,26 +7,27 @@ it; memory does not grow with the stream.
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from sartor.data.encoding.counts import Counts, notes_of
-from sartor.data.encoding.parts import Part, places_of, rows_of
-from sartor.data.encoding.store import Packer, Written
-from sartor.data.encoding.table import TokenRows, features
-from sartor.data.encoding.tokenizing import run
-from sartor.data.encoding.tokens import Encoder
-from sartor.data.encoding.usable import Skipped, encoding_usable
-from sartor.data.reading.places import Places, RecentPlaces
+from sartor.data.encoding.counts import Counts
+from sartor.data.encoding.encoder import Encoder
+from sartor.data.encoding.parts import encoding_part
+from sartor.data.encoding.request import Packer, Request
+from sartor.data.encoding.store import Written
+from sartor.data.reading.places import RecentPlaces
 from sartor.data.reading.problems import ProblemLog
-from sartor.data.rows.formats import Reading
+from sartor.data.reading.tables import places_of, rows_of
 from sartor.data.targets.weights import may_have_weights
+from sartor.data.tokens.table import TokenRows, features
+from sartor.data.tokens.tokenizing import run
+from sartor.errors import SartorWarning
 from sartor.records import DataSettings, DataSummary, PreparedData
 
 if TYPE_CHECKING:
-    import datasets
+    pass
 
 ROWS_PER_BATCH = 64
 """Rows that are read ahead of the one that is asked for."""
@@ -40,19 +41,16 @@ READ_NOTE = "A stream: counted are the rows that were read by now, some of them 
 Batch = Mapping[str, Sequence[Any]]
 
 
-def prepare_stream(
-    dataset: datasets.IterableDataset,
-    columns: Sequence[str],
-    encoder: Encoder,
-    reading: Reading,
-    settings: DataSettings,
-    name: str,
-    pack: Packer | None,
-) -> PreparedData:
-    """A stream of prepared rows.  Counts are not known before it is read, and stand at 0; `counted` tells them then."""
+def prepare_stream(request: Request, columns: Sequence[str], encoder: Encoder) -> PreparedData:
+    """A stream of prepared rows.  Counts are not known before it is read, and stand at 0; `counted` tells them then.
+
+    Args:
+        columns: those of the rows.
+    """
+    dataset, reading, settings, pack = request.dataset, request.reading, request.settings, request.pack
     is_packed = "seq_lengths" in columns and "input_ids" in columns
     with_weights = may_have_weights(reading, columns, dataset.features)
-    reader = _Reader(encoder, reading, settings, name, with_weights=with_weights)
+    reader = _Reader(request, encoder, with_weights=with_weights)
     # Functions, not methods: `datasets` copies what is behind a method where it mixes streams, and counts with it.
     stream = dataset.map(
         lambda batch, indices: reader.encode(batch, indices),
@@ -82,8 +80,8 @@ def prepare_stream(
     )
     is_mixed = settings.packing and settings.packing_strategy == "wrapped"
     more = (*processes, *(mixing if is_mixed else ()))
-    notes = (*notes_of(reading, encoder), STREAM_NOTE, *more)
-    summary = DataSummary(name, reading.format, 0, 0, 0, 0, 0, notes=notes)
+    notes = (*reading.notes, *encoder.notes(Counter()), STREAM_NOTE, *more)
+    summary = DataSummary(request.name, reading.format, 0, 0, 0, 0, 0, notes=notes)
     places = None
     if not settings.shuffle_dataset:  # which says nothing of the order that it makes
         places = packer.places if settings.packing and pack is not None else reader.places
@@ -93,17 +91,18 @@ def prepare_stream(
 class _Reader:
     """Encodes a stream, and knows what was read of it."""
 
-    def __init__(
-        self, encoder: Encoder, reading: Reading, settings: DataSettings, name: str, *, with_weights: bool
-    ) -> None:
-        self._encoder, self._reading, self._settings, self._name = encoder, reading, settings, name
+    def __init__(self, request: Request, encoder: Encoder, *, with_weights: bool) -> None:
+        self._request = request
+        self._encoder = encoder
         self._with_weights = with_weights
-        self._skipped = Skipped(name)
-        self._counts = Counts(name, reading)
+        self._counts = self._new_counts()
         self._num_rows = 0
         self.written = Written()
         """The examples that are given out, each counted once."""
         self.places = RecentPlaces()
+
+    def _new_counts(self) -> Counts:
+        return Counts(self._request.name, self._request.reading)
 
     def encode(self, batch: Batch, indices: list[int]) -> dict[str, list[Any]]:
         """Examples of some rows, given their numbers in this epoch.
@@ -111,34 +110,41 @@ class _Reader:
         Raises:
             DataError: rows that cannot be used, unless these are skipped.
         """
-        problems = ProblemLog()
+        name, settings = self._request.name, self._request.settings
         rows = rows_of(batch)
-        places = places_of(rows, indices[0], self._name)
+        places = places_of(rows, indices[0], name)
         is_new = indices[-1] >= self._num_rows
-        tally = Counter(self._encoder.tally)
-        encoded, places = run(encoding_usable(self._encoder, rows, places, problems, skip=True), self._encoder.tokenize)
-        if self._settings.bad_rows != "skip":
-            problems.raise_if_any(f"{self._name} data, rows {indices[0]} to {indices[-1]}", len(rows))
+        part = run(encoding_part(self._encoder, rows, places), self._encoder.tokenize)
+        if settings.bad_rows != "skip":
+            part.problems.raise_if_any(f"{name} data, rows {indices[0]} to {indices[-1]}", len(rows))
         if is_new:
             self._num_rows = indices[-1] + 1
-            self._skipped.update(problems)
-        else:  # a later epoch counts nothing twice
-            self._encoder.tally.clear()
-            self._encoder.tally.update(tally)
-        counts = self._counts if is_new else Counts(self._name, self._reading)
-        examples, kept = counts.cut(Part(encoded, Places.of_texts(places)), self._settings)
-        if is_new and not self._settings.packing:
+            self._warn_of_skipped(part.problems)
+        # A later epoch counts nothing twice.
+        counts = self._counts if is_new else self._new_counts()
+        counts.note(part)
+        examples, kept = counts.cut(part.rows, part.places, settings)
+        if is_new and not settings.packing:
             self.written.count(examples)
         if indices[0] == 0:
             self.places.restart()
         self.places.append(kept)
         return examples.to_lists(with_weights=self._with_weights)
 
+    def _warn_of_skipped(self, found: ProblemLog) -> None:
+        """Say of rows that are left out as they come the first of each kind; all are counted."""
+        for kind, told in zip(found.counts, found.told(), strict=True):
+            if kind not in self._counts.problems.counts:
+                warnings.warn(
+                    f"{self._request.name} data: skipped: {told} Others of this kind are left out too.",
+                    SartorWarning,
+                    stacklevel=2,
+                )
+
     def summary(self, notes: tuple[str, ...]) -> DataSummary:
         """What was read by now."""
-        problems = self._skipped.problems
         return self._counts.summary(
-            self._encoder, problems, None, replace(self.written), num_rows=self._num_rows, notes=(READ_NOTE, *notes)
+            self._encoder, None, self.written, num_rows=self._num_rows, notes=(READ_NOTE, *notes)
         )
 
 

@@ -24,7 +24,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -33,7 +33,6 @@ from multiprocessing import resource_tracker
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from sartor.data.reading.problems import ProblemLog
 from sartor.errors import DataError, SartorError
 
 if TYPE_CHECKING:
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
     import datasets
 
     from sartor.data.encoding.parts import Part
+    from sartor.data.encoding.request import Request
     from sartor.data.rows.formats import Reading
     from sartor.records import DataSettings
 
@@ -71,23 +71,7 @@ class WorkOrder:
     """Of the rows, as `datasets` writes them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What became of one batch."""
-
-    part: Part
-    problems: ProblemLog
-    tally: Counter[str]
-
-
-def work_order(
-    dataset: datasets.Dataset,
-    tokenizer: Any,
-    reading: Reading,
-    settings: DataSettings,
-    end_tokens: Sequence[str],
-    name: str,
-) -> WorkOrder:
+def work_order(request: Request) -> WorkOrder:
     """What other processes need to encode these rows as they would be encoded here.
 
     Raises:
@@ -95,26 +79,27 @@ def work_order(
     """
     from sartor.data.encoding.keys import tokenizer_state
 
-    state = tokenizer_state(tokenizer)
+    tokenizer = request.tokenizer
     options = {
         **{key: value for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)},
         "extra_special_tokens": [str(token) for token in tokenizer.extra_special_tokens],
         "chat_template": tokenizer.chat_template,
         "split_special_tokens": tokenizer.split_special_tokens,
     }
-    features = dataset.features.to_dict()
-    backend = tokenizer.backend_tokenizer.to_str()
-    return WorkOrder(backend, options, state, reading, settings, tuple(end_tokens), name, features)
+    return WorkOrder(
+        backend=tokenizer.backend_tokenizer.to_str(),
+        tokenizer_options=options,
+        state=tokenizer_state(tokenizer),
+        reading=request.reading,
+        settings=request.settings,
+        end_tokens=request.end_tokens,
+        name=request.name,
+        features=request.dataset.features.to_dict(),
+    )
 
 
-def encode_in_processes(
-    dataset: datasets.Dataset, order: WorkOrder, num_processes: int, problems: ProblemLog, tally: Counter[str]
-) -> Generator[Part]:
+def encode_in_processes(dataset: datasets.Dataset, order: WorkOrder, num_processes: int) -> Generator[Part]:
     """The parts of a data set, in order; closed before its end, it ends the processes.
-
-    Args:
-        problems: where what is wrong with rows is noted.
-        tally: where counts are added.
 
     Raises:
         WorkerFailed: a process has ended before its work.
@@ -122,7 +107,7 @@ def encode_in_processes(
     workers: list[_Worker] = []
     idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
 
-    def encode(first: int, table: bytes) -> Answer:
+    def encode(first: int, table: bytes) -> Part:
         worker = idle.get()
         try:
             return worker.encode(first, table)
@@ -130,7 +115,7 @@ def encode_in_processes(
             idle.put(worker)
 
     pool = ThreadPoolExecutor(num_processes, thread_name_prefix="encode")
-    waiting: deque[Future[Answer]] = deque()
+    waiting: deque[Future[Part]] = deque()
     try:
         for _ in range(num_processes):
             workers.append(_Worker(order))
@@ -138,19 +123,13 @@ def encode_in_processes(
         for first, table in _tables(dataset):
             waiting.append(pool.submit(encode, first, table))
             if len(waiting) >= BATCHES_PER_WORKER * num_processes:
-                yield _noted(waiting.popleft().result(), problems, tally)
+                yield waiting.popleft().result()
         while waiting:
-            yield _noted(waiting.popleft().result(), problems, tally)
+            yield waiting.popleft().result()
     finally:
         for worker in workers:
             worker.kill()
         pool.shutdown(cancel_futures=True)
-
-
-def _noted(answer: Answer, problems: ProblemLog, tally: Counter[str]) -> Part:
-    problems.update(answer.problems)
-    tally.update(answer.tally)
-    return answer.part
 
 
 def _tables(dataset: datasets.Dataset) -> Iterator[tuple[int, bytes]]:
@@ -179,7 +158,7 @@ class _Worker:
             self._process.start()
         self._order: WorkOrder | None = order
 
-    def encode(self, first: int, table: bytes) -> Answer:
+    def encode(self, first: int, table: bytes) -> Part:
         """One batch, whose first row has this number.
 
         Raises:
@@ -239,12 +218,12 @@ def _apart() -> Iterator[None]:
 def _answer_batches(pipe: Connection) -> None:
     """What the other process does: get a `WorkOrder`, and answer batches until the first process closes the pipe."""
     os.environ.update(TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")  # the processes are what uses the cores
-    encode: Callable[[int, bytes], Answer] | None = None
+    encode: Callable[[int, bytes], Part] | None = None
     with suppress(EOFError, ConnectionError):
         order = pipe.recv()
         while True:
             first, table = pipe.recv()
-            answer: Answer | Exception
+            answer: Part | Exception
             try:
                 if encode is None:
                     encode = _encoder_of(order)
@@ -257,7 +236,7 @@ def _answer_batches(pipe: Connection) -> None:
             pipe.send(answer)
 
 
-def _encoder_of(order: WorkOrder) -> Callable[[int, bytes], Answer]:
+def _encoder_of(order: WorkOrder) -> Callable[[int, bytes], Part]:
     """A function that encodes a batch of rows, given the number of its first row.
 
     Raises:
@@ -268,10 +247,11 @@ def _encoder_of(order: WorkOrder) -> Callable[[int, bytes], Answer]:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
+    from sartor.data.encoding.encoder import Encoder
     from sartor.data.encoding.keys import tokenizer_state
-    from sartor.data.encoding.parts import encoding_part, places_of, rows_of
-    from sartor.data.encoding.tokenizing import run
-    from sartor.data.encoding.tokens import Encoder
+    from sartor.data.encoding.parts import encoding_part
+    from sartor.data.reading.tables import places_of, rows_of
+    from sartor.data.tokens.tokenizing import run
 
     backend = Tokenizer.from_str(order.backend)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **order.tokenizer_options)
@@ -282,13 +262,10 @@ def _encoder_of(order: WorkOrder) -> Callable[[int, bytes], Answer]:
     encoder = Encoder(tokenizer, order.reading, order.settings, order.end_tokens)
     features = datasets.Features.from_dict(order.features)
 
-    def encode(first: int, table: bytes) -> Answer:
+    def encode(first: int, table: bytes) -> Part:
         arrow = datasets.table.InMemoryTable(pyarrow.ipc.open_stream(table).read_all())
         rows = rows_of(datasets.Dataset(arrow, info=datasets.DatasetInfo(features=features))[:])
         places = places_of(rows, first, order.name)
-        part, problems = run(encoding_part(encoder, rows, places, ProblemLog()), encoder.tokenize)
-        tally = Counter(encoder.tally)
-        encoder.tally.clear()
-        return Answer(part, problems, tally)
+        return run(encoding_part(encoder, rows, places), encoder.tokenize)
 
     return encode

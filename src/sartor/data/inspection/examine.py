@@ -16,8 +16,7 @@ import numpy as np
 
 from sartor.data.encoding import store
 from sartor.data.encoding.counts import Counts
-from sartor.data.encoding.parts import Part
-from sartor.data.encoding.table import TokenRows
+from sartor.data.encoding.request import Packer
 from sartor.data.inspection.duplicates import DuplicateSearch
 from sartor.data.inspection.judge import (
     EVALUATION,
@@ -33,11 +32,13 @@ from sartor.data.inspection.reading import Batch, RowReader
 from sartor.data.inspection.record import Finding, Inspection, Sample, Severity, rows
 from sartor.data.inspection.sample import sample_of
 from sartor.data.inspection.texts import TextChecks, row_text
-from sartor.data.inspection.token_checks import TokenChecks
-from sartor.data.inspection.written import WrittenChecks
+from sartor.data.inspection.token_checks import look_at_tokens
+from sartor.data.inspection.written import look_at_written
 from sartor.data.reading.places import Places
-from sartor.data.reading.problems import ProblemLog, excerpt
+from sartor.data.reading.problems import excerpt
 from sartor.data.rows.detection import FormattingFunction
+from sartor.data.targets.audit import end_ids
+from sartor.data.tokens.table import TokenRows
 from sartor.records import IGNORE_INDEX, DataSettings, DataSummary
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Given:
     """What was given: a path or a Hub id."""
     model: str = ""
     formatting_func: FormattingFunction | None = None
-    pack: store.Packer | None = None
+    pack: Packer | None = None
     end_tokens: tuple[str, ...] = ()
     context: int | None = None
     """Tokens that the model can see at once, where that is known."""
@@ -94,8 +95,7 @@ class Examination:
         self._mode = "keep_start" if given.settings.packing else given.settings.truncation_mode
         self._ledger = Ledger(name)
         self._texts = TextChecks(self._ledger, given.tokenizer.all_special_tokens, given.tokenizer.eos_token)
-        self._written = WrittenChecks(self._ledger, given.tokenizer)
-        self._tokens = TokenChecks(self._ledger, given.tokenizer, given.end_tokens)
+        self._ends = end_ids(given.tokenizer, given.end_tokens)
         self._tally = LengthTally(given.settings.max_length, self._mode, given.context)
         self._counts = Counts(name, self._reader.reading)
         self._kept_lengths: list[Any] = []
@@ -164,8 +164,8 @@ class Examination:
         """One batch of usable rows."""
         self._tally.add(batch.encoded)
         self._count(batch.encoded, batch.example_places)
-        self._written.look(batch)
-        self._tokens.look(batch)
+        look_at_written(batch, self._given.tokenizer, self._ledger)
+        look_at_tokens(batch, self._given.tokenizer, self._ends, self._ledger)
         ids = _ids_by_place(batch) if batch.rows[0] is None else {}
         for where, row in zip(batch.places, batch.rows, strict=True):
             asked, shown = "", ""
@@ -200,7 +200,7 @@ class Examination:
             self._emptied.extend((len(self._example_places) + longer[is_emptied]).tolist())
         self._example_places.extend(places)
         dropping = replace(settings, no_targets="drop")  # where it is an error, that is a finding, and not the end
-        kept, _ = self._counts.cut(Part(encoded, Places.of_texts(places)), dropping)
+        kept, _ = self._counts.cut(encoded, Places.of_texts(places), dropping)
         self._kept_lengths.append(kept.lengths)
         if settings.packing:  # then what is a target depends on where blocks begin
             self._kept_labels.append(np.where(kept.labels == IGNORE_INDEX, np.int8(IGNORE_INDEX), np.int8(0)))
@@ -210,10 +210,11 @@ class Examination:
         given, reader = self._given, self._reader
         lengths = np.concatenate([np.zeros(0, np.int64), *self._kept_lengths])
         how = store.arrangement(lengths, given.settings, given.pack)
-        left_out = reader.problems if given.settings.bad_rows == "skip" else ProblemLog()
+        self._counts.tally = reader.tally
+        if given.settings.bad_rows == "skip":
+            self._counts.problems = reader.problems
         return self._counts.summary(
             reader.encoder,
-            left_out,
             how,
             self._counts.foreseen(self._kept_labels, lengths, how),
             num_rows=reader.num_rows,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import replace
 from itertools import islice
 
 from sartor.data.inspection.record import Finding, Severity, Sight
@@ -13,24 +13,13 @@ KEPT = 5
 """Rows that a finding names."""
 EXCERPT_CHARACTERS = 120
 
-_ORDER = {Severity.ERROR: 0, Severity.WARNING: 1, Severity.NOTE: 2}
-
-
-@dataclass(slots=True)
-class _Entry:
-    severity: Severity
-    message: str
-    advice: str
-    count: int = 0
-    sights: list[Sight] = field(default_factory=list)
-
 
 class Ledger:
     """Findings of one data set, as they come up."""
 
     def __init__(self, data: str) -> None:
         self._data = data
-        self._entries: dict[tuple[str, str], _Entry] = {}
+        self._found: dict[tuple[str, str], Finding] = {}
         self.named: set[str] = set()
         """Places of all rows that a finding names."""
 
@@ -53,11 +42,12 @@ class Ledger:
             shown: what the row's excerpt is made of.
             variant: sets apart findings of one kind, such as one per marker.
         """
-        entry = self._entries.setdefault((kind, variant), _Entry(severity, message, advice))
-        entry.count += 1
-        if len(entry.sights) < KEPT:
-            entry.sights.append(Sight(where, excerpt(shown, EXCERPT_CHARACTERS)))
+        known = self._found.get((kind, variant)) or Finding(kind, severity, self._data, 0, message, advice)
+        first = known.first
+        if len(first) < KEPT:
+            first = (*first, Sight(where, excerpt(shown, EXCERPT_CHARACTERS)))
             self.named.add(where)
+        self._found[kind, variant] = replace(known, count=known.count + 1, first=first)
 
     def say(
         self,
@@ -70,18 +60,10 @@ class Ledger:
         sights: Iterable[tuple[str, object]] = (),
     ) -> None:
         """One finding that is known as a whole: how many rows have it, and (place, what is shown) of the first."""
-        shown = [Sight(where, excerpt(content, EXCERPT_CHARACTERS)) for where, content in islice(sights, KEPT)]
-        self._entries[kind, message] = _Entry(severity, message, advice, count, shown)
+        first = (Sight(where, excerpt(content, EXCERPT_CHARACTERS)) for where, content in islice(sights, KEPT))
+        self._found[kind, message] = Finding(kind, severity, self._data, count, message, advice, tuple(first))
 
     def findings(self) -> tuple[Finding, ...]:
         """All of them, the worst first, else in the order in which they came up."""
-        found = [
-            Finding(kind, entry.severity, self._data, entry.count, entry.message, entry.advice, tuple(entry.sights))
-            for (kind, _), entry in self._entries.items()
-        ]
-        return worst_first(found)
-
-
-def worst_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """The findings by severity; within one, in their order."""
-    return tuple(sorted(findings, key=lambda finding: _ORDER[finding.severity]))
+        order = list(Severity)
+        return tuple(sorted(self._found.values(), key=lambda finding: order.index(finding.severity)))

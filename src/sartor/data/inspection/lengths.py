@@ -1,6 +1,6 @@
 """Counts lengths as rows go by, and what every `max_length` would cut of them.
 
-What it keeps true: the counts are those that `encode.cut` would give for the same length, and memory is 16 bytes a row.
+What it keeps true: the counts are those that `cutting.cut` gives for the same length, and memory is 16 bytes a row.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from sartor.data.encoding.table import TokenRows
-from sartor.data.inspect import LONG_TAIL
+from sartor.data.inspection.prepared import LONG_TAIL
 from sartor.data.inspection.record import Cut, Lengths, Suggestion, rows, share
+from sartor.data.tokens.table import TokenRows
 
 LEVELS = tuple(2**power for power in range(4, 21))
 """Lengths that are tried besides the one asked for."""

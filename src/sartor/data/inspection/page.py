@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from sartor.data.inspect import LengthBar, describe, length_bars, visible
-from sartor.data.inspection.record import Inspection, Lengths, Sample, Token, rows, share
+from sartor.data.inspection.prepared import LengthBar, describe, length_bars, spread, visible
+from sartor.data.inspection.record import Inspection, Lengths, Sample, Token, rows
 from sartor.data.inspection.terminal import counts_of
 
 BARS = 48
@@ -123,7 +123,6 @@ def _lengths(lengths: Lengths) -> dict[str, Any]:
         said = (
             f"max_length={limit:,}: {rows(longer)} of {len(lengths.tokens):,} {'is' if longer == 1 else 'are'} longer."
         )
-    num_targets = int(lengths.targets.sum())
     return {
         "bars": bars,
         "limit": None if limit is None or not low <= limit < end else round(10 * (limit + 1 - low) / step, 2),
@@ -132,34 +131,20 @@ def _lengths(lengths: Lengths) -> dict[str, Any]:
         "middle": f"{(low + end - 1) // 2:,}",
         "longest": f"{high:,}",
         "last": f"{found[-1].start:,} and more" if found[-1].end is None else f"{high:,}",
-        "quantiles": said_of(lengths),
+        "quantiles": spread(lengths.tokens),
         "cuts": [
             {
                 "max_length": f"{cut.max_length:,}",
                 "is_asked": cut.max_length == limit,
                 "num_rows": f"{cut.num_rows:,}",
                 "num_tokens": f"{cut.num_tokens:,}",
-                "num_targets": f"{cut.num_targets:,} ({share(cut.num_targets, num_targets)})"
-                if cut.num_targets
-                else "0",
+                "num_targets": lengths.targets_lost(cut),
                 "num_emptied": f"{cut.num_emptied:,}",
             }
             for cut in lengths.cuts
         ],
         "suggestion": lengths.suggestion,
     }
-
-
-def said_of(lengths: Lengths) -> str:
-    """Mean and quantiles in words."""
-    at = lengths.quantiles(lengths.tokens)
-    parts = [
-        f"median {at['p50']:,}",
-        f"90 % up to {at['p90']:,}",
-        f"99 % up to {at['p99']:,}",
-        f"longest {at['max']:,}",
-    ]
-    return ", ".join([f"mean {lengths.tokens.mean():,.0f}", *parts])
 
 
 def _range(bar: LengthBar) -> str:

@@ -7,20 +7,22 @@ batch or a problem.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sartor.data.encoding.parts import ROWS_PER_BATCH, places_of, rows_of
-from sartor.data.encoding.table import TokenRows
-from sartor.data.encoding.template import adopt_chatml
-from sartor.data.encoding.tokenizing import Tokenization, run, run_ahead
-from sartor.data.encoding.tokens import Encoder
-from sartor.data.encoding.usable import encoding_usable
+from sartor.data.encoding.encode import reading_of
+from sartor.data.encoding.encoder import Encoder
+from sartor.data.encoding.parts import ROWS_PER_BATCH, Part, encoding_part
 from sartor.data.reading.problems import ProblemLog
-from sartor.data.rows.detection import FormattingFunction, recognise
-from sartor.data.rows.formats import Reading, TrainingRow, convert
+from sartor.data.reading.tables import batches_of
+from sartor.data.rows.detection import FormattingFunction
+from sartor.data.rows.formats import TrainingRow, convert
+from sartor.data.targets.audit import add_counts
+from sartor.data.tokens.table import TokenRows
+from sartor.data.tokens.tokenizing import Tokenization, run_ahead
 from sartor.records import DataSettings, RowFormat
 
 if TYPE_CHECKING:
@@ -54,19 +56,22 @@ class _Raw:
     places: Sequence[str]
     first: int
     """Number of the first one in the data set."""
-    log: ProblemLog = field(default_factory=ProblemLog)
 
 
 class _Log(ProblemLog):
-    """A problem log that passes everything on."""
+    """A problem log of a batch, which keeps all of them."""
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._report = report
+        self.entries: list[tuple[str, str, str, Any]] = []
 
     def add(self, kind: str, where: str, message: str, row: object = None) -> None:
         super().add(kind, where, message, row)
-        self._report(kind, where, message, row)
+        self.entries.append((kind, where, message, row))
+
+    def update(self, other: ProblemLog) -> None:
+        super().update(other)
+        self.entries += other.entries if isinstance(other, _Log) else ()
 
 
 class RowReader:
@@ -89,49 +94,47 @@ class RowReader:
             ConfigurationError: options that do not fit them.
         """
         self._dataset = dataset.with_format(None)
-        _, reading = recognise(self._dataset, settings, name=name, formatting_func=formatting_func)
-        if reading.is_conversational:
-            note = adopt_chatml(tokenizer)
-            reading = reading if note is None else replace(reading, notes=(note, *reading.notes))
-        self.reading: Reading = reading
-        self._settings = settings
         self._name = name
-        self.encoder, self._scratch = (Encoder(tokenizer, reading, settings, end_tokens) for _ in range(2))
+        _, self.reading = reading_of(self._dataset, tokenizer, settings, name=name, formatting_func=formatting_func)
+        self.encoder = Encoder(tokenizer, self.reading, settings, end_tokens)
         self.num_rows = 0
         """Rows read so far, bad ones too."""
         self.problems = ProblemLog()
         """What is wrong with those that cannot be used."""
+        self.tally: Counter[str] = Counter()
+        """What is counted of the others (see `Encoder`)."""
 
     def batches(self, report: Report) -> Iterator[Batch]:
         """Usable rows in order; what is wrong with the others goes to `report`."""
         with closing(run_ahead(self._works(), self.encoder.tokenize)) as results:
-            for raw, encoded, example_places in results:
+            for raw, part in results:
                 self.num_rows += len(raw.rows)
-                self.problems.update(raw.log)
-                yield from self._usable(raw, encoded, example_places, report)
+                self.problems.update(part.problems)
+                add_counts(self.tally, part.tally)
+                yield from self._usable(raw, part, report)
 
-    def _works(self) -> Iterator[Tokenization[tuple[_Raw, TokenRows, list[str]]]]:
+    def _works(self) -> Iterator[Tokenization[tuple[_Raw, Part]]]:
         first = 0
-        for columns in self._dataset.iter(ROWS_PER_BATCH):
-            rows = rows_of(columns)
-            yield self._work(_Raw(rows, places_of(rows, first, self._name), first))
+        for rows, places in batches_of(self._dataset, ROWS_PER_BATCH, self._name):
+            yield self._work(_Raw(rows, places, first))
             first += len(rows)
 
-    def _work(self, raw: _Raw) -> Tokenization[tuple[_Raw, TokenRows, list[str]]]:
-        encoded, example_places = yield from encoding_usable(self.encoder, raw.rows, raw.places, raw.log, skip=True)
-        return raw, encoded, example_places
+    def _work(self, raw: _Raw) -> Tokenization[tuple[_Raw, Part]]:
+        part = yield from encoding_part(self.encoder, raw.rows, raw.places, _Log())
+        return raw, part
 
-    def _usable(self, raw: _Raw, encoded: TokenRows, example_places: Sequence[str], report: Report) -> Iterator[Batch]:
+    def _usable(self, raw: _Raw, part: Part, report: Report) -> Iterator[Batch]:
         """The rows of a batch that have no problem, if there are any."""
-        bad = raw.log.bad_places
-        for row, where in zip(raw.rows, raw.places, strict=True):
-            if where in bad:  # once more, alone: the log knows the first of each kind only
-                run(encoding_usable(self._scratch, [row], [where], _Log(report), skip=False), self._scratch.tokenize)
+        assert isinstance(part.problems, _Log)
+        numbers = {where: number for number, where in enumerate(raw.places)}
+        for problem in sorted(part.problems.entries, key=lambda problem: numbers[problem[1]]):
+            report(*problem)
+        bad = part.problems.bad_places
         good = [number for number, where in enumerate(raw.places) if where not in bad]
         if good:
             rows, places = [raw.rows[number] for number in good], [raw.places[number] for number in good]
             indices = [raw.first + number for number in good]
-            yield Batch(indices, places, self._converted(rows, places), encoded, example_places)
+            yield Batch(indices, places, self._converted(rows, places), part.rows, part.places.first_rows())
 
     def _converted(self, rows: Sequence[Mapping[str, Any]], places: Sequence[str]) -> list[TrainingRow | None]:
         if self.reading.format is RowFormat.TOKENIZED:

@@ -16,7 +16,10 @@ SCHEMA = 1
 
 
 class Severity(StrEnum):
-    """How bad a finding is: a training run would stop, would probably learn something wrong, or worth knowing."""
+    """How bad a finding is: a training run would stop, would probably learn something wrong, or worth knowing.
+
+    The worst comes first.
+    """
 
     ERROR = "error"
     WARNING = "warning"
@@ -114,6 +117,10 @@ class Lengths:
     def none(cls) -> Lengths:
         """Of no rows: a mixture's lengths are those of its sources."""
         return cls(np.zeros(0, np.int64), np.zeros(0, np.int64))
+
+    def targets_lost(self, cut: Cut) -> str:
+        """How many targets are cut off, and which share of all that is."""
+        return f"{cut.num_targets:,} ({share(cut.num_targets, int(self.targets.sum()))})" if cut.num_targets else "0"
 
     def quantiles(self, values: NDArray[np.int64]) -> Mapping[str, int]:
         """Least, median, 90 %, 99 % and greatest; each is a length that occurs."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sartor.data.inspection.record import Sample, Token
-from sartor.records import target_flags
+from sartor.records import Example
 
 SHOWN_TOKENS = 3_000
 """Tokens of one sample that are kept: a page of long documents must still open."""
@@ -23,17 +23,25 @@ def sample_of(
     at_most: int = SHOWN_TOKENS,
 ) -> Sample:
     """One encoded row, nothing of it cut yet; `max_length` and `mode` say what training will cut."""
-    special = set(tokenizer.all_special_ids)
     number = len(input_ids)
-    kept = number if max_length is None else min(number, max_length)
-    first, last = (number - kept, number) if mode == "keep_end" else (0, kept)
-    texts = token_texts(input_ids[:at_most], tokenizer)
-    is_target = target_flags(labels, [number]).tolist()
-    tokens = tuple(
-        Token(int(token), text, trained, token in special, not first <= place < last)
-        for place, (token, trained, text) in enumerate(zip(input_ids, is_target, texts, strict=False))
+    num_kept = number if max_length is None else min(number, max_length)
+    kept = range(number - num_kept, number) if mode == "keep_end" else range(num_kept)
+    example = Example(input_ids, labels)
+    return Sample(where, tokens_of(example, tokenizer, kept, at_most), number, example.num_targets)
+
+
+def tokens_of(
+    example: Example, tokenizer: Any, kept: range | None = None, at_most: int = SHOWN_TOKENS
+) -> tuple[Token, ...]:
+    """An example's first tokens; those whose places are not in `kept` will be cut off."""
+    special = set(tokenizer.all_special_ids)
+    texts = token_texts(example.input_ids[:at_most], tokenizer)
+    return tuple(
+        Token(int(token), text, trained, token in special, kept is not None and place not in kept)
+        for place, (token, trained, text) in enumerate(
+            zip(example.input_ids, example.is_target.tolist(), texts, strict=False)
+        )
     )
-    return Sample(where, tokens, number, sum(is_target))
 
 
 def token_texts(ids: Sequence[int], tokenizer: Any) -> list[str]:

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from sartor.data.inspect import NEWLINE_MARK, TRAINED_MARKS, describe, length_histogram, marked, visible
-from sartor.data.inspection.record import Finding, Inspection, Lengths, Sample, Severity, Token, rows, share
+from sartor.data.inspection.prepared import NEWLINE_MARK, describe, length_histogram, marked, visible
+from sartor.data.inspection.record import Finding, Inspection, Lengths, Sample, Severity, Token, rows
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 TRAINED, UNTRAINED, CUT, SPECIAL = "bold green", "dim", "dim strike red", "reverse"
+TRAINED_MARKS = ("⟦", "⟧")
+"""What encloses trained text where there are no colours."""
 CUT_MARKS = ("⟨cut:", "⟩")
 SHOWN_CHARACTERS = 3_000
 """Of one sample: more would push the findings off the screen."""
@@ -74,14 +76,13 @@ def _cuts(lengths: Lengths) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading in ("max_length", "rows cut", "tokens lost", "trained tokens lost", "rows left untrained"):
         table.add_column(heading, justify="right")
-    num_targets = int(lengths.targets.sum())
     for cut in lengths.cuts:
         is_asked = cut.max_length == lengths.max_length
         table.add_row(
             f"{'> ' if is_asked else ''}{cut.max_length:,}",
             f"{cut.num_rows:,}",
             f"{cut.num_tokens:,}",
-            f"{cut.num_targets:,} ({share(cut.num_targets, num_targets)})" if cut.num_targets else "0",
+            lengths.targets_lost(cut),
             f"{cut.num_emptied:,}",
             style="bold" if is_asked else "",
         )
@@ -136,7 +137,7 @@ def _show_sample(sample: Sample, console: Console) -> None:
         "bold",
     )
     tokens, left = _beginning(sample.tokens)
-    console.print(_coloured(tokens) if has_colours(console) else Text(plain(tokens)))
+    console.print(coloured(tokens) if has_colours(console) else Text(plain(tokens)))
     left += sample.num_tokens - len(sample.tokens)
     if left:
         _print(console, f"… {rows(left, 'more token', 'more tokens')}: --html FILE shows more", "dim")
@@ -158,7 +159,8 @@ def _kinds(tokens: Sequence[Token]) -> Iterator[tuple[tuple[bool, bool, bool], s
         yield kind, "".join(token.text for token in group)
 
 
-def _coloured(tokens: Sequence[Token]) -> Text:
+def coloured(tokens: Sequence[Token]) -> Text:
+    """The text with colours: trained tokens bright, others dim, special tokens on a ground."""
     from rich.text import Text
 
     text = Text()

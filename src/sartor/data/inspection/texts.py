@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from sartor.data.inspection.ledger import Ledger
 from sartor.data.inspection.record import Severity
-from sartor.data.rows.formats import Message, TrainingRow
+from sartor.data.rows.formats import TrainingRow
+from sartor.data.templates.fields import any_of
 
 MARKERS: Mapping[str, tuple[str, ...]] = {
     "ChatML": ("<|im_start|>", "<|im_end|>"),
@@ -34,7 +34,7 @@ MARKERS: Mapping[str, tuple[str, ...]] = {
 """Family of templates to strings that hardly occur in text for any other reason."""
 
 _FAMILY = {marker: family for family, markers in MARKERS.items() for marker in markers}
-_MARKER = re.compile("|".join(re.escape(marker) for marker in sorted(_FAMILY, key=len, reverse=True)))
+_MARKER = any_of(_FAMILY)
 _PLACEHOLDERS = frozenset(["n/a", "na", "none", "null", "nil", "nan", "todo", "tbd", "undefined", "empty", "no answer"])
 _SHORT_CHARACTERS = 10
 """An answer of more than this is never near-empty, whatever the others are like."""
@@ -70,48 +70,14 @@ def row_text(row: TrainingRow) -> RowText:
             return RowText(False, (("", row.body),), (), "", whole)
         prompt = str(row.prompt)
         return RowText(False, (("prompt", prompt), ("completion", row.body)), (row.body,), prompt, whole)
-    prompt_messages: Sequence[Message] = row.prompt if isinstance(row.prompt, list) else []
-    messages = [*prompt_messages, *row.body]
-    contents = tuple((str(message["role"]), str(message.get("content") or "")) for message in messages)
-    first_trained = len(prompt_messages)
+    contents = tuple((str(message["role"]), str(message.get("content") or "")) for message in row.messages)
     answers = tuple(
         content
-        for (role, content), message in zip(contents[first_trained:], row.body, strict=True)
+        for (role, content), message in zip(contents[-len(row.body) :], row.body, strict=True)
         if role == "assistant" and not message.get("tool_calls")
     )
     last = max((number for number, (role, _) in enumerate(contents) if role == "assistant"), default=len(contents))
     return RowText(True, contents, answers, json.dumps(contents[:last], ensure_ascii=False), whole)
-
-
-def fields_of(row: TrainingRow) -> Iterator[tuple[str, str, str]]:
-    """(kind, what it is in words, text) of everything in a conversation that a template should write."""
-    if isinstance(row.body, str):
-        return
-    messages = [*(row.prompt if isinstance(row.prompt, list) else []), *row.body]
-    for number, message in enumerate(messages, 1):
-        who = f"message {number} ({message['role']})"
-        yield "content", f"the content of {who}", str(message.get("content") or "")
-        for key in ("reasoning_content", "reasoning", "thinking"):
-            if isinstance(message.get(key), str):
-                yield "reasoning", f"the {key} of {who}", message[key]
-        for call in message.get("tool_calls") or ():
-            function = (call.get("function") or call) if isinstance(call, Mapping) else {}
-            if isinstance(function.get("name"), str):
-                yield "tool call", f"the tool call of {who}", function["name"]
-            for text in _leaves(function.get("arguments")):
-                yield "tool arguments", f"the tool arguments of {who}", text
-
-
-def _leaves(value: Any) -> Iterator[str]:
-    """Texts in nested arguments, but for those that any JSON writer may escape."""
-    if isinstance(value, Mapping):
-        for entry in value.values():
-            yield from _leaves(entry)
-    elif isinstance(value, list):
-        for entry in value:
-            yield from _leaves(entry)
-    elif isinstance(value, str) and re.fullmatch(r"[\w .,-]+", value, re.ASCII):
-        yield value
 
 
 class TextChecks:
@@ -121,8 +87,7 @@ class TextChecks:
         """`end`: the end-of-text token, which a text may end with."""
         self._ledger = ledger
         self._end = end
-        atoms = sorted({token for token in special_tokens if token.strip()}, key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, atoms))) if atoms else None
+        self._special = any_of(token for token in special_tokens if token.strip())
         self._short: list[tuple[str, str]] = []
         self._answer_lengths: list[int] = []
 
@@ -145,7 +110,7 @@ class TextChecks:
             self._look_at_answer(answer.strip(), where)
 
     def _look_for_markers(self, text: RowText, contents: str, where: str) -> None:
-        special = set(self._special.findall(contents)) if self._special is not None else set()
+        special = set(self._special.findall(contents))
         if special:
             shown = ", ".join(sorted(special))
             is_text = not text.is_conversation

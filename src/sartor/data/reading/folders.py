@@ -12,22 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sartor.data.reading.files import SUFFIXES, kind_of, read_files
+from sartor.data.reading.files import KINDS, SUFFIXES, kind_of, read_files
 from sartor.errors import DataError
 from sartor.wording import listed
 
 if TYPE_CHECKING:
     import datasets
 
-_KINDS = {
-    ".jsonl": "JSON",
-    ".ndjson": "JSON",
-    ".json": "JSON",
-    ".csv": "CSV",
-    ".tsv": "CSV",
-    ".parquet": "Parquet",
-    ".arrow": "Arrow",
-}
 _NOT_DATA = frozenset(["config.json", "dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json"])
 """JSON files that stand beside data sets and are none."""
 _SPLIT_WORDS = {
@@ -100,7 +91,7 @@ class Folder:
             known = ", ".join(SUFFIXES)
             found = f" It has {listed(self._others)}." if self._others else ""
             raise DataError(f"The folder {self.path} has no file with {known}.{found}")
-        kinds = Counter(_KINDS[kind_of(file) or ""] for file in files)
+        kinds = Counter(KINDS[kind_of(file) or ""] for file in files)
         if len(kinds) > 1:
             counted = ", ".join(f"{count:,} {kind}" for kind, count in kinds.items())
             names = [file.relative_to(self.path).as_posix() for file in files]

@@ -13,6 +13,14 @@ EXCERPT_CHARACTERS = 240
 """What is shown of a row: enough to recognise it, little enough to read ten of them."""
 
 
+class BadRow(Exception):
+    """A row that cannot be used: `kind`, the same for all rows with this problem, and what is wrong."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
 class ProblemLog:
     """Problems found so far: the first of each kind in full, all of them counted."""
 

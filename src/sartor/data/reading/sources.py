@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sartor.data.reading.files import kind_of, read_files
 from sartor.data.reading.folders import Folder, is_saved_dataset, read_saved
 from sartor.data.reading.problems import excerpt
-from sartor.data.reading.tables import WHERE_COLUMN, dataset_of, places_column, with_places
+from sartor.data.reading.tables import WHERE_COLUMN, dataset_of, places_column
 from sartor.errors import DataError, HubError
 from sartor.records import Problem, Row
 from sartor.wording import listed
@@ -34,6 +34,20 @@ class Source:
     label: str = ""
     """What the user calls it: a path or Hub id; empty for data sets in memory."""
     notes: tuple[str, ...] = ()
+    weight: float | None = None
+    """In a mixture; None: its sources are not weighed, and follow one another."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """Which rows of a source are wanted, and what for; see `read`."""
+
+    split: str | None
+    config: str | None
+    revision: str | None
+    name: str
+    long_names: bool
+    data_cache: str | None
 
 
 def load(
@@ -84,8 +98,7 @@ def read(
     if isinstance(spec, Source):
         return spec
     if isinstance(spec, (str, os.PathLike)):
-        named = os.fspath(spec)
-        return _read_named(named, split, config, revision, name, long_names=long_names, data_cache=data_cache)
+        return _read_named(os.fspath(spec), _Wanted(split, config, revision, name, long_names, data_cache))
     for option, value in (("config", config), ("revision", revision)):
         if value is not None:
             raise DataError(f"{option}={value!r} applies to data sets of the Hub only. Leave it out.")
@@ -101,63 +114,52 @@ def read(
     )
 
 
-def _read_named(
-    spec: str,
-    split: str | None,
-    config: str | None,
-    revision: str | None,
-    name: str,
-    *,
-    long_names: bool,
-    data_cache: str | None,
-) -> Source:
+def _read_named(spec: str, wanted: _Wanted) -> Source:
     """Rows of a file, a folder or the Hub."""
     path = Path(spec).expanduser()
     if path.is_file() or path.is_dir():
-        _refuse("config", config, path)
-        _refuse("revision", revision, path)
+        _refuse("config", wanted.config, path)
+        _refuse("revision", wanted.revision, path)
     if path.is_file():
-        _refuse("split", None if split == name else split, path)
-        return Source(read_files([(path, spec if long_names else path.name)], data_cache), spec)
+        _refuse_split(wanted, path)
+        return Source(read_files([(path, spec if wanted.long_names else path.name)], wanted.data_cache), spec)
     if path.is_dir():
-        return _from_folder(path, split, name, spec, long_names=long_names, data_cache=data_cache)
+        return _from_folder(path, spec, wanted)
     if _looks_like_a_path(spec):
         raise _no_such_file(path)
-    return _from_hub(spec, split, config, revision, name)
+    return _from_hub(spec, wanted)
 
 
-def _from_folder(
-    path: Path, split: str | None, name: str, label: str, *, long_names: bool, data_cache: str | None
-) -> Source:
+def _from_folder(path: Path, label: str, wanted: _Wanted) -> Source:
     import datasets
 
     if is_saved_dataset(path):
         saved = read_saved(path)
-        found = Source(saved)
         if isinstance(saved, datasets.DatasetDict):
-            found = _chosen(saved, split, name, f"the data set saved in {path}")
-        elif split not in (None, name):
-            _refuse("split", split, path)
-        return Source(_numbered(found.dataset, label if long_names else path.name), label, found.notes)
+            found = _chosen(saved, wanted.split, wanted.name, f"the data set saved in {path}")
+        else:
+            _refuse_split(wanted, path)
+            found = Source(saved)
+        numbered = _numbered(found.dataset, label if wanted.long_names else path.name)
+        return Source(numbered, label, found.notes)
     folder = Folder(path)
     if list(folder.splits) == [""]:
-        if split not in (None, name):
-            _refuse("split", split, path)
-        wanted = ""
+        _refuse_split(wanted, path)
+        split = ""
     else:
-        wanted = split_name(folder.splits, split, name)
-    notes = folder.notes(wanted)
+        split = split_name(folder.splits, wanted.split, wanted.name)
+    notes = folder.notes(split)
     if len(folder.splits) > 1:
-        notes = (_said_split(wanted, folder.splits, f"the folder {path}"), *notes)
-    prefix = f"{label.rstrip('/')}/" if long_names else ""
-    return Source(folder.read(wanted, prefix, data_cache), label, notes)
+        notes = (_said_split(split, folder.splits, f"the folder {path}"), *notes)
+    prefix = f"{label.rstrip('/')}/" if wanted.long_names else ""
+    return Source(folder.read(split, prefix, wanted.data_cache), label, notes)
 
 
 def _numbered(dataset: datasets.Dataset, source: str) -> datasets.Dataset:
     """The data set with the place of each row, where it does not say it itself."""
     if WHERE_COLUMN in dataset.column_names:
         return dataset
-    return with_places(dataset, places_column(source, len(dataset)))
+    return dataset.add_column(WHERE_COLUMN, places_column(source, len(dataset)))
 
 
 def _chosen(splits: Mapping[Any, Any], split: str | None, name: str, whole: str) -> Source:
@@ -203,17 +205,17 @@ def _listed_row(row: Any, name: str, number: int) -> Row | Problem:
     return Problem("not a dict", f"{name} data, row {number}", message, excerpt(repr(row)))
 
 
-def _from_hub(repository: str, split: str | None, config: str | None, revision: str | None, name: str) -> Source:
+def _from_hub(repository: str, wanted: _Wanted) -> Source:
     import datasets
     from huggingface_hub.errors import HfHubHTTPError
 
     where = f"the Hub's data set {repository!r}"
     try:
-        found = datasets.load_dataset(repository, config, revision=revision)
+        found = datasets.load_dataset(repository, wanted.config, revision=wanted.revision)
     except datasets.exceptions.DatasetNotFoundError as error:
         raise DataError(
-            f"{name} data: there is no file {repository!r} here and no data set of that name on the Hub, or it needs "
-            f"permission. For a private or gated one, log in with `hf auth login`. ({error})"
+            f"{wanted.name} data: there is no file {repository!r} here and no data set of that name on the Hub, or it "
+            f"needs permission. For a private or gated one, log in with `hf auth login`. ({error})"
         ) from error
     except (ConnectionError, HfHubHTTPError) as error:
         raise HubError(f"{where} cannot be fetched: {error}. Check the network, or give a local file.") from error
@@ -221,7 +223,7 @@ def _from_hub(repository: str, split: str | None, config: str | None, revision: 
         raise DataError(f"{where} cannot be read: {error}") from error
     except datasets.exceptions.DatasetGenerationError as error:
         raise DataError(f"{where} cannot be read: {error.__cause__ or error}") from error
-    chosen = _chosen(found, split, name, where)
+    chosen = _chosen(found, wanted.split, wanted.name, where)
     return Source(chosen.dataset, repository, chosen.notes)
 
 
@@ -246,6 +248,11 @@ def _no_such_file(path: Path) -> DataError:
     data_files = sorted(entry for entry in names if kind_of(Path(entry)))
     there = f"its data files: {listed(data_files)}" if data_files else "no data file is there"
     return DataError(f"There is no file {path}. Looked in {folder.resolve()}; {there}.")
+
+
+def _refuse_split(wanted: _Wanted, path: Path) -> None:
+    """What has no splits may be asked for the one that it is used as."""
+    _refuse("split", None if wanted.split == wanted.name else wanted.split, path)
 
 
 def _refuse(option: str, value: str | None, path: Path) -> None:

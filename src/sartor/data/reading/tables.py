@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sartor.data.reading.problems import ProblemLog
 from sartor.errors import DataError
 from sartor.records import Problem, Row
 
@@ -37,13 +38,39 @@ def problem_text(problem: Problem) -> str:
     return json.dumps([problem.kind, problem.message, problem.excerpt])
 
 
-def problem_of(row: Mapping[str, Any]) -> tuple[str, str, str] | None:
-    """(kind, message, excerpt) of a row that could not be read; None of any other."""
+def is_readable(row: Mapping[str, Any], where: str, problems: ProblemLog) -> bool:
+    """Whether a row could be read; what was wrong with any other is noted as the reader has found it."""
     text = row.get(PROBLEM_COLUMN)
     if text is None:
-        return None
+        return True
     kind, message, excerpt = json.loads(text)
-    return kind, message, excerpt
+    problems.add(kind, where, message, excerpt)
+    return False
+
+
+def place_of(row: Mapping[str, Any], number: int, name: str) -> str:
+    """Where a row stands, for messages: file and line where known, else its number in the data set, from 0."""
+    return row.get(WHERE_COLUMN) or f"{name} data, row {number}"
+
+
+def batches_of(dataset: Any, size: int, name: str) -> Iterator[tuple[list[Mapping[str, Any]], list[str]]]:
+    """All rows, so many at a time, each with where it stands (see `place_of`)."""
+    first = 0
+    for batch in dataset.iter(size):
+        rows = rows_of(batch)
+        yield rows, places_of(rows, first, name)
+        first += len(rows)
+
+
+def rows_of(batch: Mapping[str, Sequence[Any]]) -> list[Mapping[str, Any]]:
+    """The rows of a batch of columns."""
+    names = list(batch)
+    return [dict(zip(names, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+
+
+def places_of(rows: Sequence[Mapping[str, Any]], first: int, name: str) -> list[str]:
+    """Where rows stand (see `place_of`), of which the first has this number."""
+    return [place_of(row, number, name) for number, row in enumerate(rows, first)]
 
 
 def dataset_of(rows: Iterable[Row | Problem], *, with_where: bool = True) -> datasets.Dataset:
@@ -64,8 +91,8 @@ def dataset_of(rows: Iterable[Row | Problem], *, with_where: bool = True) -> dat
     return datasets.Dataset(datasets.table.InMemoryTable(pyarrow.Table.from_batches(batches, schema)))
 
 
-def write_rows(rows: Iterable[Row | Problem], path: Path) -> int:
-    """The same, as an Arrow stream in a file, with some megabytes of rows in memory at a time; returns their number.
+def write_rows(rows: Iterable[Row | Problem], path: Path) -> None:
+    """The same, as an Arrow stream in a file, with some megabytes of rows in memory at a time.
 
     What the columns are is only known at the end, so chunks are first written as they come, beside the file.
 
@@ -78,11 +105,9 @@ def write_rows(rows: Iterable[Row | Problem], path: Path) -> int:
 
     passing = path.with_suffix(".passing")
     kept: list[tuple[int, dict[str, Any]]] = []
-    num_rows = 0
     with passing.open("wb") as file:
         for part in _batched_by_size(rows, CHARACTERS_PER_WRITTEN_CHUNK):
             chunk = _chunk(part, with_where=True)
-            num_rows += len(part)
             table = pyarrow.table([column.values for column in chunk.values()], names=list(chunk))
             kept.append((file.tell(), {name: column.feature for name, column in chunk.items()}))
             with pyarrow.ipc.new_stream(file, table.schema) as writer:
@@ -100,7 +125,6 @@ def write_rows(rows: Iterable[Row | Problem], path: Path) -> int:
             chunk = {name: _Column(_array(table.column(name)), feature) for name, feature in of_chunk.items()}
             writer.write_batch(_record_batch(chunk, features, schema))
     passing.unlink()
-    return num_rows
 
 
 def _array(column: pyarrow.ChunkedArray) -> pyarrow.Array:
@@ -265,20 +289,13 @@ def _fitted(column: _Column | None, feature: Any, kind: pyarrow.DataType, num_ro
     return _json_column(list(values), is_list=isinstance(feature, datasets.List)).values
 
 
-def places_column(source: str, num_rows: int) -> Any:
-    """The places of all rows of a source without lines, made some at a time: text takes less room in Arrow."""
+def places_column(source: str, num_rows: int, first: int = 0) -> Any:
+    """The places of rows of a source without lines, made some at a time: text takes less room in Arrow."""
     import pyarrow
 
-    firsts = range(0, num_rows, ROWS_PER_CHUNK)
+    end = first + num_rows
     chunks = [
-        pyarrow.array([f"{source}, row {number}" for number in range(first, min(first + ROWS_PER_CHUNK, num_rows))])
-        for first in firsts
+        pyarrow.array([f"{source}, row {number}" for number in range(start, min(start + ROWS_PER_CHUNK, end))])
+        for start in range(first, end, ROWS_PER_CHUNK)
     ]
     return pyarrow.chunked_array(chunks, "string")
-
-
-def with_places(dataset: datasets.Dataset, places: Any) -> datasets.Dataset:
-    """The data set with its rows' places in `WHERE_COLUMN`."""
-    if WHERE_COLUMN in dataset.column_names:
-        dataset = dataset.remove_columns(WHERE_COLUMN)
-    return dataset.add_column(WHERE_COLUMN, places)

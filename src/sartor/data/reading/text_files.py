@@ -1,4 +1,4 @@
-"""Reads text files of rows, one line after another: JSON lines, JSON and CSV, each also gzipped.
+"""Reads text files of rows, one line after another: JSON lines, JSON and CSV, each also packed.
 
 What comes in: a path and the name its rows are known by.  What goes out: a `Row`, or a `Problem` in its place, for
 everything that stands there.  What it keeps true: every line is read and becomes a row or a problem; nothing is skipped
@@ -12,7 +12,7 @@ import csv
 import gzip
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,7 +24,15 @@ EXAMPLE_ROW = '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assist
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 """What some Windows programs write at the start of a file."""
 
+OPENERS: Mapping[str, Callable[[Path], Any]] = {".gz": gzip.open}
+"""What unpacks a packed file, by the suffix that stands behind the one of its kind."""
+
 Rows = Iterator[Row | Problem]
+
+
+def packing_of(path: Path) -> str:
+    """The suffix that says how a file is packed; empty where it is not."""
+    return next((suffix for suffix in OPENERS if path.name.lower().endswith(suffix)), "")
 
 
 def read_text(path: Path, suffix: str, name: str) -> Rows:
@@ -49,7 +57,8 @@ def read_text(path: Path, suffix: str, name: str) -> Rows:
 
 def _opened(path: Path) -> IO[bytes]:
     """The file's bytes behind a byte order mark, unpacked."""
-    stream: Any = gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")  # noqa: SIM115
+    packing = packing_of(path)
+    stream: Any = OPENERS[packing](path) if packing else path.open("rb")
     try:
         if stream.read(len(BYTE_ORDER_MARK)) != BYTE_ORDER_MARK:
             stream.seek(0)

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from sartor.data.reading.problems import ProblemLog
-from sartor.data.reading.tables import OUR_COLUMNS, WHERE_COLUMN, problem_of
+from sartor.data.reading.tables import OUR_COLUMNS, is_readable, place_of
 from sartor.data.rows.formats import WEIGHT_COLUMN, Reading
 from sartor.data.rows.kinds import Found, Kind, first_readable, kind_of, kinds_of_dataset, kinds_of_rows
 from sartor.data.rows.mapping import check_mapping, columns_of, suggest
@@ -91,10 +91,7 @@ def _refuse_unreadable(rows: Any, name: str) -> None:
     """Raise one error for rows of which none could be read."""
     problems, num_rows = ProblemLog(), 0
     for num_rows, row in enumerate(rows, 1):
-        problem = problem_of(row)
-        if problem is not None:
-            kind, message, excerpt = problem
-            problems.add(kind, row.get(WHERE_COLUMN) or f"{name} data, row {num_rows - 1}", message, excerpt)
+        is_readable(row, place_of(row, num_rows - 1, name), problems)
     problems.raise_if_any(f"{name} data", num_rows)
 
 
@@ -139,7 +136,8 @@ def _by_rows(
     """The reading of what most rows are."""
     text_column = settings.dataset_text_field
     if not found:
-        kind = _kind_of_columns(columns, text_column)
+        # None is filled: each is then told what it lacks of what the columns are meant to be.
+        kind = kind_of(columns, is_messages=False, text_column=text_column)
         if kind is None:
             raise DataError(_nothing_known(row, settings, name))
     else:
@@ -164,11 +162,6 @@ def _by_rows(
         disagreement=_disagreement(found) if len(found) > 1 else "",
         text_column=text_column,
     )
-
-
-def _kind_of_columns(columns: Sequence[str], text_column: str) -> Kind | None:
-    """What rows are meant to be of which none is filled: each is then told what it lacks."""
-    return kind_of(columns, is_messages=False, text_column=text_column)
 
 
 def _disagreement(found: Sequence[Found]) -> str:

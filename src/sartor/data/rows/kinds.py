@@ -6,21 +6,23 @@ the first stands.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sartor.data.reading.tables import OUR_COLUMNS, PROBLEM_COLUMN, WHERE_COLUMN
+from sartor.data.reading.tables import PROBLEM_COLUMN, WHERE_COLUMN, place_of
 
 if TYPE_CHECKING:
     import datasets
     import pyarrow
 
 ROWS_AT_ONCE = 50_000
+TELLING_COLUMNS = ("input_ids", "prompt", "completion", "messages", "conversations", "instruction", "output")
+"""Columns that tell what a row is, besides the one that holds plain text."""
 
 
 class Kind(StrEnum):
@@ -72,29 +74,17 @@ def kind_of_row(row: Mapping[str, Any], text_column: str) -> Kind | None:
     return kind_of(filled, isinstance(row.get("prompt"), list) or isinstance(row.get("completion"), list), text_column)
 
 
-def _columns(text_column: str) -> tuple[str, ...]:
-    return (
-        "input_ids",
-        "prompt",
-        "completion",
-        "messages",
-        "conversations",
-        "instruction",
-        "output",
-        *([] if text_column in ("prompt", "completion", "messages", "instruction", "output") else [text_column]),
-    )
-
-
 def kinds_of_dataset(dataset: datasets.Dataset, text_column: str, name: str) -> list[Found]:
     """The kinds of all rows, the most frequent first; read off the table, without a Python object for each row."""
-    names = [column for column in _columns(text_column) if column in dataset.column_names]
+    telling = dict.fromkeys((*TELLING_COLUMNS, text_column))
+    names = [column for column in telling if column in dataset.column_names]
     if not names:
         return []
-    shown = [column for column in OUR_COLUMNS if column in dataset.column_names]
-    table = dataset.select_columns([*names, *shown]).with_format("arrow")
-    tally = _Tally(names, text_column)
+    where_column = [WHERE_COLUMN] if WHERE_COLUMN in dataset.column_names else []
+    found: dict[Kind, Found] = {}
     first = 0
-    for batch in table.iter(ROWS_AT_ONCE):
+    for batch in dataset.select_columns([*names, *where_column]).with_format("arrow").iter(ROWS_AT_ONCE):
+        # One bit for each column that is filled, and one for messages in prompt or completion.
         codes = np.zeros(batch.num_rows, np.int64)
         for bit, column in enumerate(names):
             codes |= np.asarray(batch.column(column).is_valid()).astype(np.int64) << bit
@@ -102,56 +92,34 @@ def kinds_of_dataset(dataset: datasets.Dataset, text_column: str, name: str) -> 
         for column in {"prompt", "completion"} & set(names):
             is_messages |= _holds_lists(batch.column(column))
         codes |= is_messages.astype(np.int64) << len(names)
-        where = batch.column(WHERE_COLUMN) if WHERE_COLUMN in shown else None
-        place = _place_in(where, first, name)
-        tally.add(codes, place)
+        values, firsts, counts = np.unique(codes, return_index=True, return_counts=True)
+        for row, code, count in sorted(zip(firsts.tolist(), values.tolist(), counts.tolist(), strict=True)):
+            filled = [column for bit, column in enumerate(names) if code >> bit & 1]
+            kind = kind_of(filled, bool(code >> len(names) & 1), text_column)
+            own = {WHERE_COLUMN: batch.column(WHERE_COLUMN)[row].as_py()} if where_column else {}
+            _count(found, kind, count, place_of(own, first + row, name))
         first += batch.num_rows
-    return tally.found()
+    return _sorted(found)
 
 
 def kinds_of_rows(rows: Sequence[Mapping[str, Any]], text_column: str, name: str) -> list[Found]:
     """The same for some rows of a stream."""
-    counts: dict[Kind, list[str]] = {}
+    found: dict[Kind, Found] = {}
     for number, row in enumerate(rows):
-        kind = kind_of_row(row, text_column)
-        if kind is not None:
-            counts.setdefault(kind, []).append(row.get(WHERE_COLUMN) or f"{name} data, row {number}")
-    return _sorted(Found(kind, len(places), places[0]) for kind, places in counts.items())
+        _count(found, kind_of_row(row, text_column), 1, place_of(row, number, name))
+    return _sorted(found)
 
 
-class _Tally:
-    """Counts rows by which columns are filled: one bit for each, and one for messages in prompt or completion."""
-
-    def __init__(self, names: Sequence[str], text_column: str) -> None:
-        self._names = names
-        self._text_column = text_column
-        self._found: dict[Kind, Found] = {}
-
-    def add(self, codes: NDArray[np.int64], place: Callable[[int], str]) -> None:
-        values, firsts, counts = np.unique(codes, return_index=True, return_counts=True)
-        for row, code, count in sorted(zip(firsts.tolist(), values.tolist(), counts.tolist(), strict=True)):
-            filled = [name for bit, name in enumerate(self._names) if code >> bit & 1]
-            kind = kind_of(filled, bool(code >> len(self._names) & 1), self._text_column)
-            if kind is not None:
-                known = self._found.get(kind)
-                self._found[kind] = Found(
-                    kind, count + (known.num_rows if known else 0), known.first if known else place(row)
-                )
-
-    def found(self) -> list[Found]:
-        return _sorted(self._found.values())
+def _count(found: dict[Kind, Found], kind: Kind | None, num_rows: int, place: str) -> None:
+    """Count rows of a kind, of which the first stands at this place."""
+    if kind is not None:
+        known = found.setdefault(kind, Found(kind, 0, place))
+        found[kind] = replace(known, num_rows=known.num_rows + num_rows)
 
 
-def _sorted(found: Collection[Found] | Iterator[Found]) -> list[Found]:
+def _sorted(found: Mapping[Kind, Found]) -> list[Found]:
     order = list(Kind)
-    return sorted(found, key=lambda entry: (-entry.num_rows, order.index(entry.kind)))
-
-
-def _place_in(where: Any, first: int, name: str) -> Callable[[int], str]:
-    def place(row: int) -> str:
-        return f"{name} data, row {first + row}" if where is None else str(where[row].as_py())
-
-    return place
+    return sorted(found.values(), key=lambda entry: (-entry.num_rows, order.index(entry.kind)))
 
 
 def _holds_lists(column: pyarrow.ChunkedArray) -> NDArray[np.bool_]:

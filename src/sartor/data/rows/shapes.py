@@ -10,6 +10,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sartor.data.reading.problems import BadRow
+
 Message = dict[str, Any]
 
 SHAREGPT_ROLES = {
@@ -27,14 +29,6 @@ SHAREGPT_ROLES = {
 ALPACA_COLUMNS = ("instruction", "input", "output", "system", "history")
 
 
-class BadShape(Exception):
-    """A row that cannot be converted: `kind`, the same for all such rows, and what is wrong."""
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
-
-
 def message_of_sharegpt(message: Any, number: int) -> Any:
     """A message with `role` and `content`, where it has ShareGPT's `from` and `value`; any other as it is.
 
@@ -45,7 +39,7 @@ def message_of_sharegpt(message: Any, number: int) -> Any:
         number: of the message, from 1.
 
     Raises:
-        BadShape: a function call that is none.
+        BadRow: a function call that is none.
     """
     if not isinstance(message, dict) or "from" not in message or message.get("role") is not None:
         return message
@@ -62,10 +56,10 @@ def _tool_calls(value: Any, number: int) -> list[Message]:
         try:
             value = json.loads(value)
         except ValueError as error:
-            raise BadShape("bad function call", f"the value of message {number} is not JSON: {error}.") from error
+            raise BadRow("bad function call", f"the value of message {number} is not JSON: {error}.") from error
     calls = value if isinstance(value, list) else [value]
     if not calls or not all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls):
-        raise BadShape("bad function call", f"the value of message {number} is no object with name and arguments.")
+        raise BadRow("bad function call", f"the value of message {number} is no object with name and arguments.")
     return [
         {"type": "function", "function": {"name": call["name"], "arguments": call.get("arguments") or {}}}
         for call in calls
@@ -76,17 +70,17 @@ def with_system(messages: Sequence[Any], system: Any) -> list[Any]:
     """The messages behind the system message that stands in a column of its own, where there is one.
 
     Raises:
-        BadShape: it is no text, or contradicts the first message.
+        BadRow: it is no text, or contradicts the first message.
     """
     if system is None or system == "":
         return list(messages)
     if not isinstance(system, str):
-        raise BadShape("wrong type", f"the column 'system' holds a {type(system).__name__}, not text.")
+        raise BadRow("wrong type", f"the column 'system' holds a {type(system).__name__}, not text.")
     first = messages[0]
     if isinstance(first, dict) and first.get("role") == "system":
         if first.get("content") == system:
             return list(messages)
-        raise BadShape("two system messages", "the column 'system' and message 1 are both system messages: leave one.")
+        raise BadRow("two system messages", "the column 'system' and message 1 are both system messages: leave one.")
     return [{"role": "system", "content": system}, *messages]
 
 
@@ -97,15 +91,15 @@ def alpaca_messages(row: Mapping[str, Any]) -> list[Message]:
     earlier turns as pairs in `history`, come before them.
 
     Raises:
-        BadShape: a column has no value, or one of a wrong type.
+        BadRow: a column has no value, or one of a wrong type.
     """
     texts: dict[str, str] = {}
     for column in ("instruction", "input", "output"):
         value = row.get(column)
         if value is None and column != "input":
-            raise BadShape("missing value", f"the column {column!r} has no value here.")
+            raise BadRow("missing value", f"the column {column!r} has no value here.")
         if value is not None and not isinstance(value, str):
-            raise BadShape("wrong type", f"the column {column!r} holds a {type(value).__name__}, not text.")
+            raise BadRow("wrong type", f"the column {column!r} holds a {type(value).__name__}, not text.")
         texts[column] = value or ""
     question = "\n\n".join(text for text in (texts["instruction"], texts["input"]) if text.strip())
     messages: list[Message] = []
@@ -118,5 +112,5 @@ def alpaca_messages(row: Mapping[str, Any]) -> list[Message]:
 def _history(history: Any) -> Sequence[Any]:
     pairs = [] if history is None else history
     if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
-        raise BadShape("wrong type", "the column 'history' is no list of [question, answer].")
+        raise BadRow("wrong type", "the column 'history' is no list of [question, answer].")
     return pairs

@@ -11,14 +11,14 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from sartor.data.encoding.template import note_refusal, tools_of
-from sartor.data.encoding.tokenizing import BatchTokenizer, Tokenization, run
 from sartor.data.reading.problems import ProblemLog
-from sartor.data.rows.formats import Message, TrainingRow
-from sartor.data.targets.audit import count_dropped, messages_of
-from sartor.data.targets.prover import Proof, Provers, Rule, Start, Unproven
+from sartor.data.rows.formats import TrainingRow
+from sartor.data.targets.audit import count_dropped, end_texts
+from sartor.data.targets.prover import Proof, Rule, Start, Unproven, provers
 from sartor.data.targets.turn_tokens import TurnTokenizer
 from sartor.data.targets.unroll import is_trained
+from sartor.data.templates.rendering import note_refusal, tools_of
+from sartor.data.tokens.tokenizing import Tokenization
 from sartor.errors import ConfigurationError
 
 Ids = list[list[int]]
@@ -38,9 +38,8 @@ class AssistantTargets:
         start: Start = Start.PROVEN,
         append_eot: bool = False,
         last_only: bool = False,
-        tally: Counter[str] | None = None,
     ) -> None:
-        """Look up the tokens that end a turn.
+        """Look up the tokens that end a turn; the tokenizer is a fast one.
 
         Args:
             end_tokens: texts of tokens at which generation stops, besides the tokenizer's end-of-text token.
@@ -48,41 +47,32 @@ class AssistantTargets:
             start: how well a prompt must agree with what stands before an answer.
             append_eot: whether the end-of-text token is appended where the template writes no end.
             last_only: whether only the last message of each row counts as left out: conversations are unrolled.
-            tally: where counts go; `notes` is made of it.
 
         Raises:
-            ConfigurationError: the tokenizer cannot say where in a text its tokens are, or has no usable end token.
+            ConfigurationError: the tokenizer has no usable end token.
         """
-        if not tokenizer.is_fast:
-            raise ConfigurationError(
-                "assistant_only_loss=True needs a fast tokenizer (one with tokenizer.json) where the chat "
-                "template has no "
-                "{% generation %} marks; this one cannot say where in a text its tokens are."
-            )
         self._tokenizer = tokenizer
         self._end_tokens = _end_tokens(tokenizer, end_tokens)
         self._completion_only = completion_only
         self._last_only = last_only
         self._turn_tokenizer = TurnTokenizer(tokenizer)
-        self._provers = Provers(
+        self._provers = provers(
             tokenizer, self._end_tokens, tokenizer.all_special_tokens, start=start, append_eot=append_eot
         )
-        self._tally: Counter[str] = Counter() if tally is None else tally
 
-    def encode(self, rows: Sequence[TrainingRow], problems: ProblemLog) -> tuple[Ids, Ids]:
-        """Ids of conversations, and for each the trained message it is of, from 1, or 0; nothing after a problem."""
-        return run(self.encoding(rows, problems), BatchTokenizer(self._tokenizer))
+    def encoding(
+        self, rows: Sequence[TrainingRow], problems: ProblemLog, tally: Counter[str]
+    ) -> Tokenization[tuple[Ids, Ids]]:
+        """Ids of conversations, and for each the trained message it is of, from 1, or 0; nothing after a problem.
 
-    def encoding(self, rows: Sequence[TrainingRow], problems: ProblemLog) -> Tokenization[tuple[Ids, Ids]]:
-        """The same, step by step: yields texts wherever it needs their tokens (see `tokenizing`)."""
+        Step by step: yields texts wherever it needs their tokens (see `tokenizing`).
+        """
         proofs = [self._proof(row, problems) for row in rows]
         if problems:
             return [], []
         proven = [proof for proof in proofs if proof is not None]
         texts = [proof.text for proof in proven]
-        encodings = yield from self._turn_tokenizer.encodings(texts)
-        heads = self._turn_tokenizer.heads(texts, [proof.turns for proof in proven])
-        self._turn_tokenizer.learn_heads(heads, (yield self._turn_tokenizer.batch(heads)) if heads else [])
+        encodings = yield from self._turn_tokenizer.encodings(texts, [proof.turns for proof in proven])
         all_ids, all_marks = [], []
         for row, proof, encoding in zip(rows, proven, encodings, strict=True):
             num_cut = self._turn_tokenizer.num_cut_turns
@@ -91,18 +81,15 @@ class AssistantTargets:
             except Unproven as error:
                 problems.add(error.kind, row.where, str(error), row.body)
                 continue
-            self._count(proof, len(messages_of(row)) - 1 if self._last_only else 0)
-            self._tally["rows in parts"] += self._turn_tokenizer.num_cut_turns > num_cut
+            self._count(proof, len(row.messages) - 1 if self._last_only else 0, tally)
+            tally["rows in parts"] += self._turn_tokenizer.num_cut_turns > num_cut
             all_ids.append(ids)
             all_marks.append(marks)
         return all_ids, all_marks
 
     def _proof(self, row: TrainingRow, problems: ProblemLog) -> Proof | None:
-        prompt, body = row.prompt or [], row.body
-        assert isinstance(prompt, list)
-        assert isinstance(body, list)
-        messages: list[Message] = prompt + body
-        first = len(prompt) if self._completion_only else 0
+        messages = row.messages
+        first = len(messages) - len(row.body) if self._completion_only else 0
         trained = [number for number, message in enumerate(messages) if number >= first and is_trained(message)]
         try:
             tools = tools_of(row)
@@ -113,56 +100,57 @@ class AssistantTargets:
             note_refusal(problems, row, error)
         return None
 
-    def _count(self, proof: Proof, first: int) -> None:
+    def _count(self, proof: Proof, first: int, tally: Counter[str]) -> None:
         for turn in proof.turns:
-            self._tally[_PROVEN[turn.rule]] += 1
+            tally[_PROVEN[turn.rule]] += 1
             if turn.is_rewritten:
-                self._tally["rewritten answers"] += 1
+                tally["rewritten answers"] += 1
             if turn.is_end_appended:
-                self._tally["ends appended"] += 1
-                self._tally["ends appended within"] += turn is not proof.turns[-1]
+                tally["ends appended"] += 1
+                tally["ends appended within"] += turn is not proof.turns[-1]
         for number, kind in proof.dropped:
             if number >= first:
-                count_dropped(self._tally, kind)
+                count_dropped(tally, kind)
 
-    def notes(self) -> tuple[str, ...]:
-        """What is worth saying aloud."""
-        num_turns = sum(self._tally[_PROVEN[rule]] for rule in Rule)
+    def notes(self, tally: Counter[str]) -> tuple[str, ...]:
+        """What is worth saying about the rows that are in the tally."""
+        num_turns = sum(tally[_PROVEN[rule]] for rule in Rule)
         if not num_turns:
             return ()
         notes = [
             f"The chat template has no {{% generation %}} marks: the targets of {num_turns:,} answers are proven by "
-            f"rendering with provenance{self._ways()}."
+            f"rendering with provenance{_ways(tally)}."
         ]
-        if self._tally["rewritten answers"]:
+        if tally["rewritten answers"]:
             notes.append(
-                f"{self._tally['rewritten answers']:,} of {num_turns:,} answers are written otherwise once the "
+                f"{tally['rewritten answers']:,} of {num_turns:,} answers are written otherwise once the "
                 "conversation goes on (a template may drop earlier reasoning), and are trained as written. Set "
                 "unroll=True to train each as it is generated, in a row of its own."
             )
-        if count := self._tally["ends appended"]:
+        if count := tally["ends appended"]:
             within = (
-                f"; in {self._tally['ends appended within']:,} cases the conversation goes on behind it, which no "
+                f"; in {tally['ends appended within']:,} cases the conversation goes on behind it, which no "
                 "prompt of the template does: unroll=True trains each answer as it is generated"
             )
             notes.append(
                 f"append_eot: {self._end_tokens[0]} is appended to {count:,} answers behind which the chat template "
-                f"writes no end{within if self._tally['ends appended within'] else ''}."
+                f"writes no end{within if tally['ends appended within'] else ''}."
             )
-        if self._tally["rows in parts"]:
+        if tally["rows in parts"]:
             notes.append(
-                f"{self._tally['rows in parts']:,} rows are tokenized in parts, cut where an answer begins, because "
+                f"{tally['rows in parts']:,} rows are tokenized in parts, cut where an answer begins, because "
                 "the whole text has other tokens there than the prompt that the model will get; their ids differ from "
                 "trl's."
             )
         return tuple(notes)
 
-    def _ways(self) -> str:
-        """How many turns were proven in a weaker way than the whole text's beginning."""
-        counts = {rule: self._tally[_PROVEN[rule]] for rule in Rule}
-        prefix = {Rule.EXACT, Rule.EXACT_START}
-        ways = [f"{count:,} where {rule}" for rule, count in counts.items() if count and rule not in prefix]
-        return f" ({'; '.join(ways)})" if ways else ""
+
+def _ways(tally: Counter[str]) -> str:
+    """How many turns were proven in a weaker way than the whole text's beginning."""
+    counts = {rule: tally[_PROVEN[rule]] for rule in Rule}
+    prefix = {Rule.EXACT, Rule.EXACT_START}
+    ways = [f"{count:,} where {rule}" for rule, count in counts.items() if count and rule not in prefix]
+    return f" ({'; '.join(ways)})" if ways else ""
 
 
 def _end_tokens(tokenizer: Any, others: Sequence[str]) -> list[str]:
@@ -171,7 +159,7 @@ def _end_tokens(tokenizer: Any, others: Sequence[str]) -> list[str]:
     Raises:
         ConfigurationError: there is none, or one is not a single token.
     """
-    tokens = [token for token in (tokenizer.eos_token, *others) if token]
+    tokens = end_texts(tokenizer, others)
     if not tokens:
         raise ConfigurationError(
             "The tokenizer has no end-of-text token, so no answer could end. Set eos_token to the token that ends an "
@@ -184,4 +172,4 @@ def _end_tokens(tokenizer: Any, others: Sequence[str]) -> list[str]:
                 f"{token!r} should end an answer but is {len(ids)} tokens, not one of its own. Set eos_token to the "
                 "token that ends an answer in the chat template."
             )
-    return list(dict.fromkeys(tokens))
+    return tokens

@@ -11,14 +11,14 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
+from sartor.data.reading.problems import BadRow
 from sartor.data.targets.prompts import Prompts
-from sartor.data.targets.provenance.render import Conversation, TracedText
-from sartor.data.targets.provenance.shadow import MIX, OUTSIDE, Kind, kind_of, message_of, tag_of
-from sartor.data.targets.provenance.spans import Span, kinds_of, spans_of
+from sartor.data.templates.fields import kinds_of
+from sartor.data.templates.provenance.render import Conversation, TracedText
+from sartor.data.templates.provenance.shadow import MIX, OUTSIDE, Kind, kind_of, message_of, tag_of
+from sartor.data.templates.provenance.spans import Span, spans_of
 
 NOT_IN_TEXT, NO_PROMPT_FOR_TURN = "prompt not in the text", "no prompt for a turn"
-FEW_MESSAGES = 4
-"""So many are rendered as fast as what they give is told from the whole."""
 _HEADER = re.compile(r".*(?:[>\]]|:\s?|\n)", re.DOTALL)
 """Where the part that two headers have in common may be cut: behind a mark or a line, not within a word."""
 
@@ -79,19 +79,15 @@ class Rules:
 
     end_tokens: tuple[str, ...]
     """Texts of the tokens that end a turn; the first is the one that may be appended."""
-    start: Start = Start.PROVEN
-    append_eot: bool = False
+    start: Start
+    append_eot: bool
     """Whether an answer behind which the template writes no special token at all has an end token appended."""
-    atoms: re.Pattern[str] = re.compile(r"(?!)")
+    atoms: re.Pattern[str]
     """Finds special tokens."""
 
 
-class Unproven(Exception):
-    """A conversation whose targets cannot be proven: `kind`, the same for all such rows, and what to do."""
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
+class Unproven(BadRow):
+    """A conversation whose targets cannot be proven, and what to do."""
 
 
 class Attempt:
@@ -125,8 +121,7 @@ class Attempt:
         return [
             (number, kind)
             for number, message in enumerate(self._conversation.messages)
-            for kind in kinds_of(message)
-            if kind not in self._spans.get(number, Span()).kinds
+            for kind in sorted(kinds_of(message) - self._spans.get(number, Span()).kinds)
         ]
 
     def turn(self, number: int) -> Turn:
@@ -165,10 +160,7 @@ class Attempt:
 
     def _beginning(self, num_messages: int, *, prompt: bool = False) -> str | None:
         """What the template writes of the first messages, perhaps with the generation prompt; None where it raises."""
-        told = None
-        if num_messages > FEW_MESSAGES:
-            told = self._prompts.told(self._traced, self._conversation, num_messages, prompt=prompt)
-        return told if told is not None else self._prompts.render(self._conversation, num_messages, prompt=prompt)
+        return self._prompts.beginning(self._traced, self._conversation, num_messages, prompt=prompt)
 
     def _start(self, number: int, span: Span, prompt: str | None, until: str | None) -> tuple[Rule, int, int]:
         """How a turn's start is proven, where it is, and where the turn ends at the latest."""

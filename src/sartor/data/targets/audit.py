@@ -7,28 +7,28 @@ training wrong beyond doubt is an error elsewhere (see `docs/targets.md` for the
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from sartor.data.encoding.table import TokenRows
-from sartor.data.encoding.template import tools_of
 from sartor.data.rows.formats import Message, TrainingRow
-from sartor.data.targets.provenance.render import REASONING, Renderer, TraceError
-from sartor.data.targets.provenance.shadow import Kind
-from sartor.data.targets.provenance.spans import Span, kinds_of, spans_of
+from sartor.data.templates.fields import any_of, fields_of, kinds_of
+from sartor.data.templates.provenance.render import PerTemplate, Renderer, TraceError
+from sartor.data.templates.provenance.shadow import Kind
+from sartor.data.templates.provenance.spans import Span, spans_of
+from sartor.data.templates.rendering import tools_of
+from sartor.data.tokens.table import TokenRows
 from sartor.records import DataSettings
 
 FIELD_NAMES = {Kind.CONTENT: "the content", Kind.REASONING: "the reasoning", Kind.ARGUMENTS: "tool arguments"}
-_TEXT_FIELDS = REASONING | {"content"}
 PLACES_NAMED = 3
 """Rows that are named of each finding; of the others the number is said."""
 
 _SPECIAL, _DOUBLED, _ENDLESS = "special tokens in a row's text", "doubled bos", "rows without end"
 _DROPPED = "left out: "
+_FIRST_IN = ", first in: "
 
 
 class Audit:
@@ -37,21 +37,18 @@ class Audit:
     def __init__(self, tokenizer: Any, end_tokens: Sequence[str] = ()) -> None:
         """`end_tokens`: texts at which generation stops, besides the tokenizer's end-of-text token."""
         self._tokenizer = tokenizer
-        special = sorted(filter(None, tokenizer.all_special_tokens), key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, special))) if special else None
+        self._special = any_of(tokenizer.all_special_tokens)
         self._end_ids = end_ids(tokenizer, end_tokens)
-        self._renderers: dict[str, Renderer] = {}
+        self._renderers = PerTemplate(tokenizer, Renderer)
 
     def check_contents(self, rows: Sequence[TrainingRow], tally: Counter[str]) -> None:
         """Count rows whose own text holds what the tokenizer takes for a special token."""
         # In one go first: nearly always there is none, and a search for each text takes longer than the search itself.
         end = self._tokenizer.eos_token
-        if self._special is None or not self._special.search(
-            "\0".join([text for row in rows for text in _texts_of(row, end)])
-        ):
+        if not self._special.search("\0".join([text for row in rows for text in _texts_of(row, end)])):
             return
         for row in rows:
-            found = next(filter(None, map(self._special.search, _texts_of(row, self._tokenizer.eos_token))), None)
+            found = next(filter(None, map(self._special.search, _texts_of(row, end))), None)
             if found:
                 count(tally, _SPECIAL, f"{row.where} ({found[0]})")
 
@@ -68,26 +65,23 @@ class Audit:
         for row, text in zip(rows, texts, strict=True):
             if not text:
                 continue  # the template refused the row, which is a problem of its own
-            messages = messages_of(row)
+            messages = row.messages
             first = len(messages) - 1 if last_only else 0
-            parts = [part for message in messages[first:] for part in _fields_of(message)]
+            parts = [part for message in messages[first:] for part in _texts_to_write(message)]
             if [part for part in parts if part not in text and part.strip() not in text]:
                 for kind in self._left_out(row, messages, first):
                     count_dropped(tally, kind)
 
     def _left_out(self, row: TrainingRow, messages: Sequence[Message], first: int) -> Iterator[Kind]:
         tools = tools_of(row)
-        template = self._tokenizer.get_chat_template(None, tools)
-        if template not in self._renderers:
-            self._renderers[template] = Renderer(template, self._tokenizer.special_tokens_map)
-        renderer = self._renderers[template]
+        renderer = self._renderers.of(tools)
         try:
             conversation = renderer.conversation(messages, tools, row.template_keywords)
             spans = spans_of(renderer.traced(conversation, len(messages)).tags)
         except TraceError:
             return  # what cannot be traced cannot be said to be missing
         for number, message in enumerate(conversation.messages[first:], first):
-            yield from (kind for kind in kinds_of(message) if kind not in spans.get(number, Span()).kinds)
+            yield from kinds_of(message) - spans.get(number, Span()).kinds
 
     def check_tokens(self, encoded: TokenRows, places: Sequence[str], tally: Counter[str]) -> None:
         """Count rows that begin with two bos tokens, and rows of which no end token is trained."""
@@ -121,8 +115,12 @@ class Audit:
 
 def end_ids(tokenizer: Any, end_tokens: Sequence[str]) -> list[int]:
     """Tokens at which generation stops: the tokenizer's end-of-text token, and others by their texts."""
-    ends = [token for token in (tokenizer.eos_token, *end_tokens) if token]
-    return [tokenizer.convert_tokens_to_ids(token) for token in dict.fromkeys(ends)]
+    return [tokenizer.convert_tokens_to_ids(token) for token in end_texts(tokenizer, end_tokens)]
+
+
+def end_texts(tokenizer: Any, end_tokens: Sequence[str]) -> list[str]:
+    """The texts of these tokens, each once."""
+    return list(dict.fromkeys(token for token in (tokenizer.eos_token, *end_tokens) if token))
 
 
 def rows_with_two_bos(encoded: TokenRows, bos: int | None) -> list[int]:
@@ -197,24 +195,29 @@ def collator_note(tokenizer: Any, end_tokens: Sequence[str]) -> str | None:
     )
 
 
-def messages_of(row: TrainingRow) -> list[Message]:
-    """All messages of a row; none of a row of text."""
-    if not isinstance(row.body, list):
-        return []
-    return row.prompt + row.body if isinstance(row.prompt, list) else row.body
-
-
 def count(tally: Counter[str], kind: str, where: str) -> None:
     """Count a finding, and keep the places of the first ones."""
     tally[kind] += 1
     if tally[kind] <= PLACES_NAMED:
-        tally[f"{kind}, first in: {where}"] += 1
+        tally[f"{kind}{_FIRST_IN}{where}"] += 1
+
+
+def add_counts(total: Counter[str], more: Mapping[str, int]) -> None:
+    """Add the counts of some more rows; of each finding no more places are kept than are named."""
+    for name, number in more.items():
+        kind, first_in, _ = name.partition(_FIRST_IN)
+        if not first_in or len(_first_places(total, kind)) < PLACES_NAMED:
+            total[name] += number
 
 
 def _named(tally: Counter[str], kind: str) -> str:
     """The first places, for a sentence."""
-    head = f"{kind}, first in: "
-    return "first " + "; ".join([key.removeprefix(head) for key in tally if key.startswith(head)][:PLACES_NAMED])
+    return "first " + "; ".join(_first_places(tally, kind))
+
+
+def _first_places(tally: Iterable[str], kind: str) -> list[str]:
+    head = kind + _FIRST_IN
+    return [name.removeprefix(head) for name in tally if name.startswith(head)]
 
 
 def _texts_of(row: TrainingRow, end: str | None) -> list[str]:
@@ -224,25 +227,11 @@ def _texts_of(row: TrainingRow, end: str | None) -> list[str]:
         texts.append(row.body.removesuffix(end) if end else row.body)
     if isinstance(row.prompt, str):
         texts.append(row.prompt)
-    for message in messages_of(row):
-        texts += _fields_of(message)
+    for message in row.messages:
+        texts += _texts_to_write(message)
     return texts
 
 
-def _fields_of(message: Mapping[str, Any]) -> list[str]:
-    """The texts of a message: content, reasoning, arguments of its calls."""
-    texts = [value for name, value in message.items() if name in _TEXT_FIELDS and isinstance(value, str)]
-    for call in message.get("tool_calls") or ():
-        texts += _leaves((call.get("function") or call).get("arguments"))
-    return texts
-
-
-def _leaves(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _leaves(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _leaves(item)
+def _texts_to_write(message: Mapping[str, Any]) -> list[str]:
+    """What a template should write of a message as it is: all but the names of functions."""
+    return [text for kind, _, text in fields_of(message) if kind is not None]

@@ -16,32 +16,31 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from sartor.data.encoding.template import note_refusal, tools_of
 from sartor.data.reading.problems import ProblemLog
 from sartor.data.rows.formats import TrainingRow
-from sartor.data.targets.audit import messages_of
-from sartor.data.targets.prover import Provers, Start, Unproven
+from sartor.data.targets.audit import end_texts
+from sartor.data.targets.prover import Start, Unproven, provers
 from sartor.data.targets.turn_tokens import TurnTokenizer
+from sartor.data.templates.rendering import note_refusal, tools_of
 
 
 class CompletionStarts:
     """Finds where completions begin, and counts them."""
 
-    def __init__(self, tokenizer: Any, end_tokens: Sequence[str], start: Start, tally: Counter[str]) -> None:
+    def __init__(self, tokenizer: Any, end_tokens: Sequence[str], start: Start) -> None:
         """`start`: how well the prompt must agree with what stands before the answer."""
-        self._end_tokens = list(dict.fromkeys(token for token in (tokenizer.eos_token, *end_tokens) if token))
-        self._tally = tally
+        self._end_tokens = end_texts(tokenizer, end_tokens)
         self._turn_tokenizer = TurnTokenizer(tokenizer)
         # A start may be proven where the template writes no end; that is said elsewhere.
-        self._provers = Provers(tokenizer, self._end_tokens, start=start, append_eot=True)
+        self._provers = provers(tokenizer, self._end_tokens, start=start, append_eot=True)
 
     def can_prove(self, row: TrainingRow) -> bool:
         """Whether the completion begins with an answer; what a user or a tool says is asked for by no prompt."""
         return bool(self._end_tokens) and isinstance(row.body, list) and row.body[0]["role"] == "assistant"
 
-    def encode(self, row: TrainingRow, problems: ProblemLog) -> tuple[list[int], int]:
+    def encode(self, row: TrainingRow, problems: ProblemLog, tally: Counter[str]) -> tuple[list[int], int]:
         """Ids of a row, and how many of them are the prompt; nothing where there is a problem."""
-        messages, tools = messages_of(row), tools_of(row)
+        messages, tools = row.messages, tools_of(row)
         number = len(messages) - len(row.body)
         try:
             proof = self._provers.of(tools).prove(messages, tools, row.template_keywords, [number])
@@ -52,18 +51,19 @@ class CompletionStarts:
         except Exception as error:
             note_refusal(problems, row, error)
             return [], 0
-        self._tally["completions proven"] += 1
-        self._tally["completions cut"] += is_cut
+        tally["completions proven"] += 1
+        tally["completions cut"] += is_cut
         return ids, num_prompt_tokens
 
-    def notes(self) -> list[str]:
+    @staticmethod
+    def notes(tally: Counter[str]) -> list[str]:
         """What is worth saying about the rows that are in the tally."""
-        if not (number := self._tally["completions proven"]):
+        if not (number := tally["completions proven"]):
             return []
         cut = (
-            f"; {self._tally['completions cut']:,} of them are cut there, because their tokens would merge with the "
+            f"; {tally['completions cut']:,} of them are cut there, because their tokens would merge with the "
             "prompt's, and their ids differ from trl's"
-            if self._tally["completions cut"]
+            if tally["completions cut"]
             else ""
         )
         return [

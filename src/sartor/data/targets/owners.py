@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sartor.data.encoding.template import tools_of
 from sartor.data.rows.formats import TrainingRow
-from sartor.data.targets.audit import messages_of
-from sartor.data.targets.provenance.render import Renderer, TraceError
-from sartor.data.targets.provenance.shadow import MIX, Kind, tag_of
+from sartor.data.templates.provenance.render import PerTemplate, Renderer, TraceError
+from sartor.data.templates.provenance.shadow import MIX, Kind, tag_of
+from sartor.data.templates.rendering import tools_of
 
 _FIRST = ord(tag_of(0, Kind.LITERAL))
 _PER_MESSAGE = ord(tag_of(1, Kind.LITERAL)) - _FIRST
@@ -25,8 +24,7 @@ class Owners:
     """Finds the owners of characters; each template is compiled once."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self._renderers: dict[str, Renderer] = {}
+        self._renderers = PerTemplate(tokenizer, Renderer)
 
     def of(self, row: TrainingRow) -> tuple[str, NDArray[np.int64]] | None:
         """The row's text, and the number of the message that each of its characters is of; None: it cannot be told.
@@ -35,12 +33,8 @@ class Owners:
 
         Worked example: `<s>U:Hi A:Yo` with `...000aa11bb` is 0 up to `Hi`, and 1 from ` A:` on.
         """
-        tools = tools_of(row)
-        template = self._tokenizer.get_chat_template(None, tools)
-        if template not in self._renderers:
-            self._renderers[template] = Renderer(template, self._tokenizer.special_tokens_map)
-        messages = messages_of(row)
-        renderer = self._renderers[template]
+        messages, tools = row.messages, tools_of(row)
+        renderer = self._renderers.of(tools)
         try:
             traced = renderer.traced(renderer.conversation(messages, tools, row.template_keywords), len(messages))
         except TraceError:

@@ -10,10 +10,12 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from sartor.data.targets.provenance.render import Conversation, Renderer, TracedText, TraceError
-from sartor.data.targets.provenance.shadow import OUTSIDE
-from sartor.data.targets.provenance.spans import Span, spans_of
+from sartor.data.templates.provenance.render import Conversation, Renderer, TracedText, TraceError
+from sartor.data.templates.provenance.shadow import OUTSIDE
+from sartor.data.templates.provenance.spans import Span, spans_of
 
+FEW_MESSAGES = 4
+"""So many are rendered as fast as what they give is told from the whole."""
 MAX_PROBES = 64
 """Rows may each bring their own keywords for the template; what is known of so many is kept."""
 THINKING_KEYWORDS = ("enable_thinking", "thinking")
@@ -47,9 +49,14 @@ class Prompts:
         except Exception:
             return None  # a template may refuse a part of a conversation that it takes as a whole
 
-    def told(self, whole: TracedText, conversation: Conversation, num_messages: int, *, prompt: bool) -> str | None:
-        """The same as `render`, told from the whole conversation's text; None where that cannot be."""
-        return self._renderer.beginning(whole, conversation, num_messages, prompt=prompt)
+    def beginning(
+        self, whole: TracedText, conversation: Conversation, num_messages: int, *, prompt: bool = False
+    ) -> str | None:
+        """The same as `render`; of many messages it is told from the whole conversation's text, where it can be."""
+        told = None
+        if num_messages > FEW_MESSAGES:
+            told = self._renderer.beginning(whole, conversation, num_messages, prompt=prompt)
+        return told if told is not None else self.render(conversation, num_messages, prompt=prompt)
 
     def end_of(self, conversation: Conversation, number: int, prompt: str) -> str:
         """What stands at the end of a prompt because a message of the assistant is to come.

@@ -18,16 +18,17 @@ text begins with it, so the turn begins there.  It ends with the last end token 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from sartor.data.targets.attempt import Attempt, Proof, Rule, Rules, Start, Turn, Unproven
 from sartor.data.targets.prompts import Prompts
-from sartor.data.targets.provenance.render import Renderer, TraceError
+from sartor.data.templates.fields import any_of
+from sartor.data.templates.provenance.render import PerTemplate, Renderer, TraceError
 
-__all__ = ["Proof", "Prover", "Provers", "Rule", "Start", "Turn", "Unproven"]
+__all__ = ["Proof", "Prover", "Rule", "Start", "Turn", "Unproven", "provers"]
 
 
 class Prover:
@@ -58,8 +59,7 @@ class Prover:
         """
         self._renderer = Renderer(template, special_tokens)
         self._prompts = Prompts(self._renderer, template)
-        texts = sorted({*atoms, *end_tokens}, key=len, reverse=True)  # the longest first: one may begin another
-        self._rules = Rules(tuple(end_tokens), start, append_eot, re.compile("|".join(map(re.escape, texts))))
+        self._rules = Rules(tuple(end_tokens), start, append_eot, any_of((*atoms, *end_tokens)))
 
     def prove(
         self,
@@ -94,33 +94,13 @@ class Prover:
         return Proof(text, turns, tuple(attempt.dropped()), traced.text)
 
 
-class Provers:
-    """A tokenizer's provers: one for each of its templates, made when it is first asked for."""
-
-    def __init__(
-        self, tokenizer: Any, end_tokens: Sequence[str], atoms: Collection[str] = (), *, start: Start, append_eot: bool
-    ) -> None:
-        """The arguments are `Prover`'s; special tokens are the tokenizer's."""
-        self._tokenizer = tokenizer
-        self._end_tokens = end_tokens
-        self._atoms = atoms
-        self._start = start
-        self._append_eot = append_eot
-        self._made: dict[str, Prover] = {}
-
-    def of(self, tools: Any) -> Prover:
-        """The prover of the template that rows with these tools are rendered with."""
-        template = self._tokenizer.get_chat_template(None, tools)
-        if template not in self._made:
-            self._made[template] = Prover(
-                template,
-                self._tokenizer.special_tokens_map,
-                self._end_tokens,
-                self._atoms,
-                start=self._start,
-                append_eot=self._append_eot,
-            )
-        return self._made[template]
+def provers(
+    tokenizer: Any, end_tokens: Sequence[str], atoms: Collection[str] = (), *, start: Start, append_eot: bool
+) -> PerTemplate[Prover]:
+    """A tokenizer's provers, one for each of its templates; the arguments are `Prover`'s."""
+    return PerTemplate(
+        tokenizer, partial(Prover, end_tokens=end_tokens, atoms=atoms, start=start, append_eot=append_eot)
+    )
 
 
 def _with_ends(text: str, turns: Sequence[Turn]) -> tuple[str, tuple[Turn, ...]]:

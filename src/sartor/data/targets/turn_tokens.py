@@ -1,8 +1,7 @@
 """From trained characters to trained tokens: which tokens of a text are what a model generates after its prompt.
 
 What comes in: texts and the trained turns in each.  What goes out: ids, and for each its message, from 1, or 0.  What
-it keeps
-true: a turn's tokens begin where those of the prompt end, as they do when a model is used.
+it keeps true: a turn's tokens begin where those of the prompt end, as they do when a model is used.
 
 Offsets alone prove nothing.  Worked example: a prompt ends with two newlines; alone it is tokenized with `\\n\\n` as
 its last token, but the whole row may have `\\n`, `\\n` there, and no token lies across the border.  The model would
@@ -17,9 +16,9 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from sartor.data.encoding.layout import TokenBytes, is_byte_level, located
-from sartor.data.encoding.tokenizing import BatchTokenizer, Encodings, TextBatch, Tokenization
 from sartor.data.targets.prover import Turn, Unproven
+from sartor.data.tokens.layout import TokenBytes, is_byte_level, located
+from sartor.data.tokens.tokenizing import BatchTokenizer, Encodings, TextBatch, Tokenization
 
 MAX_HEADS = 4096
 """Heads of turns whose ids are kept: templates write few different ones."""
@@ -49,24 +48,17 @@ class TurnTokenizer:
     def _token_bytes(self) -> TokenBytes | None:
         return TokenBytes.of(self._tokenizer.backend_tokenizer)
 
-    def batch(self, texts: Sequence[str]) -> TextBatch:
-        """Texts whose tokens are to be found by their characters.  A template has written the special tokens."""
-        return TextBatch(texts, is_rendered=True, needs_characters=True)
+    def encodings(self, texts: Sequence[str], turns: Sequence[Sequence[Turn]]) -> Tokenization[Encodings]:
+        """What `targets` needs of each text, step by step; offsets are asked for only where lengths do not tell.
 
-    def encodings(self, texts: Sequence[str]) -> Tokenization[Encodings]:
-        """What `targets` needs of each text, step by step; offsets are asked for only where lengths do not tell."""
-        return (yield from located(texts, self._token_bytes))
-
-    def heads(self, texts: Sequence[str], turns: Sequence[Sequence[Turn]]) -> list[str]:
-        """What stands before the turns of many texts, where it has to be compared as a whole; else nothing."""
-        if self._is_byte_level:
-            return []
-        return [text[: turn.start] for text, inside in zip(texts, turns, strict=True) for turn in inside]
-
-    def learn_heads(self, heads: Sequence[str], encodings: Encodings) -> None:
-        """Keep the tokens of these heads, until those of the next texts come."""
+        What stands before the turns is tokenized along, where it has to be compared as a whole.
+        """
+        found = yield from located(texts, self._token_bytes)
         if not self._is_byte_level:
+            heads = [text[: turn.start] for text, inside in zip(texts, turns, strict=True) for turn in inside]
+            encodings = (yield _rendered(heads)) if heads else []
             self._heads = {head: encoding.ids for head, encoding in zip(heads, encodings, strict=True)}
+        return found
 
     def targets(self, text: str, turns: Sequence[Turn], encoding: Any) -> tuple[list[int], list[int]]:
         """Ids of one text, and for each the number of the trained message it is of, from 1; 0: of none.
@@ -98,7 +90,7 @@ class TurnTokenizer:
         Raises:
             Unproven: the tokenizer joins what stands on both sides, also when they are tokenized apart.
         """
-        (encoding,) = self._batches(self.batch([text]))
+        (encoding,) = self._batches(_rendered([text]))
         ids: list[int] = encoding.ids
         token = self._start_token(text, start, encoding, ids)
         if token is not None:
@@ -115,7 +107,7 @@ class TurnTokenizer:
         skipped = 0
         if first and not self._is_byte_level:
             piece, first, skipped = "\n" + piece, first - 1, len(self._newline)
-        (encoding,) = self._batches(self.batch([piece]))
+        (encoding,) = self._batches(_rendered([piece]))
         ids = encoding.ids
         if ids[:skipped] != self._newline[:skipped]:
             raise Unproven("tokens across a turn's start", _JOINED)
@@ -150,8 +142,7 @@ class TurnTokenizer:
 
         What follows a special token does not depend on what precedes it, in a byte-level tokenizer: there it is
         enough to compare from the last one on, and these few heads can be kept.  Offsets of tokens only say where
-        special tokens
-        are: those of others may leave out spaces.
+        special tokens are: those of others may leave out spaces.
         """
         first, begin = 0, 0
         if self._is_byte_level:
@@ -184,6 +175,11 @@ class TurnTokenizer:
         return ids
 
     def _ids(self, text: str) -> list[int]:
-        (encoding,) = self._batches(self.batch([text]))
+        (encoding,) = self._batches(_rendered([text]))
         ids: list[int] = encoding.ids
         return ids
+
+
+def _rendered(texts: Sequence[str]) -> TextBatch:
+    """Texts whose tokens are to be found by their characters.  A template has written the special tokens."""
+    return TextBatch(texts, is_rendered=True, needs_characters=True)

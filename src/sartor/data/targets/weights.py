@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sartor.data.encoding.table import TokenRows
-from sartor.data.encoding.template import tools_of
 from sartor.data.reading.problems import ProblemLog
 from sartor.data.rows.formats import WEIGHT_COLUMN, Message, Reading, TrainingRow, weight_problem
 from sartor.data.targets.owners import Owners
+from sartor.data.templates.rendering import tools_of
+from sartor.data.tokens.table import TokenRows
 from sartor.errors import ConfigurationError
 from sartor.records import RowFormat
 
@@ -39,10 +39,7 @@ def message_weight(message: Mapping[str, Any]) -> float:
 
 def has_weights(row: TrainingRow) -> bool:
     """Whether some message of a conversation weighs other than 1."""
-    for message in _messages(row):
-        if ("weight" in message or "train" in message) and message_weight(message) != 1:
-            return True
-    return False
+    return any(("weight" in message or "train" in message) and message_weight(message) != 1 for message in row.messages)
 
 
 class _Unplaced(Exception):
@@ -52,11 +49,10 @@ class _Unplaced(Exception):
 class Weigher:
     """Weighs the tokens of rows, and counts the rows that have weights."""
 
-    def __init__(self, tokenizer: Any, tally: Counter[str], *, assistant_only: bool, completion_only: bool) -> None:
+    def __init__(self, tokenizer: Any, *, assistant_only: bool, completion_only: bool) -> None:
         """What is never trained needs no weight.
 
         Args:
-            tally: where counts go; `notes` is made of it.
             assistant_only: whether only messages of the assistant are trained.
             completion_only: whether only the completion is trained of rows that have a prompt.
         """
@@ -64,7 +60,6 @@ class Weigher:
         self._owners = Owners(tokenizer)
         self._assistant_only = assistant_only
         self._completion_only = completion_only
-        self._tally = tally
 
     def weigh(
         self,
@@ -72,6 +67,7 @@ class Weigher:
         rows: Sequence[TrainingRow],
         turns: Sequence[Sequence[int]] | None,
         problems: ProblemLog,
+        tally: Counter[str],
     ) -> TokenRows:
         """The same rows with their weights; a problem for each row whose messages cannot be told apart.
 
@@ -86,8 +82,8 @@ class Weigher:
         weights = np.ones(encoded.num_tokens)
         for number in weighted:
             row, start, end = rows[number], encoded.offsets[number], encoded.offsets[number + 1]
-            self._tally["weighted rows"] += row.weight != 0
-            self._tally["rows of weight 0"] += row.weight == 0
+            tally["weighted rows"] += row.weight != 0
+            tally["rows of weight 0"] += row.weight == 0
             weights[start:end] = row.weight
             if row.weight and has_weights(row):
                 try:
@@ -97,18 +93,19 @@ class Weigher:
                     problems.add("weights cannot be placed", row.where, str(error), row.body)
         return encoded.weighted(weights.astype(np.float32))
 
-    def of_tokens(self, row: Mapping[str, Any]) -> NDArray[np.float32]:
+    @staticmethod
+    def of_tokens(row: Mapping[str, Any], tally: Counter[str]) -> NDArray[np.float32]:
         """Weights of a checked row that is tokenized already: of the row times those of its tokens."""
         given, of_row = row.get("weights"), row.get(WEIGHT_COLUMN)
         weights = np.ones(len(row["input_ids"])) if given is None else np.asarray(given, np.float64)
         weights = weights if of_row is None else weights * float(of_row)
-        self._tally["weighted rows"] += bool((weights != 1).any() and weights.any())
-        self._tally["rows of weight 0"] += not weights.any()
+        tally["weighted rows"] += bool((weights != 1).any() and weights.any())
+        tally["rows of weight 0"] += not weights.any()
         return weights.astype(np.float32)
 
     def _of_messages(self, row: TrainingRow, ids: list[int], turns: Sequence[int] | None) -> Weights | float:
         """The message's weight for each token of a row."""
-        messages = _messages(row)
+        messages = row.messages
         weights = [message_weight(message) for message in messages]
         if turns is not None:
             return np.array([1.0, *weights])[np.asarray(turns, np.int64)]
@@ -185,15 +182,16 @@ class Weigher:
         )
         return text
 
-    def notes(self) -> tuple[str, ...]:
+    @staticmethod
+    def notes(tally: Counter[str]) -> tuple[str, ...]:
         """What is worth saying about the rows that are in the tally."""
         notes = []
-        if count := self._tally["weighted rows"]:
+        if count := tally["weighted rows"]:
             notes.append(
                 f"{count:,} rows have a weight other than 1, their own or a message's: the losses of their targets are "
                 "multiplied by it."
             )
-        if count := self._tally["rows of weight 0"]:
+        if count := tally["rows of weight 0"]:
             notes.append(f"{count:,} rows have weight 0: nothing of them is trained, and they are left out.")
         return tuple(notes)
 
@@ -244,10 +242,3 @@ def token_weights_problem(row: Mapping[str, Any]) -> str | None:
         if problem:
             return f"number {number} (from 0) of weights {problem}"
     return None
-
-
-def _messages(row: TrainingRow) -> list[Message]:
-    """All messages of a row; none of a row of text."""
-    if not isinstance(row.body, list):
-        return []
-    return row.body if not isinstance(row.prompt, list) else row.prompt + row.body
