@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
-.PHONY: demo install-dev test test-all check format mutants golden generated clean
+.PHONY: demo install-dev test test-all check format mutants mutants-random golden generated clean
 
 $(VENV)/run.stamp: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("sartor needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; say which to use: make PYTHON=python3.11")'
@@ -44,6 +44,9 @@ generated: $(VENV)/dev.stamp  ## command line flags and docs/options.md, from SF
 
 mutants: $(VENV)/dev.stamp  ## break the code on purpose; every break must fail a test
 	$(BIN)/python -m tests.mutants
+
+mutants-random: $(VENV)/dev.stamp  ## random mutations of engine, batching, optim and checkpoints: N=100 SEED=1
+	$(BIN)/python -m tests.mutants.by_chance --n $(or $(N),100) --seed $(or $(SEED),1)
 
 golden: $(VENV)/dev.stamp  ## what users see, compared with another commit: make golden BASE=HEAD~1
 	$(BIN)/python -m tests.golden --base $(or $(BASE),HEAD)

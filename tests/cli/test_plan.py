@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vocab_size=4_096,
         hidden_size=128,
         intermediate_size=384,
-        num_hidden_layers=2,
+        num_hidden_layers=1,
         num_attention_heads=4,
         max_position_embeddings=2_048,
     ).save_pretrained(folder)
@@ -65,7 +66,7 @@ def test_json_says_the_same_in_bytes_and_what_was_asked_for_is_obeyed(
     assert found["fits"] is True
     assert found["available_bytes"] == 8_000_000_000
     assert sum(found["components"].values()) == found["peak_bytes"] < found["chosen"]["needed_bytes"]
-    assert (found["chosen"]["micro_batch_tokens"], found["chosen"]["recomputed_layers"]) == (300, 2)
+    assert (found["chosen"]["micro_batch_tokens"], found["chosen"]["recomputed_layers"]) == (300, 1)
     assert found["chosen"]["loss_chunk_rows"] == 64
     assert found["run_s"] == pytest.approx(10 * found["chosen"]["step_s"])
     kept = next(entry for entry in found["neighbours"] if entry["label"] == "nothing recomputed")
@@ -83,7 +84,7 @@ def test_where_nothing_fits_the_leanest_is_shown_and_what_would_fit_with_its_byt
     found = json.loads(out)
     assert found["fits"] is False
     assert found["missing_bytes"] == found["chosen"]["needed_bytes"] - found["available_bytes"] > 0
-    assert (found["chosen"]["micro_batch_tokens"], found["chosen"]["recomputed_layers"]) == (512, 2)
+    assert (found["chosen"]["micro_batch_tokens"], found["chosen"]["recomputed_layers"]) == (512, 1)
     names = [entry["name"] for entry in found["proposals"]]
     assert any(name.startswith("LoRA") for name in names)
     for entry in found["proposals"]:
@@ -94,7 +95,10 @@ def test_where_nothing_fits_the_leanest_is_shown_and_what_would_fit_with_its_byt
 
 
 def test_rows_are_prepared_as_a_training_would(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    base = Path(sartor.demo.__file__).parent / "assets" / "base"
+    base = tmp_path / "base"
+    embedded = Path(sartor.demo.__file__).parent / "assets" / "base"
+    shutil.copytree(embedded, base, ignore=shutil.ignore_patterns("*.safetensors"))
+    transformers.AutoConfig.from_pretrained(base, num_hidden_layers=1, layer_types=None).save_pretrained(base)
     sources = []
     for name, count, words in (("short", 30, 3), ("long", 10, 40)):
         path = tmp_path / f"{name}.jsonl"

@@ -65,7 +65,7 @@ TOKENIZED = [{"input_ids": [1 + n % 5, 2, 3], "labels": [-100, 2, 3], "seq_lengt
 @pytest.mark.parametrize(
     ("rows", "options", "processes"),
     [
-        (ROWS, {"packing": True, "shuffle_dataset": True, "max_length": 90}, (2, 3)),
+        (ROWS, {"packing": True, "shuffle_dataset": True, "max_length": 90}, (3,)),
         pytest.param(ROWS, {"assistant_only_loss": True, "max_length": 80}, (2,), marks=pytest.mark.slow),
         ([weighted(number) for number in range(450)], {"max_length": None}, (2,)),
         pytest.param(TOKENIZED, {}, (2,), marks=pytest.mark.slow),

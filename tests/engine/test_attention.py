@@ -61,14 +61,15 @@ def test_without_scaling_it_is_one_over_the_root_of_the_width() -> None:
     torch.testing.assert_close(weights((5,)), weights((5,), scaling=1 / math.sqrt(4)))
 
 
-def test_grouped_keys_equal_repeated_keys() -> None:
+@pytest.mark.parametrize("lengths", [(3, 4), (3, 3), (1, 1)])  # other than the heads, as many, and as many as of keys
+def test_grouped_keys_equal_repeated_keys(lengths: tuple[int, ...]) -> None:
     generator = torch.Generator().manual_seed(0)
-    query = torch.randn(1, 6, 7, 4, generator=generator)
-    key, value = torch.randn(2, 1, 2, 7, 4, generator=generator)
+    query = torch.randn(1, 6, sum(lengths), 4, generator=generator)
+    key, value = torch.randn(2, 1, 2, sum(lengths), 4, generator=generator)
     repeated = [tensor.repeat_interleave(3, dim=1) for tensor in (key, value)]
 
     for window in (None, 2):
-        options = {"document_lengths": DocumentLengths((3, 4)), "sliding_window": window}
+        options = {"document_lengths": DocumentLengths(lengths), "sliding_window": window}
         grouped, _ = documents_attention(nn.Identity(), query, key, value, None, **options)  # type: ignore[arg-type]
         plain, _ = documents_attention(nn.Identity(), query, *repeated, None, **options)  # type: ignore[arg-type]
         torch.testing.assert_close(grouped, plain)

@@ -104,6 +104,9 @@ def test_the_first_layers_can_be_recomputed_whole_and_the_others_cheaply() -> No
     with counted() as operators:
         again = accumulate(run, documents(), 99)[1]
     assert calls == [0, 1, 1, 0]
+    with run.running():
+        functions = [layer._gradient_checkpointing_func for layer in model.model.layers]
+    assert ["context_fn" in function.keywords for function in functions] == [False, True]
     plain = engine(model)
     with counted() as kept:
         whole = accumulate(plain, documents(), 99)[1]

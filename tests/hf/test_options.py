@@ -1,7 +1,7 @@
 """Options that shape a run without changing its mathematics, and scripts that use transformers' and trl's parsers."""
 
 import json
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -203,7 +203,9 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize(("parsers", "parser"), [("transformers", "HfArgumentParser"), ("trl", "TrlParser")])
-def test_a_script_with_a_parser_runs_from_end_to_end(parsers: str, parser: str, tmp_path: Path) -> None:
+def test_a_script_with_a_parser_runs_from_end_to_end(
+    parsers: str, parser: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip(parsers, reason=f"{parsers} is not installed")
     tiny.make_model(dtype=torch.bfloat16).save_pretrained(tmp_path / "base")
     tiny.make_tokenizer().save_pretrained(tmp_path / "base")
@@ -233,15 +235,10 @@ def test_a_script_with_a_parser_runs_from_end_to_end(parsers: str, parser: str, 
         "--logging_steps",
         "1",
     ]
-    done = subprocess.run(
-        [sys.executable, str(script), "--output_dir", str(tmp_path / "run"), *flags],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "loss 4." in done.stdout or "loss 5." in done.stdout
+    monkeypatch.setattr(sys, "argv", [str(script), "--output_dir", str(tmp_path / "run"), *flags])
+    runpy.run_path(str(script), run_name="__main__")
+    out = capsys.readouterr().out
+    assert "loss 4." in out or "loss 5." in out
     plan = json.loads((tmp_path / "run" / "plan.json").read_text(encoding="utf-8"))
     assert plan["gradient_checkpointing"] is True
     assert (tmp_path / "run" / "model.safetensors").is_file()

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from sartor.memory.heap import EVERY, LEAST_BYTES, Surplus, retaining
-from tests.hf import tiny
 
 MIB = 1 << 20
 
@@ -92,6 +91,8 @@ def test_where_it_is_not_wanted_nothing_happens() -> None:
 
 
 def test_training_on_a_cpu_keeps_its_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.hf import tiny  # here, since the fresh processes have no need of it
+
     told = []
 
     @contextmanager

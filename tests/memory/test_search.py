@@ -27,6 +27,8 @@ from sartor.memory.speed import Batch, Sizes, sizes_of, step_seconds
 from sartor.records import Layout, Plan
 from tests.memory.lines import between_corners, interpolated
 
+pytestmark = pytest.mark.xdist_group("search")  # what is simulated once is known to all of its tests
+
 LAYERS = 8
 
 
@@ -232,6 +234,12 @@ def test_what_does_not_fit_is_said_with_the_bytes_that_are_missing() -> None:
     assert deciding(leanest, needs).decide(compares=False).missing_bytes == 0
 
 
+@pytest.fixture(scope="module")
+def known() -> Known:
+    """What any test of this file has simulated for that decider."""
+    return {}
+
+
 def simulating(available: int, known: Known) -> tuple[Decider, MemoryEstimates]:
     """A decider that simulates a model of twelve layers, 1,000 tokens at once at most."""
     config = memory_models.small("llama, tied")
@@ -249,39 +257,41 @@ def simulating(available: int, known: Known) -> tuple[Decider, MemoryEstimates]:
     return Decider(found, free, sizes_of(read_traits(model), model), rates.measured(1e11, CPU, "float32")), found
 
 
-def test_estimates_from_three_simulations_choose_as_well_as_the_line_between_corners() -> None:
-    known: Known = {}
+@pytest.mark.slow
+@pytest.mark.parametrize("eighths", [2, 6])
+def test_estimates_from_three_simulations_choose_as_well_as_the_line_between_corners(
+    eighths: int, known: Known
+) -> None:
     decider, _ = simulating(10**12, known)
     most, least = (
         decider.needed(Setting(1_000, 0, 1_024, ExecutionOptions(False, "fused"))),
         decider.needed(decider._free.leanest),
     )
-    for eighths in (2, 6):
-        available = least + (most - least) * eighths // 8
-        decider, here = simulating(available, known)
-        chosen, fits = decider._searched(decider._free)
-        assert here.num_simulated <= 5
-        lines, _ = simulating(available, known)
-        about = between_corners(lines._free, lines.needed, lines.saved)
-        by_lines, also_fits = search(lines._free, lines.needed, lines.seconds, available, about)
-        assert fits
-        assert also_fits
-        assert decider.seconds(chosen) <= 1.03 * decider.seconds(by_lines)
-        assert decider.needed(chosen) <= available
+    available = least + (most - least) * eighths // 8
+    decider, here = simulating(available, known)
+    chosen, fits = decider._searched(decider._free)
+    assert here.num_simulated <= 5
+    lines, _ = simulating(available, known)
+    about = between_corners(lines._free, lines.needed, lines.saved)
+    by_lines, also_fits = search(lines._free, lines.needed, lines.seconds, available, about)
+    assert fits
+    assert also_fits
+    assert decider.seconds(chosen) <= 1.03 * decider.seconds(by_lines)
+    assert decider.needed(chosen) <= available
 
 
-def test_an_estimate_counts_what_the_hosts_memory_spares() -> None:
-    decider, _ = simulating(10**12, {})
+def test_an_estimate_counts_what_the_hosts_memory_spares(known: Known) -> None:
+    decider, _ = simulating(10**12, known)
     device = Setting(512, 6, 1_024, ExecutionOptions(False, "fused"))
     host = replace(device, execution=replace(device.execution, states="host"))
     one, other = (decider._about(decider._free, setting, 1_000) for setting in (device, host))
     assert one - other == 8 * decider._sizes.trained_weights
 
 
-def test_where_rough_simulations_are_wrong_all_are_made_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    decider, here = simulating(10**12, {})
+def test_where_rough_simulations_are_wrong_all_are_made_in_full(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
+    decider, here = simulating(10**12, known)
     available = decider.needed(Setting(1_000, 0, 1_024, ExecutionOptions(False, "fused"))) * 6 // 10
-    decider, here = simulating(available, here._few_layers)
+    decider, here = simulating(available, known)
     simulated = estimates.simulate_model
 
     def too_low(*given: Any, is_rough: bool) -> Prediction:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import peft
@@ -147,7 +148,7 @@ def test_memory_that_is_not_affine_in_layers_is_simulated_in_full(monkeypatch: p
     assert "not affine" in simulate(config, plan, ONE).notes[0]
 
 
-SHARING = (
+SHARING: tuple[dict[str, Any], ...] = (
     {},
     {"loss_chunk_rows": 64},
     {"optimizer_implementation": "for-loop"},
@@ -156,23 +157,32 @@ SHARING = (
 )
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_what_settings_share_is_what_each_needs_by_itself(device: str) -> None:
+@pytest.mark.parametrize(
+    ("device", "numbers", "num_updates"),
+    [
+        ("cpu", (0, 1, 3), 1),
+        ("cuda", (0, 4), 2),
+        pytest.param("cpu", range(5), 3, marks=pytest.mark.slow),
+        pytest.param("cuda", range(5), 3, marks=pytest.mark.slow),
+    ],
+)
+def test_what_settings_share_is_what_each_needs_by_itself(
+    device: str, numbers: Sequence[int], num_updates: int
+) -> None:
     config = memory_models.small("llama, tied")
     config.num_hidden_layers = 13
     plan = plan_of(config, tokens=200, compute="float32", recomputes=False)
     plan = dataclasses.replace(plan, device=device, optimizer_implementation="fused")
     model, known = meta_model_of(config, "float32", Training()), {}  # type: Any, dict[Any, Any]
-    for number, changes in enumerate(SHARING):
-        changed: Any = changes
-        setting = dataclasses.replace(plan, **changed)
+    for number in numbers:
+        setting = dataclasses.replace(plan, **SHARING[number])
         work = Work((120, 80 + number), 150, 1 + number % 2)
         shared = simulate_model(model, setting, work, Training(), known)
         alone = simulate_model(model, setting, work, Training())
         assert shared == alone
         rough = simulate_model(model, setting, work, Training(), known, is_rough=True)
         assert (rough.peak_bytes, rough.peak.label) == (alone.peak_bytes, alone.peak.label)
-    assert sum(key[0] == "updates" for key in known) == 3
+    assert sum(key[0] == "updates" for key in known) == num_updates
 
 
 def test_kinds_that_are_too_rare_are_simulated_in_full() -> None:

@@ -105,7 +105,7 @@ def test_killed_at_system_calls_a_run_goes_on_from_the_newest_that_is_whole() ->
     if (reason := kill_calls.why_not()) is not None:
         pytest.skip(reason)
     done = kill_calls.run_preloaded(
-        ["-m", "tests.kill", "--every-call", "runs", "--at-most", "10"],
+        ["-m", "tests.kill", "--every-call", "runs", "--at-most", "6"],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         timeout=500,
