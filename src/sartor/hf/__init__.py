@@ -1,4 +1,4 @@
-"""The trainer: where the rooms meet."""
+"""The bridge to transformers' Trainer."""
 
 from sartor.hf.sft_trainer import SFTTrainer
 

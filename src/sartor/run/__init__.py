@@ -1,4 +1,4 @@
-"""Many steps.
+"""A whole training without transformers' Trainer.
 
-A loop that yields events, evaluation, and what an interruption must not lose.  Knows nothing of Trainer.
+Session, planning, train loop, evaluation, recovery, checkpoints, and going on from them.
 """

@@ -66,11 +66,11 @@ class Packed:
 def pack_state(
     state: Mapping[str, Any], beside: Mapping[str, torch.Tensor] | None = None, *, model_is_due: bool = False
 ) -> Packed:
-    """Take the state of a run apart; its large tensors are lent, not copied.
+    """Take the state of a run apart; its large tensors are read later, where they lie, and not copied.
 
     Args:
         state: of the run.
-        beside: more tensors that are lent with it, by keys of their own.
+        beside: more tensors of the same snapshot, by keys of their own.
         model_is_due: the model is read as a whole before (see `Snapshot`).
 
     Raises:

@@ -1,4 +1,4 @@
-"""One checkpoint on its way: what is written at once, what is lent, and the rest, for which training need not wait.
+"""One checkpoint on its way: what is written at once, and the rest, for which training need not wait.
 
 In: a model between two optimizer steps.  Out: a folder with a model that `from_pretrained` loads, and the state of
 the run.  What it keeps true: a parameter that the model's own files hold bit for bit is not written a second time.
@@ -7,7 +7,7 @@ The model is written in one of three ways.
 
 | model | how | when |
 |---|---|---|
-| of transformers, in whatever dtype it is published | as `model_files` says, from what is lent | later |
+| of transformers, in whatever dtype it is published | as `model_files` says, from the snapshot | later |
 | whose tensors transformers takes apart to save them, unless it is rounded for that | `save_pretrained` | later |
 | every other: an adapter, which is small; one with an own `save_model` | `save_model` | at once |
 """
@@ -33,13 +33,13 @@ class CheckpointWriter:
 
     folder: Path
     packed: checkpoint.Packed | None
-    """None: nothing is lent."""
+    """None: all was written at once."""
     has_state: bool
     files: ModelFiles | None
-    """That are due, with the `keys` of their tensors among what is lent."""
+    """That are due, with the `keys` of their tensors in the snapshot."""
     keys: Mapping[str, str]
     save_model: Callable[[Path], None] | None
-    """Is due, where there are no `files`: writes the model, from what is lent."""
+    """Is due, where there are no `files`: writes the model, from the snapshot."""
 
     def write_rest(self) -> dict[str, list[int]]:
         """What was not written at once; the checksums that are known, for `checkpoint.seal`.
@@ -70,7 +70,7 @@ class CheckpointWriter:
         return known
 
     def end(self) -> None:
-        """Nothing that was lent is needed any more."""
+        """The snapshot is not needed any more."""
         if self.packed is not None:
             self.packed.tensors.end()
 
@@ -130,7 +130,7 @@ def begin(
 
 
 def _key(name: str, content: Mapping[str, Any] | None) -> str:
-    """Of a model's tensor among what is lent: the state's own where it has it, which begins with a stroke."""
+    """Of a model's tensor in the snapshot: the state's own where it has it, which begins with a stroke."""
     for part in ("parameters", "buffers"):
         if content is not None and name in content[part]:
             return f"/{part}/{name}"

@@ -72,9 +72,9 @@ class ModelFiles:
 
         Args:
             folder: of the model.
-            loan: with every tensor.
-            keys: of each tensor in the loan, by its name in the model.
-            stays: whether somebody needs a tensor in the loan after this.
+            snapshot: with every tensor.
+            keys: of each tensor in the snapshot, by its name in the model.
+            stays: whether somebody needs a tensor of the snapshot after this.
 
         Raises:
             OSError: the disk is full, or refuses.

@@ -1,7 +1,7 @@
-"""A thread that writes while training goes on, and the tensors that it is lent for it.
+"""A thread that writes while training goes on, and the tensors that it reads meanwhile.
 
 In: tensors that nobody changes between two updates of the parameters.  Out: the same tensors, read where they lie.
-What it keeps true: what is read is what was lent, bit for bit; whoever is about to change them calls `secure` before.
+What it keeps true: what is read is what was there when it was taken, bit for bit; whoever is about to change them calls `secure` before.
 
 A checkpoint of tensors 1, 2, 3 on its way:
 
@@ -26,7 +26,7 @@ from sartor.device import is_on_host
 from sartor.errors import RunFolderError, is_out_of_memory
 
 SMALL_BYTES = 1 << 16
-"""Tensors up to this size are copied when they are lent: counts of steps, buffers, generators."""
+"""Tensors up to this size are copied at once: counts of steps, buffers, generators."""
 
 
 class Snapshot:
@@ -70,7 +70,7 @@ class Snapshot:
         """A tensor that does not change while the block lasts.
 
         Raises:
-            RunFolderError: it was changed although it was lent.
+            RunFolderError: it was changed before it was read.
         """
         with self._undisturbed():
             yield self._tensors[name]
@@ -78,10 +78,10 @@ class Snapshot:
 
     @contextmanager
     def reading_all(self) -> Iterator[None]:
-        """While the block lasts nothing that is lent changes.
+        """While the block lasts nothing of the snapshot changes.
 
         Raises:
-            RunFolderError: something was changed although it was lent.
+            RunFolderError: something was changed before it was read.
         """
         with self._undisturbed():
             yield
@@ -104,7 +104,7 @@ class Snapshot:
             self._changed.notify_all()
 
     def secure(self, has_room: Callable[[int], bool]) -> float:
-        """Return when everything that was lent may be changed; how many seconds that took.
+        """Return when everything may be changed; how many seconds that took.
 
         Args:
             has_room: whether memory has room for copies of so many bytes.

@@ -1,4 +1,4 @@
-"""A safetensors file, written piece by piece from tensors that are lent.
+"""A safetensors file, written piece by piece from the tensors of a snapshot.
 
 In: tensors by name.  Out: a file that safetensors reads, and the checksums of its blocks.  What it keeps true: at most
 one block and one piece are in memory a second time; each tensor is returned as soon as it is written.
@@ -59,7 +59,7 @@ class Entry:
     name: str
     """In the file."""
     key: str
-    """In the loan."""
+    """In the snapshot."""
     dtype: torch.dtype
     """In the file: another one than the tensor's is rounded to, a piece at a time."""
     is_last: bool = True
@@ -69,11 +69,11 @@ class Entry:
 def write(
     path: Path, tensors: Snapshot, entries: Sequence[Entry] | None = None, metadata: Mapping[str, str] | None = None
 ) -> list[int]:
-    """Write what is lent, and return it; the checksum of each block of the file.
+    """Write tensors of a snapshot, and give them back; returns the checksum of each block of the file.
 
     Args:
         path: of the file, which is new.
-        tensors: that are lent.
+        tensors: the snapshot.
         entries: which of them; None: all, as they are.
         metadata: of the file.
 
