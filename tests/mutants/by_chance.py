@@ -24,8 +24,8 @@ from tests.mutants.running import PASSED, ROOT, Runner, borrowed, copied, pass_a
 
 SOURCE = ROOT / "src" / "sartor"
 FILES = (
-    "engine/*.py", "batching/*.py", "optim/*.py", "**/checkpoint*.py", "**/checked_state.py", "**/tensor_file.py",
-    "**/snapshot.py", "**/state.py", "**/folder_lock.py", "**/plain_files.py", "**/steps.py",
+    "engine/*.py", "batching/*.py", "optim/*.py", "run/checkpoint*.py", "run/checked_state.py", "run/tensor_file.py",
+    "run/snapshot.py", "run/state.py", "run/folder_lock.py", "run/plain_files.py", "run/steps.py",
 )  # fmt: skip
 """Patterns below the package."""
 FIRST = {
@@ -33,7 +33,6 @@ FIRST = {
     "checkpoint_writer": ("model_files", "saving"),
     "checkpoints": ("saving", "resume"),
     "flops": ("profiling",),
-    "implementation": ("execution_options",),
     "plain_files": ("tampered", "checkpoint"),
     "tensor_file": ("model_files", "checkpoint"),
     "transaction": ("rounded_update", "out_of_memory"),
@@ -44,12 +43,8 @@ THEN = {
     "batching": ("mathematics",),
     "optim": ("stochastic_rounding", "out_of_memory", "resume"),
     "run": DURABLE,
-    "trainer": DURABLE,
-    "hf": DURABLE,
 }
 """Names of tests of other rooms that are about what a room does."""
-ADAPTERS = ("trainer", "hf")
-"""Rooms that do much else: their own tests would take minutes for each mutation."""
 OPTIONS = ("-m", "not slow", "--timeout", "240")
 """pytest's: of each test, so that a loop which does not end is noticed."""
 TIMEOUT_S = 1_800
@@ -103,7 +98,7 @@ def files_for(path: Path) -> tuple[list[str], list[str]]:
     """The tests of a module, and those of its room without them: files."""
     room = path.parts[2]
     first = _files(path.stem, below=room) + _files(*FIRST.get(path.stem, ()))
-    rest = [] if room in ADAPTERS else _files("*", below=room)
+    rest = _files("*", below=room)
     return first, [file for file in dict.fromkeys([*rest, *_files(*THEN.get(room, ()))]) if file not in first]
 
 
@@ -142,8 +137,8 @@ def named(one: Chosen) -> str:
 def difference(path: Path, mutation: Mutation) -> str:
     """The change as a unified difference."""
     source = (ROOT / path).read_text(encoding="utf-8")
-    texts = (text.splitlines() for text in (source, mutation.applied(source)))
-    return "\n".join(difflib.unified_diff(*texts, str(path), str(path), lineterm="", n=2))
+    before, after = source.splitlines(), mutation.applied(source).splitlines()
+    return "\n".join(difflib.unified_diff(before, after, str(path), str(path), lineterm="", n=2))
 
 
 def is_equivalent(one: Chosen) -> bool:

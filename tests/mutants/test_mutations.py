@@ -5,9 +5,10 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-from tests.mutants.by_chance import ROOT, chosen, files_for
+from tests.mutants.by_chance import chosen, files_for
 from tests.mutants.equivalent import EQUIVALENT
 from tests.mutants.mutations import mutations
+from tests.mutants.running import ROOT
 
 SOURCE = '''
 @given(1)
