@@ -238,7 +238,7 @@ def compare(
         "tokens": sum(work.document_lengths),
         "peak_at": foreseen.peak.label,
         "foreseen_bytes": foreseen.peak_bytes,
-        "scratch_bytes": foreseen.scratch_bytes,
+        "scratch_bytes": foreseen.components.get(Component.SCRATCH, 0),
         "counted_bytes": counted,
         "error_percent": round(100 * (foreseen.peak_bytes / counted - 1), 3),
         "simulated_s": round(time.process_time() - start, 2),

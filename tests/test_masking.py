@@ -190,9 +190,10 @@ def test_masked_settings_are_json() -> None:
 
 
 def test_a_token_that_one_run_has_and_the_other_lacks_changes_no_setting() -> None:
-    from sartor.config.resumption import changed_settings
+    from sartor.run.resume import _changed
 
     before = {"model_init_kwargs": {"token": MASK, "revision": "main"}, "learning_rate": 0.1}
     without = {"model_init_kwargs": {"revision": "main"}, "learning_rate": 0.1}
-    assert not changed_settings(before, without)
-    assert changed_settings(before, {**without, "learning_rate": 0.2})
+    names = frozenset(before)
+    assert not _changed(before, without, names)
+    assert _changed(before, {**without, "learning_rate": 0.2}, names)

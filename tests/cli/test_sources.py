@@ -66,7 +66,7 @@ def test_rows_to_evaluate_on_are_all_of_a_split_or_of_a_source_or_none(tmp_path:
 
     assert rows() is None
     parts = rows(eval_split="test")
-    assert [(part.weight, part.source["text"][:]) for part in parts] == [(None, ["one test"]), (None, ["two test"])]
+    assert [(part.weight, part.dataset["text"][:]) for part in parts] == [(None, ["one test"]), (None, ["two test"])]
     assert rows(eval_data=str(folders[0] / "train.jsonl")).dataset["text"][:] == ["one train"]
 
 

@@ -160,7 +160,7 @@ def test_the_scale_of_float16_goes_on(tmp_path: Path) -> None:
 
     class Look(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-            updater = trainer.checkpoints._updater  # type: ignore[union-attr]
+            updater = trainer.train_loop.checkpoints._updater  # type: ignore[union-attr]
             scales.append((updater._scaler.get_scale(), updater._scaler._get_growth_tracker()))
 
     trainer = tiny.trainer(tmp_path, callbacks=[Look()], **options)
@@ -830,7 +830,7 @@ def test_a_folder_that_becomes_read_only_stops_the_run_and_leaves_the_checkpoint
     class Protects(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
             if state.global_step == 3:
-                trainer.checkpoints.wait()  # type: ignore[union-attr]
+                trainer.train_loop.checkpoints.wait()  # type: ignore[union-attr]
                 ends.append(protect(tmp_path))
 
     trainer = tiny.trainer(tmp_path, callbacks=[Protects()], **EVERY, max_steps=8, on_full_disk=policy)
@@ -859,7 +859,7 @@ def test_a_disk_that_is_really_full_for_a_while(policy: str, tmp_path: Path) -> 
     class Fills(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
             if state.global_step == 3:
-                trainer.checkpoints.wait()  # type: ignore[union-attr]
+                trainer.train_loop.checkpoints.wait()  # type: ignore[union-attr]
                 with (disk / "other").open("wb", buffering=0) as file, contextlib.suppress(OSError):
                     while file.write(b"0" * 512):
                         pass

@@ -123,7 +123,7 @@ VALUES: dict[str, list[Any]] = {
     "train_loop/spikes": [{"losses": ["x"], "count": 0}, {"losses": [], "count": 0, "more": 1}],
     "train_loop/window/sums/num_targets": [...],
     "metrics_bytes": [-1, "x"],
-    "settings": [[], {}],
+    "settings": [[], {"max_steps": "all"}],
     "saved_parameters": [3, [3]],
     "fingerprints": [...],
     "frozen": [3],
