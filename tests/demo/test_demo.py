@@ -9,10 +9,8 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("demo")  # one training for all of them
 
-
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """Output and model folder of one run with standard output in a pipe, as a script would have it."""
     place = tmp_path_factory.mktemp("demo")

@@ -17,8 +17,6 @@ from sartor.memory.search import ExecutionOptions, Setting
 from sartor.memory.simulate import Training, meta_model_of
 from sartor.memory.speed import Batch, sizes_of
 
-pytestmark = pytest.mark.xdist_group("proposals")  # what a module's fixtures simulate is simulated in one process
-
 
 @pytest.fixture(scope="module")
 def case() -> Case:

@@ -27,8 +27,6 @@ from sartor.memory.speed import Batch, Sizes, sizes_of, step_seconds
 from sartor.records import Layout, Plan
 from tests.memory.lines import between_corners, interpolated
 
-pytestmark = pytest.mark.xdist_group("search")  # what is simulated once is known to all of its tests
-
 LAYERS = 8
 
 

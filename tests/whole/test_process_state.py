@@ -11,8 +11,6 @@ import pytest
 
 from tests.whole.process_state import differences, snapshot
 
-pytestmark = pytest.mark.xdist_group("process_state")  # one process for all of them
-
 RUNS = {
     "train": "",
     "evaluate": "",
