@@ -1,7 +1,8 @@
 """A thread that writes while training goes on, and the tensors that it reads meanwhile.
 
 In: tensors that nobody changes between two updates of the parameters.  Out: the same tensors, read where they lie.
-What it keeps true: what is read is what was there when it was taken, bit for bit; whoever is about to change them calls `secure` before.
+What it keeps true: what is read is what was there when it was taken, bit for bit; whoever is about to change them
+calls `secure` before.
 
 A checkpoint of tensors 1, 2, 3 on its way:
 
