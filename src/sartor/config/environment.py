@@ -1,4 +1,4 @@
-"""Environment variables that launchers set: honoured, or refused by name before anything waits for other processes."""
+"""Environment variables that launchers set: honoured, or named by an error before anything waits for other processes."""
 
 import os
 

@@ -16,12 +16,11 @@ from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, has_length, speed_metrics
 
 from sartor.engine.precision import autocast
-from sartor.engine.step import Engine
 from sartor.hf.base import SessionTrainer
 from sartor.hf.weighted import refuse_with_own_loss
 from sartor.memory.limits import available_bytes
 from sartor.run import evaluate as evaluation
-from sartor.run.examples import all_examples, device_batches, longest_document
+from sartor.run.examples import longest_document
 from sartor.run.setup import engine_for
 from sartor.wording import amount
 
@@ -47,11 +46,7 @@ def lazy_loader(
 def evaluate(trainer: SessionTrainer, dataset: Any, *, prefix: str, ignore_keys: list[str] | None) -> dict[str, float]:
     """Evaluate on one prepared data set, and log it as Trainer does."""
     trainer._memory_tracker.start()
-    if not trainer.is_in_train:
-        trainer.refresh()
-    loader = _loader(trainer, dataset)
-    trainer.callback_handler.eval_dataloader = loader
-    start_time = time.time()
+    loader, start_time = _begin(trainer, dataset)
     if trainer.compute_metrics is not None or trainer.uses_padded_batches:
         loss_only = True if trainer.compute_metrics is None else None  # else args.prediction_loss_only decides
         output = _padded(trainer, loader, "Evaluation", prefix, ignore_keys, loss_only)
@@ -70,11 +65,7 @@ def evaluate(trainer: SessionTrainer, dataset: Any, *, prefix: str, ignore_keys:
 def predict(trainer: SessionTrainer, dataset: Any, *, prefix: str, ignore_keys: list[str] | None) -> PredictionOutput:
     """Loss and token accuracy of a data set; logits and labels only where a metric asks for them."""
     trainer._memory_tracker.start()
-    if not trainer.is_in_train:
-        trainer.refresh()
-    loader = _loader(trainer, dataset)
-    trainer.callback_handler.eval_dataloader = loader
-    start_time = time.time()
+    loader, start_time = _begin(trainer, dataset)
     predictions = labels = None
     wants_logits = trainer.compute_metrics is not None or trainer.preprocess_logits_for_metrics is not None
     if wants_logits or trainer.uses_padded_batches:
@@ -88,6 +79,15 @@ def predict(trainer: SessionTrainer, dataset: Any, *, prefix: str, ignore_keys: 
     trainer.control = trainer.callback_handler.on_predict(trainer.args, trainer.state, trainer.control, metrics)
     trainer._memory_tracker.stop_and_update_metrics(metrics)
     return PredictionOutput(predictions=predictions, label_ids=labels, metrics=metrics)
+
+
+def _begin(trainer: SessionTrainer, dataset: Any) -> tuple[DataLoader[Any], float]:
+    """What callbacks get as the data, and when it began."""
+    if not trainer.is_in_train:
+        trainer.refresh()
+    loader = _loader(trainer, dataset)
+    trainer.callback_handler.eval_dataloader = loader
+    return loader, time.time()
 
 
 def _tell_cost(trainer: SessionTrainer, dataset: Any) -> None:
@@ -141,16 +141,17 @@ def _own(trainer: SessionTrainer, dataset: Any, prefix: str) -> tuple[dict[str, 
         trainer.control = trainer.callback_handler.on_prediction_step(trainer.args, trainer.state, trainer.control)
         trainer.pause()
 
-    with engine_for(trainer.session, longest_tokens=lambda: longest_document(dataset), trains=False) as engine:
-        found = _measure(trainer, engine, dataset, prefix, on_batch)
+    with engine_for(trainer.session, longest_tokens=lambda: longest_document(dataset), trains=False):
+        found = _measure(trainer, dataset, prefix, on_batch)
     return {f"{prefix}_loss": found.loss, **_token_metrics(found, prefix)}, found.num_examples
 
 
 def _measure(
-    trainer: SessionTrainer, engine: Engine, dataset: Any, prefix: str, on_batch: Callable[[], None] = lambda: None
+    trainer: SessionTrainer, dataset: Any, prefix: str, on_batch: Callable[[], None] = lambda: None
 ) -> evaluation.Evaluation:
-    batches = device_batches(all_examples(dataset), trainer.args.eval_batch_size)
-    return evaluation.evaluate(engine, batches, name=f"{prefix} data", on_batch=on_batch, recovery=trainer.recovery)
+    assert trainer.recovery is not None
+    size = trainer.args.eval_batch_size
+    return evaluation.evaluate_dataset(trainer.recovery, dataset, size, name=f"{prefix} data", on_batch=on_batch)
 
 
 def _token_metrics(found: evaluation.Evaluation, prefix: str) -> dict[str, float]:
@@ -204,7 +205,7 @@ def _padded(
             output = trainer.recovery.retry(f"the evaluation of {prefix} data", loop, less, advice=_LOGITS_ADVICE)
         output.metrics.pop(f"{prefix}_model_preparation_time", None)  # nothing is prepared here
         if not trainer.uses_padded_batches:
-            found = _measure(trainer, engine, loader.dataset, prefix)
+            found = _measure(trainer, loader.dataset, prefix)
             output.metrics[f"{prefix}_loss"] = found.loss
             output.metrics.update(_token_metrics(found, prefix))
     return output

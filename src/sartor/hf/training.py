@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 from contextlib import ExitStack, suppress
@@ -19,7 +18,6 @@ from sartor.hf.evaluating import lazy_loader
 from sartor.hf.padded import PaddedStepper
 from sartor.hf.state import TrainersCompanion, read_trainer_state, restore_state
 from sartor.hf.trainer_loop import TrainerLoop
-from sartor.optim.registry import set_implementation
 from sartor.ranks import Ranks
 from sartor.run import checkpoint, rescue, resume
 from sartor.run.data_loader import TrainDataLoader
@@ -61,9 +59,9 @@ def _train(
     with ExitStack() as stack:
         stack.callback(_end, trainer)
         trainer.is_in_train = True
-        engine = stack.enter_context(computing(session, data_loader, resumption))
+        stack.enter_context(computing(session, data_loader, resumption))
         _show_split(trainer)
-        train_loop = _start(trainer, engine, data_loader, ignore_keys, resumption, saved)
+        train_loop = _start(trainer, data_loader, ignore_keys, resumption, saved)
         came_from = None if resumption is None else resumption.folder
         try:
             result = train_loop.run()
@@ -100,7 +98,6 @@ def _show_split(trainer: SessionTrainer, *, is_final: bool = False) -> None:
 
 def _start(
     trainer: SessionTrainer,
-    engine: Engine,
     data_loader: TrainDataLoader,
     ignore_keys: list[str] | None,
     resumption: Resumption | None,
@@ -118,12 +115,8 @@ def _start(
         trainer.lr_scheduler = None
         trainer._created_lr_scheduler = False
     optimizer = trainer.made_optimizer()
-    set_implementation(optimizer, engine.plan.optimizer_implementation)
     trainer.create_scheduler(num_training_steps=max_steps)
     if resumption is not None:
-        resume.restore_weights(trainer.model, resumption)
-        made_with = session.settings.configuration.optimizer
-        resume.restore_optimizer(optimizer, trainer.lr_scheduler, resumption, engine.plan, made_with, trainer.say)
         restore_state(trainer, saved[0], resumption.folder)
     handler = trainer.callback_handler
     handler.model, handler.optimizer, handler.lr_scheduler = trainer.model, optimizer, trainer.lr_scheduler
@@ -185,7 +178,7 @@ def fresh_state(trainer: SessionTrainer, max_steps: int, num_train_epochs: int) 
 def _last_checkpoint(train_loop: TrainerLoop, resumed_from: Path | None) -> Path | None:
     """For the error that ends a run: from where one can go on, perhaps in another folder; None: from nowhere."""
     checkpoints = train_loop.run_loop.checkpoints
-    with contextlib.suppress(RunFolderError):  # what the caller must see is the error
+    with suppress(RunFolderError):  # what the caller must see is the error
         checkpoints.wait()
     found = checkpoint.in_order(Path(train_loop.trainer.args.output_dir))
     ours = [path for path in found if checkpoint.run_of(path) == checkpoints.run]
@@ -239,7 +232,7 @@ def _keep_weights(train_loop: TrainerLoop, error: BaseException) -> None:
 
 
 def _end(trainer: SessionTrainer) -> None:
-    """Whatever happened: files closed, no gradients left."""
+    """Whatever happened: files are closed, and the trainer is as before."""
     if trainer.train_loop is not None:
         trainer.train_loop.close()
         trainer.train_loop = None

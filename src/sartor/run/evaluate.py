@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sartor.engine.step import Engine
 from sartor.errors import DataError
 from sartor.records import Example, LossSums
 from sartor.run.cutting import micro_batches
+from sartor.run.examples import all_examples, device_batches
 from sartor.run.recover import Recovery
 
 
@@ -99,6 +101,14 @@ def evaluate(
     if total is None:
         raise DataError(f"{name}: no row has a target, so there is nothing to evaluate.")
     return Evaluation(total, num_examples, num_tokens)
+
+
+def evaluate_dataset(
+    recovery: Recovery, dataset: Any, batch_size: int, *, name: str, on_batch: Callable[[], None] = lambda: None
+) -> Evaluation:
+    """`evaluate` a prepared data set, or a stream, in its own order, by the engine of a recovery."""
+    batches = device_batches(all_examples(dataset), batch_size)
+    return evaluate(recovery.engine, batches, name=name, on_batch=on_batch, recovery=recovery)
 
 
 class _Measure:

@@ -19,8 +19,7 @@ from sartor.records import StepResult
 from sartor.run import loop, saving
 from sartor.run.checkpoints import Checkpoints, Companion
 from sartor.run.data_loader import TrainDataLoader
-from sartor.run.evaluate import Evaluation, evaluate
-from sartor.run.examples import all_examples, device_batches
+from sartor.run.evaluate import Evaluation, evaluate_dataset
 from sartor.run.interrupt import Interrupts
 from sartor.run.loop import Reply
 from sartor.run.metrics_writer import MetricsWriter
@@ -228,8 +227,7 @@ class TrainLoop:
         """
         session = self._session
         assert session.recovery is not None
-        batches = device_batches(all_examples(dataset), session.settings.eval_batch_size)
-        found = evaluate(session.recovery.engine, batches, name=f"{name} data", recovery=session.recovery)
+        found = evaluate_dataset(session.recovery, dataset, session.settings.eval_batch_size, name=f"{name} data")
         self.evaluated_last = True
         return found
 
@@ -338,7 +336,7 @@ class TrainLoop:
             restore_generators(self._generators)
 
     def close(self) -> None:
-        """Whatever happened: files closed, no gradients left."""
+        """Whatever happened: the files are closed, and what is being saved is on the disk."""
         self.metrics_writer.close()
         if self.metrics_writer.num_waiting:
             self._session.say(

@@ -101,7 +101,7 @@ def start(
     Args:
         session: whose engine is there.
         data_loader: gives optimizer batches.
-        optimizer: of the training; its state is put back where the run is resumed.
+        optimizer: of the training, new; its state and the weights are put back where the run is resumed.
         scheduler: of the training, likewise.
         length: of the training.
         make_stepper: makes what computes gradients.
@@ -115,6 +115,11 @@ def start(
     folder, settings, say, recovery = session.folder, session.settings, session.say, session.recovery
     assert recovery is not None
     engine = recovery.engine
+    set_implementation(optimizer, engine.plan.optimizer_implementation)
+    if resumption is not None:
+        resume.restore_weights(session.model, resumption)
+        made_with = settings.configuration.optimizer
+        resume.restore_optimizer(optimizer, scheduler, resumption, engine.plan, made_with, say)
     updater = Updater(
         optimizer,
         scheduler,
@@ -201,14 +206,9 @@ def training(
         resumption = resume.find(session, resume_from_checkpoint)
         rescue.check_savable(session.model, session.masters, session.tokenizer, is_own=False)
         data_loader = TrainDataLoader(session.data.train, session.model, session.settings)
-        with computing(session, data_loader, resumption) as engine:
+        with computing(session, data_loader, resumption):
             length = _length(session.settings, data_loader)
             optimizer, scheduler = make_optimizer(length.max_steps)
-            set_implementation(optimizer, engine.plan.optimizer_implementation)
-            if resumption is not None:
-                resume.restore_weights(session.model, resumption)
-                made_with = session.settings.configuration.optimizer
-                resume.restore_optimizer(optimizer, scheduler, resumption, engine.plan, made_with, session.say)
             train_loop, _ = start(session, data_loader, optimizer, scheduler, length, resumption=resumption)
             try:
                 yield train_loop
