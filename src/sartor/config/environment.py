@@ -1,4 +1,4 @@
-"""Environment variables that launchers set: honoured, or named by an error before anything waits for other processes."""
+"""Environment variables that launchers set: honoured, or named in an error before anything waits for others."""
 
 import os
 
